@@ -1,0 +1,177 @@
+"""How many input pixels a unit sees, layer by layer, computed from the live network.
+
+The arithmetic is that of Araujo, Norris and Sim, "Computing Receptive Fields of Convolutional Neural
+Networks" (Distill, 2019), along every path of the network that torch.fx finds: for the first unit of
+each feature map, the first and the last input pixel that it sees, and how far apart neighbouring units
+look.
+"""
+
+import copy
+import functools
+import operator
+from typing import NamedTuple
+
+import torch
+from torch import fx, nn
+from torch.fx.passes.shape_prop import ShapeProp
+from torch.nn import functional as F
+
+
+class Row(NamedTuple):
+    """One layer: where it is, what it puts out, and what one unit of that output sees.
+
+    output_size: (C, H, W), or (features,) after flattening.
+    receptive_field: side of the square that a unit sees, in pixels of the input. It can exceed the
+        image: padding is seen too.
+    jump: distance between the squares of neighbouring units, in pixels of the input.
+    """
+
+    name: str
+    kind: str
+    output_size: tuple[int, ...]
+    receptive_field: int
+    jump: int
+    parameters: int
+
+
+class Field(NamedTuple):
+    """What the first unit of a feature map sees along one axis, in pixels of the input.
+
+    side: units along the axis, those included that flattening folded into features.
+    """
+
+    first: int
+    last: int
+    jump: int
+    side: int
+
+    def through(self, *, kernel: int, stride: int, padding: int = 0, dilation: int = 1):
+        """The field of a unit that looks at `kernel` units of this map."""
+        first = self.first - padding * self.jump
+        last = self.last + (dilation * (kernel - 1) - padding) * self.jump
+        return self._replace(first=first, last=last, jump=self.jump * stride)
+
+    def whole(self):
+        """The field of a unit that looks at all units of this map."""
+        return self.through(kernel=self.side, stride=self.side)._replace(side=1)
+
+    def merged(self, other: "Field"):
+        """The field of a unit that looks at one unit of each map, as in a residual sum."""
+        first, last = min(self.first, other.first), max(self.last, other.last)
+        return self._replace(first=first, last=last, jump=max(self.jump, other.jump))
+
+
+SAME_FIELD = (
+    nn.BatchNorm2d, nn.Dropout, nn.Dropout2d, nn.Flatten, nn.Identity, nn.PReLU, nn.ReLU, nn.ReLU6, nn.LeakyReLU,
+    nn.ELU, nn.CELU, nn.GELU, nn.SiLU, nn.Mish, nn.Hardswish, nn.Hardsigmoid, nn.Sigmoid, nn.Tanh, nn.Softplus,
+    nn.Softmax, nn.LogSoftmax,
+    F.relu, F.relu6, F.leaky_relu, F.gelu, F.silu, F.dropout, F.softmax, F.log_softmax,
+    torch.relu, torch.sigmoid, torch.tanh, torch.flatten, torch.softmax, torch.log_softmax,
+    operator.mul, torch.mul, "relu", "flatten", "view", "reshape", "squeeze", "softmax", "log_softmax",
+)  # fmt: skip
+MERGES = {
+    operator.add: "add",
+    operator.iadd: "add",
+    torch.add: "add",
+    "add": "add",
+    "add_": "add",
+    torch.cat: "cat",
+}
+
+
+def square(value: int | tuple[int, ...], name: str) -> int:
+    sides = {value} if isinstance(value, int) else set(value)
+    if len(sides) > 1:
+        raise NotImplementedError(
+            f"layer {name}: {value} differs between height and width; only squares are known"
+        )
+    return sides.pop()
+
+
+def sliding(
+    layer: nn.Conv2d | nn.MaxPool2d | nn.AvgPool2d, name: str
+) -> dict[str, int]:
+    """The window that a convolution or pooling slides over its input, in units of that input."""
+    kernel, stride = square(layer.kernel_size, name), square(layer.stride, name)
+    dilation = square(getattr(layer, "dilation", 1), name)
+    padding = {"valid": 0, "same": dilation * (kernel - 1) // 2}.get(
+        layer.padding, layer.padding
+    )
+    return {
+        "kernel": kernel,
+        "stride": stride,
+        "padding": square(padding, name),
+        "dilation": dilation,
+    }
+
+
+def step(what: object, field: Field, name: str) -> Field:
+    """The field behind one layer or one function call."""
+    if isinstance(what, nn.Conv2d | nn.MaxPool2d | nn.AvgPool2d):
+        return field.through(**sliding(what, name))
+    if isinstance(what, nn.AdaptiveMaxPool2d | nn.AdaptiveAvgPool2d):
+        kernel, rest = divmod(field.side, square(what.output_size, name))
+        if rest:
+            raise NotImplementedError(
+                f"layer {name}: {field.side} units do not pool evenly "
+                f"to {what.output_size}; choose an image size for which they do"
+            )
+        return field.through(kernel=kernel, stride=kernel)
+    if isinstance(what, nn.Linear) or what in ("mean", "amax", torch.mean, torch.amax):
+        return field.whole()
+    if what in MERGES or what in SAME_FIELD or type(what) in SAME_FIELD:
+        return field
+    module = isinstance(what, nn.Module)
+    label = type(what).__name__ if module else getattr(what, "__name__", what)
+    raise NotImplementedError(
+        f"layer {name}: the receptive field behind {label} is not known; known are 2-D "
+        "convolution and pooling, BatchNorm, activations, dropout, flatten, linear, and "
+        "sums or concatenations of these"
+    )
+
+
+@torch.no_grad()
+def receptive_field_table(
+    model: nn.Module, image_size: tuple[int, int, int] = (3, 32, 32)
+) -> list[Row]:
+    """A row for each layer and each sum of branches, in the order in which they run.
+
+    Where branches meet, the longest path counts. `model` is any network for images of
+    `image_size` (C, H, W) that torch.fx can trace; it is copied, not touched.
+
+    Raises NotImplementedError, naming the layer, for one whose receptive field is not
+    known here, and torch.fx's error for a network whose path depends on the values that
+    it computes.
+    """
+    traced = fx.symbolic_trace(copy.deepcopy(model).eval())
+    parameter = next(model.parameters(), torch.empty(0))
+    ShapeProp(traced).propagate(parameter.new_zeros(1, *image_size))
+
+    rows: list[Row] = []
+    fields: dict[fx.Node, Field] = {}
+    for node in traced.graph.nodes:
+        if node.op == "placeholder":
+            fields[node] = Field(first=0, last=0, jump=1, side=max(image_size[1:]))
+        sources = [
+            fields[source] for source in node.all_input_nodes if source in fields
+        ]
+        if node.op == "output" or not sources or "tensor_meta" not in node.meta:
+            continue  # sizes and other numbers that the network computes on its way
+        module = traced.get_submodule(node.target) if node.op == "call_module" else None
+        kind = type(module).__name__ if module else MERGES.get(node.target)
+        # A sum happens inside the innermost module that is being run.
+        inside = list(node.meta.get("nn_module_stack", {}))[-1:]
+        name = node.target if module else ".".join([*inside, kind or node.name])
+
+        field = step(
+            module or node.target, functools.reduce(Field.merged, sources), name
+        )
+        shape = tuple(node.meta["tensor_meta"].shape[1:])
+        if len(shape) == 3:
+            field = field._replace(side=max(shape[1:]))
+        fields[node] = field
+        if kind:
+            parameters = sum(p.numel() for p in module.parameters()) if module else 0
+            span = field.last - field.first + 1
+            rows.append(Row(name, kind, shape, span, field.jump, parameters))
+    return rows

@@ -1,0 +1,179 @@
+"""The networks are the ones that are promised, and their receptive fields are true."""
+
+import copy
+
+import pytest
+import torch
+import torchvision
+from torch import nn
+
+from helpers import models
+
+NETWORKS = [models.CustomResNet, models.ResNet18]
+
+
+def test_parameters_are_the_assignments_to_the_unit():
+    assert models.count_parameters(models.CustomResNet()) == 6_574_090
+    assert models.count_parameters(models.ResNet18()) == 11_173_962
+
+
+@pytest.mark.parametrize(("network", "count"), [(NETWORKS[0], 8), (NETWORKS[1], 20)])
+def test_every_convolution_has_its_batchnorm(network, count):
+    kinds = [type(module) for module in network().modules()]
+    assert kinds.count(nn.Conv2d) == kinds.count(nn.BatchNorm2d) == count
+
+
+@pytest.mark.parametrize("network", NETWORKS)
+@pytest.mark.parametrize(("classes", "channels", "side"), [(10, 3, 32), (100, 1, 28)])
+def test_logits_and_gradients_for_any_classes_channels_and_size(
+    network, classes, channels, side
+):
+    model = network(num_classes=classes, in_channels=channels)
+    logits = model(torch.randn(2, channels, side, side))
+    assert logits.shape == (2, classes)
+    logits.square().sum().backward()
+    without = [
+        name
+        for name, p in model.named_parameters()
+        if p.grad is None or not p.grad.any()
+    ]
+    # A bias that BatchNorm subtracts again gets rounding errors at most.
+    assert [name for name in without if not name.endswith(".bias")] == []
+
+
+def test_network_options_are_keywords_and_misspelt_ones_are_errors():
+    with pytest.raises(TypeError):
+        models.CustomResNet(100)
+    with pytest.raises(TypeError):
+        models.ResNet18(num_class=100)
+
+
+def test_custom_resnet_receptive_fields_are_the_assignments():
+    rows = models.receptive_field_table(models.CustomResNet())
+    windows = [
+        r for r in rows if r.kind in {"Conv2d", "MaxPool2d", "AdaptiveMaxPool2d"}
+    ]
+    fields = [r.receptive_field for r in windows]
+    assert fields == [3, 5, 6, 10, 14, 18, 20, 28, 32, 48, 64, 88]
+    assert [r.jump for r in windows] == [1, 1, 2, 2, 2, 2, 4, 4, 8, 8, 8, 32]
+    assert rows[-1].output_size == (10,)
+    assert rows[-1].receptive_field == 88
+
+
+@pytest.mark.parametrize("network", NETWORKS)
+def test_table_accounts_for_every_parameter(network):
+    model = network()
+    rows = models.receptive_field_table(model)
+    assert sum(row.parameters for row in rows) == models.count_parameters(model)
+
+
+def positive(model: nn.Module) -> nn.Module:
+    """A copy in float64 in which whatever is seen shows: no sign and no maximum hides it."""
+    model = copy.deepcopy(model).double().eval()
+    for name, module in list(model.named_modules()):
+        if isinstance(module, nn.MaxPool2d):
+            average = nn.AvgPool2d(module.kernel_size, module.stride, module.padding)
+            model.set_submodule(name, average)
+        elif isinstance(module, nn.ReLU):
+            model.set_submodule(name, nn.Identity())
+    for p in model.parameters():
+        p.data = p.data.abs() + 0.01
+    return model
+
+
+def probe(model: nn.Module, layer: str, side: int) -> int:
+    """Side of the square of input pixels that move one unit in the middle of `layer`."""
+    image = torch.ones(1, 3, side, side, dtype=torch.float64, requires_grad=True)
+    seen = {}
+    handle = model.get_submodule(layer).register_forward_hook(
+        lambda module, inputs, output: seen.update(output=output)
+    )
+    model(image)
+    handle.remove()
+    output = seen["output"]
+    middle = output.shape[-1] // 2
+    output[0, 0, middle, middle].backward()
+    columns = image.grad.abs().sum((0, 1, 2)).nonzero()
+    return int(columns.max() - columns.min() + 1)
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        models.CustomResNet(),
+        models.ResNet18(),
+        torchvision.models.resnet18(num_classes=10),
+        nn.Sequential(
+            nn.Conv2d(3, 4, 5, stride=2, dilation=2),
+            nn.BatchNorm2d(4),
+            nn.ReLU(),
+            nn.AvgPool2d(3, 1),
+            nn.Conv2d(4, 4, 3, padding="same"),
+            nn.Conv2d(4, 4, 1, padding="valid"),
+        ),
+    ],
+    ids=["CustomResNet", "ResNet18", "torchvision", "plain"],
+)
+def test_receptive_fields_agree_with_a_gradient_probe(model):
+    size = 512 if isinstance(model, torchvision.models.ResNet) else 160
+    rows = models.receptive_field_table(model, (3, size, size))
+    positive_model = positive(model)
+    # The layers that everything passes through: a branch's own field is part of the sum's.
+    layers = [r for r in rows if len(r.output_size) == 3 and r.output_size[1] > 1]
+    layers = [
+        r for r in layers if "branch" not in r.name and r.kind in {"Conv2d", "ReLU"}
+    ]
+    layers = [
+        r for r in layers if "shortcut" not in r.name and "downsample" not in r.name
+    ]
+    for row in [*layers[:2], layers[-1]]:
+        assert probe(positive_model, row.name, size) == row.receptive_field, row
+
+
+def test_the_last_pool_of_custom_resnet_sees_88_pixels():
+    model = positive(models.CustomResNet())
+    # At 32 pixels the adaptive pool is a 4×4 window; on a larger image it would not be.
+    model.pool = nn.AvgPool2d(4, padding=0)
+    model.linear = nn.Identity()
+    assert probe(model, "pool", 160) == 88
+
+
+def test_flattened_and_averaged_maps_are_seen_whole():
+    flat = nn.Sequential(nn.Conv2d(3, 2, 3), nn.Flatten(), nn.Linear(2 * 6 * 6, 5))
+    assert models.receptive_field_table(flat, (3, 8, 8))[-1].receptive_field == 8
+
+    class Averaged(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv, self.linear = nn.Conv2d(3, 2, 3), nn.Linear(2, 5)
+
+        def forward(self, x):
+            return self.linear(self.conv(x).mean((2, 3)))
+
+    assert models.receptive_field_table(Averaged(), (3, 8, 8))[-1].receptive_field == 8
+
+
+@pytest.mark.parametrize(
+    ("layer", "named"),
+    [
+        (nn.ConvTranspose2d(3, 3, 2), "ConvTranspose2d"),
+        (nn.Conv2d(3, 3, (3, 1)), "differs between height and width"),
+        (nn.AdaptiveAvgPool2d(5), "do not pool evenly"),
+    ],
+)
+def test_layers_it_cannot_know_are_named(layer, named):
+    model = nn.Sequential(nn.Identity(), nn.Sequential(layer))
+    with pytest.raises(NotImplementedError, match=rf"layer 1\.0: .*{named}"):
+        models.receptive_field_table(model)
+
+
+def test_reading_a_model_leaves_no_trace(capsys):
+    model = models.CustomResNet()
+    before = copy.deepcopy(model.state_dict())
+    random = torch.get_rng_state()
+    models.summarize(model)
+    models.receptive_field_table(model)
+    assert "Total params: 6,574,090" in capsys.readouterr().out
+    assert all(torch.equal(before[k], v) for k, v in model.state_dict().items())
+    assert torch.equal(random, torch.get_rng_state())
+    assert model.training
