@@ -1,0 +1,389 @@
+"""CIFAR-10, from the disk (or the network) to augmented batches on the device."""
+
+import hashlib
+import os
+import warnings
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from helpers.loaders import DeviceLoader, Loader, WorkerLoader
+
+CIFAR10_CLASSES = (
+    "airplane", "automobile", "bird", "cat", "deer",
+    "dog", "frog", "horse", "ship", "truck",
+)  # fmt: skip
+# Over all pixels of the 50,000 training images, on the [0, 1] scale. The often copied
+# std (0.2023, 0.1994, 0.2010) is the mean of each image's own std, which is smaller.
+CIFAR10_MEAN = (0.4914, 0.4822, 0.4465)
+CIFAR10_STD = (0.2470, 0.2435, 0.2616)
+
+
+class DatasetUnavailable(OSError):
+    """Nothing on the disk and nothing from the network; the message says what to do."""
+
+
+@dataclass(frozen=True)
+class ImageSet:
+    """Labelled images in memory, and where they came from.
+
+    images: uint8 (N, H, W, C). labels: int64 (N,), each in [0, len(classes)).
+    source: the label that every figure about these images carries.
+
+    Raises ValueError for arrays of other shapes or types and for labels outside the
+    classes.
+    """
+
+    images: NDArray[np.uint8]
+    labels: NDArray[np.int64]
+    classes: tuple[str, ...]
+    source: str
+
+    def __post_init__(self) -> None:
+        if self.images.ndim != 4 or self.images.dtype != np.uint8:
+            raise ValueError(
+                f"images must be uint8 (N, H, W, C), not {self.images.dtype} "
+                f"{self.images.shape}; convert them first"
+            )
+        if self.labels.shape != self.images.shape[:1] or self.labels.dtype != np.int64:
+            raise ValueError(
+                f"labels must be int64 ({len(self.images)},), one an image, not "
+                f"{self.labels.dtype} {self.labels.shape}"
+            )
+        outside = (self.labels < 0) | (self.labels >= len(self.classes))
+        if outside.any():
+            first = int(outside.argmax())
+            raise ValueError(
+                f"label {self.labels[first]} of image {first} is outside the "
+                f"{len(self.classes)} classes; labels count from 0"
+            )
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def take(self, indices: NDArray[np.int64]) -> "ImageSet":
+        return replace(self, images=self.images[indices], labels=self.labels[indices])
+
+    def subset(self, size: int | None) -> "ImageSet":
+        """The first `size` images with classes as even as they go; None means all.
+
+        Raises ValueError where there are fewer.
+        """
+        if size is None:
+            return self
+        if not 0 < size <= len(self):
+            raise ValueError(
+                f"{size:,} images were asked for and the set ({self.source}) holds "
+                f"{len(self):,}; ask for 1 to {len(self):,}, or None for all"
+            )
+        return self.take(np.sort(self._by_turns()[:size]))
+
+    def split(self, holdout: int) -> tuple["ImageSet", "ImageSet"]:
+        """All but `holdout` images, and those: a set to choose hyperparameters on.
+
+        The held-out images are the last ones, with classes as even as they go. Raises
+        ValueError where nothing would remain.
+        """
+        if not 0 < holdout < len(self):
+            raise ValueError(
+                f"holdout must be 1 to {len(self) - 1:,} of {len(self):,} images, "
+                f"not {holdout}"
+            )
+        order = self._by_turns()
+        return self.take(np.sort(order[:-holdout])), self.take(
+            np.sort(order[-holdout:])
+        )
+
+    def _by_turns(self) -> NDArray[np.int64]:
+        """Indices in an order in which the classes take turns."""
+        turn = np.empty(len(self), dtype=np.int64)
+        for label in range(len(self.classes)):
+            of_class = self.labels == label
+            turn[of_class] = np.arange(of_class.sum())
+        return np.argsort(turn, kind="stable")
+
+    def fingerprint(self) -> str:
+        """First 16 hexadecimal digits of the SHA-256 of images and labels."""
+        digest = hashlib.sha256(np.ascontiguousarray(self.images))
+        digest.update(np.ascontiguousarray(self.labels))
+        return digest.hexdigest()[:16]
+
+
+# --------------------------------------------------------------------------------------
+# From the disk or the network
+# --------------------------------------------------------------------------------------
+
+
+def load_cifar10(
+    root: str | os.PathLike, *, download: bool = True
+) -> tuple[ImageSet, ImageSet]:
+    """The 50,000 training and 10,000 test images (Krizhevsky, 2009), in official order.
+
+    Looks in `root` for the official batches (each file's MD5 is checked), then for an
+    image folder train/<class>/*, test/<class>/* of 32×32 PNG or JPEG files named so that
+    sorting them by name gives the order, then for the archive; then downloads it.
+
+    Raises DatasetUnavailable where nothing is there and nothing can be downloaded, and
+    ValueError, naming the file, for an image folder that is not as described.
+    """
+    root = Path(root)
+    if root.exists() and not root.is_dir():
+        raise ValueError(
+            f"{root} is a file; name the folder the dataset is in or goes to"
+        )
+    official = read_batches(root)
+    if official is None and ((root / "train").exists() or (root / "test").exists()):
+        from helpers.image_folder import read_image_folder
+
+        splits, source = read_image_folder(root, CIFAR10_CLASSES, size=(32, 32))
+        train, test = (ImageSet(*split, CIFAR10_CLASSES, source) for split in splits)
+        return train, test
+    if official is None:
+        fetch_archive(root, download=download)
+        official = read_batches(root)
+    if official is None:
+        raise DatasetUnavailable(
+            f"the archive in {root} was extracted and its batches are still not those of "
+            "CIFAR-10; remove it and try again"
+        )
+    return official
+
+
+def read_batches(root: Path) -> tuple[ImageSet, ImageSet] | None:
+    """torchvision's reading of the official batches; None where they are not all there."""
+    from torchvision.datasets import CIFAR10
+
+    if not (root / CIFAR10.base_folder).is_dir():
+        return None
+    try:
+        splits = [CIFAR10(root, train=train) for train in (True, False)]
+    except RuntimeError as error:  # torchvision's word for a missing or altered file
+        warnings.warn(
+            f"{root / CIFAR10.base_folder} is not the official dataset ({error}); it is "
+            "passed over",
+            stacklevel=3,
+        )
+        return None
+    train, test = (
+        ImageSet(s.data, np.array(s.targets), CIFAR10_CLASSES, "CIFAR-10")
+        for s in splits
+    )
+    return train, test
+
+
+def fetch_archive(root: Path, *, download: bool) -> None:
+    """Leave the official batches in `root`, extracted from the archive."""
+    from torchvision.datasets.utils import check_integrity
+
+    from helpers import download as net
+
+    archive = root / net.ARCHIVE_NAME
+    try:
+        if not (archive.exists() and check_integrity(archive, net.ARCHIVE_MD5)):
+            if not download:
+                raise DatasetUnavailable(
+                    f"no CIFAR-10 in {root}: neither cifar-10-batches-py, nor the folders "
+                    f"train and test, nor {net.ARCHIVE_NAME}; put one there or allow "
+                    "the download"
+                )
+            root.mkdir(parents=True, exist_ok=True)
+            net.download(
+                net.ARCHIVE_URLS, archive, md5=net.ARCHIVE_MD5, size=net.ARCHIVE_BYTES
+            )
+        net.extract(archive, root, "cifar-10-batches-py")
+    except net.DownloadError as error:
+        raise DatasetUnavailable(str(error)) from error
+
+
+def synthetic_cifar10(
+    *, train: int = 50_000, test: int = 10_000, seed: int = 0
+) -> tuple[ImageSet, ImageSet]:
+    """Drawn images in the shape of CIFAR-10, from no file and no network.
+
+    Ten classes of shape, colour and texture, learnable but not at a glance; the same
+    seed draws the same images.
+    """
+    from helpers.synthetic import CLASSES, draw
+
+    # Two streams, so that the number of training images does not alter the test set.
+    streams = np.random.SeedSequence(seed).spawn(2)
+    sets = []
+    for size, stream in zip((train, test), streams, strict=True):
+        labels = np.arange(size) % len(CLASSES)
+        rng = np.random.default_rng(stream)
+        rng.shuffle(labels)
+        images = draw(labels, rng)
+        sets.append(ImageSet(images, labels, CLASSES, "synthetic images, not CIFAR-10"))
+    return sets[0], sets[1]
+
+
+# --------------------------------------------------------------------------------------
+# Augmentation: one contract, run in two places
+# --------------------------------------------------------------------------------------
+#
+# Reflect-pad by `padding` pixels, crop back to the image's size, flip, put one square
+# hole of the mean colour wholly inside, normalize. Each image draws for itself.
+
+
+def check_augmentation(
+    padding: int, flip: float, cutout: int, size: tuple[int, int]
+) -> None:
+    side = min(size)
+    if not 0 <= padding < side:  # reflection has no more pixels to offer
+        raise ValueError(f"padding must be 0 to {side - 1} pixels, not {padding}")
+    if not 0 <= flip <= 1:
+        raise ValueError(f"flip must be a probability from 0 to 1, not {flip}")
+    if not 0 <= cutout <= side:
+        raise ValueError(f"cutout must be 0 to {side} pixels, not {cutout}")
+
+
+def train_transform(
+    *,
+    padding: int = 4,
+    flip: float = 0.5,
+    cutout: int = 8,
+    size: tuple[int, int] = (32, 32),
+    mean: tuple[float, ...] = CIFAR10_MEAN,
+    std: tuple[float, ...] = CIFAR10_STD,
+    seed: int | None = None,
+):
+    """The augmentation as an albumentations.Compose: uint8 (H, W, C) to float (C, H, W).
+
+    padding: pixels by which a crop can move the image, either way. flip: probability of
+    a horizontal flip. cutout: side of the hole in pixels, 0 for none. size: (H, W).
+    mean, std: a value a channel, on the [0, 1] scale. seed: global seeds don't reach
+    albumentations, this one does.
+
+    Raises ValueError, naming it, for a number out of range.
+    """
+    check_augmentation(padding, flip, cutout, size)
+    A = import_albumentations()
+    (height, width), steps = size, []
+    if padding:
+        grown = (height + 2 * padding, width + 2 * padding)
+        # 4 is OpenCV's BORDER_REFLECT_101, which doesn't repeat the edge itself.
+        steps.append(A.PadIfNeeded(*grown, border_mode=4, p=1))
+        steps.append(A.RandomCrop(height, width, p=1))
+    if flip:
+        steps.append(A.HorizontalFlip(p=flip))
+    if cutout:
+        hole = {
+            "num_holes_range": (1, 1),
+            "hole_height_range": (cutout, cutout),
+            "hole_width_range": (cutout, cutout),
+        }
+        colour = tuple(round(255 * m) for m in mean)
+        steps.append(A.CoarseDropout(**hole, fill=colour, p=1))
+    return compose(steps, mean, std, seed)
+
+
+def eval_transform(
+    *, mean: tuple[float, ...] = CIFAR10_MEAN, std: tuple[float, ...] = CIFAR10_STD
+):
+    """Normalization alone as an albumentations.Compose: uint8 (H, W, C) to float (C, H, W).
+
+    mean, std: a value a channel, on the [0, 1] scale.
+    """
+    return compose([], mean, std, None)
+
+
+def compose(
+    steps: list, mean: tuple[float, ...], std: tuple[float, ...], seed: int | None
+):
+    A = import_albumentations()
+    from albumentations.pytorch import ToTensorV2
+
+    normalize = A.Normalize(mean=mean, std=std, max_pixel_value=255, p=1)
+    return A.Compose([*steps, normalize, ToTensorV2(p=1)], seed=seed)
+
+
+def import_albumentations():
+    """The package, imported where it is used: that takes seconds."""
+    # It asks the network for a newer version of itself unless told not to.
+    os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
+    import albumentations
+
+    return albumentations
+
+
+class Loaders(NamedTuple):
+    """Iterables of (images float32 (B, C, H, W), labels int64 (B,)), on the device."""
+
+    train: Loader
+    test: Loader
+
+
+def make_loaders(
+    train: ImageSet,
+    test: ImageSet,
+    *,
+    batch_size: int = 512,
+    device: torch.device | str,
+    augment_on: Literal["auto", "cpu", "device"] = "auto",
+    seed: int = 0,
+    padding: int = 4,
+    flip: float = 0.5,
+    cutout: int = 8,
+    mean: tuple[float, ...] = CIFAR10_MEAN,
+    std: tuple[float, ...] = CIFAR10_STD,
+    num_workers: int | None = None,
+) -> Loaders:
+    """Batches for training, shuffled and augmented anew each epoch, and for evaluation.
+
+    The last partial batch is kept. Order and augmentation of a batch are functions of
+    (seed, epoch, batch); `train.set_epoch(e)` makes the next pass that of epoch e (from 0),
+    and without it each pass is the next epoch.
+
+    augment_on: "cpu" is Albumentations in `num_workers` processes (by default none where
+    the model computes on the CPU too, up to 8 otherwise); "device" is whole batches at
+    once where the images then already are; "auto" is the device if that is CUDA. The
+    other numbers are those of `train_transform`.
+
+    Raises ValueError, naming it, for a number out of range, a batch larger than the
+    training set, and images that differ in size from one set to the other.
+    """
+    device = torch.device(device)
+    shape = train.images.shape[1:]
+    check_augmentation(padding, flip, cutout, shape[:2])
+    if augment_on not in ("auto", "cpu", "device"):
+        raise ValueError(f"augment_on must be auto, cpu or device, not {augment_on!r}")
+    if not 1 <= batch_size <= len(train):
+        raise ValueError(
+            f"batch_size must be 1 to {len(train):,}, the images in the training set, "
+            f"not {batch_size:,}"
+        )
+    if not len(test):
+        raise ValueError("the test set is empty; give it at least one image")
+    if test.images.shape[1:] != shape:
+        raise ValueError(
+            f"training images are {shape} and test images {test.images.shape[1:]}; "
+            "make them one size"
+        )
+    if not len(mean) == len(std) == shape[2]:
+        raise ValueError(
+            f"mean {mean} and std {std} must have a value for each of {shape[2]} channels"
+        )
+    if augment_on == "auto":
+        augment_on = "device" if device.type == "cuda" else "cpu"
+    common = {"batch_size": batch_size, "device": device}
+    augmentation = {"padding": padding, "flip": flip, "cutout": cutout}
+    colours = {"mean": mean, "std": std}
+    if augment_on == "device":
+        build = partial(DeviceLoader, **common, **colours)
+        return Loaders(
+            build(train.images, train.labels, seed=seed, **augmentation),
+            build(test.images, test.labels),
+        )
+    if num_workers is None:
+        num_workers = 0 if device.type == "cpu" else min(8, os.cpu_count() or 1)
+    build = partial(WorkerLoader, **common, num_workers=num_workers)
+    transform = train_transform(**augmentation, size=shape[:2], **colours)
+    return Loaders(
+        build(train.images, train.labels, transform=transform, seed=seed),
+        build(test.images, test.labels, transform=eval_transform(**colours)),
+    )

@@ -1,0 +1,186 @@
+"""Batches, made in one of two places; dataset.make_loaders chooses which."""
+
+import math
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+
+class Loader:
+    """One pass is one epoch of (images float32 (B, C, H, W), labels int64 (B,)).
+
+    With a seed, order and augmentation are functions of (seed, epoch, batch): a pass can
+    be repeated by its number, in any process. Without one, the images come as they are.
+    """
+
+    def __init__(
+        self, count: int, *, batch_size: int, device: torch.device, seed: int | None
+    ):
+        self.count, self.batch_size = count, batch_size
+        self.device, self.seed, self.epoch = device, seed, 0
+
+    def __len__(self) -> int:
+        return math.ceil(self.count / self.batch_size)  # the last partial batch counts
+
+    def set_epoch(self, epoch: int) -> None:
+        """Make the next pass that of `epoch`, counted from 0."""
+        self.epoch = epoch
+
+    def start_epoch(self) -> np.random.Generator | None:
+        """The random stream of the epoch that begins, which the next pass won't repeat."""
+        epoch, self.epoch = self.epoch, self.epoch + 1
+        return None if self.seed is None else np.random.default_rng((self.seed, epoch))
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        raise NotImplementedError
+
+
+class DeviceLoader(Loader):
+    """Keeps the uint8 images on the device and augments whole batches there."""
+
+    def __init__(
+        self,
+        images: NDArray[np.uint8],
+        labels: NDArray[np.int64],
+        *,
+        batch_size: int,
+        device: torch.device,
+        mean: tuple[float, ...],
+        std: tuple[float, ...],
+        seed: int | None = None,
+        padding: int = 0,
+        flip: float = 0,
+        cutout: int = 0,
+    ):
+        super().__init__(len(labels), batch_size=batch_size, device=device, seed=seed)
+        self.images = torch.from_numpy(images).to(device)
+        self.labels = torch.from_numpy(labels).to(device)
+        self.mean = 255 * torch.tensor(mean, device=device)
+        self.std = 255 * torch.tensor(std, device=device)
+        self.padding, self.flip, self.cutout = padding, flip, cutout
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        rng = self.start_epoch()
+        # An epoch's order and draws are a few MB: they go to the device at once, so that
+        # no batch waits for a copy.
+        order = np.arange(self.count) if rng is None else rng.permutation(self.count)
+        order = torch.from_numpy(order).to(self.device).split(self.batch_size)
+        if rng is None:
+            yield from (
+                (self.normalized(self.images[i]), self.labels[i]) for i in order
+            )
+            return
+        draws = torch.from_numpy(self.draw(rng)).to(self.device)
+        for i, drawn in zip(order, draws.split(self.batch_size, dim=1), strict=True):
+            yield self.augmented(i, *drawn), self.labels[i]
+
+    def draw(self, rng: np.random.Generator) -> NDArray[np.int64]:
+        """For each image: moves down and right, flipped or not, hole's top and left."""
+        height, width = self.images.shape[1:3]
+        move = rng.integers(-self.padding, self.padding + 1, (2, self.count))
+        flip = rng.random((1, self.count)) < self.flip
+        top = rng.integers(0, height - self.cutout + 1, (1, self.count))
+        left = rng.integers(0, width - self.cutout + 1, (1, self.count))
+        return np.concatenate([move, flip, top, left])
+
+    def augmented(
+        self, index: Tensor, down: Tensor, right: Tensor, flip: Tensor, *hole: Tensor
+    ) -> Tensor:
+        """The images at `index` (B,), each by its own draws (B,)."""
+        height, width = self.images.shape[1:3]
+        y = torch.arange(height, device=self.device)
+        x = torch.arange(width, device=self.device)
+        rows = reflected(y + down[:, None], height)
+        columns = reflected(x + right[:, None], width)
+        columns = torch.where(flip[:, None] > 0, columns.flip(1), columns)
+        # One gather shuffles, pads, crops and flips.
+        images = self.images[
+            index[:, None, None], rows[:, :, None], columns[:, None, :]
+        ]
+        images = self.normalized(images)
+        if self.cutout:
+            top, left = (edge[:, None] for edge in hole)
+            in_rows = (y >= top) & (y < top + self.cutout)
+            in_columns = (x >= left) & (x < left + self.cutout)
+            inside = in_rows[:, None, :, None] & in_columns[:, None, None, :]
+            images = images.masked_fill_(inside, 0)  # 0 is the mean colour, normalized
+        return images
+
+    def normalized(self, images: Tensor) -> Tensor:
+        """uint8 (B, H, W, C) to float32 (B, C, H, W), which thereby is channels-last."""
+        return ((images - self.mean) / self.std).permute(0, 3, 1, 2)
+
+
+def reflected(index: Tensor, size: int) -> Tensor:
+    """Indices beyond 0..size-1, mirrored at the first and the last one."""
+    return size - 1 - (size - 1 - index.abs()).abs()
+
+
+class Batches(Dataset):
+    """A dataset whose items are whole batches, asked for as (random key, indices).
+
+    One seed a batch makes the batch independent of the worker that computes it; a seed
+    an image would cost as much as augmenting it.
+    """
+
+    def __init__(self, images: NDArray[np.uint8], labels: NDArray[np.int64], transform):
+        self.images, self.labels, self.transform = images, labels, transform
+
+    def __getitem__(self, item: tuple[int, NDArray[np.int64]]) -> tuple[Tensor, Tensor]:
+        key, indices = item
+        self.transform.set_random_seed(key)
+        images = [self.transform(image=self.images[i])["image"] for i in indices]
+        return torch.stack(images), torch.from_numpy(self.labels[indices])
+
+
+class WorkerLoader(Loader):
+    """Applies an albumentations transform to each image, in `num_workers` processes."""
+
+    def __init__(
+        self,
+        images: NDArray[np.uint8],
+        labels: NDArray[np.int64],
+        *,
+        batch_size: int,
+        device: torch.device,
+        transform,
+        num_workers: int,
+        seed: int | None = None,
+    ):
+        super().__init__(len(labels), batch_size=batch_size, device=device, seed=seed)
+        self.loader = DataLoader(
+            Batches(images, labels, transform),
+            batch_size=None,  # an item is a batch already
+            sampler=Keys(self),
+            num_workers=num_workers,
+            persistent_workers=num_workers > 0,
+            pin_memory=device.type == "cuda",
+        )
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        for images, labels in self.loader:
+            yield (
+                images.to(self.device, non_blocking=True),
+                labels.to(self.device, non_blocking=True),
+            )
+
+
+class Keys:
+    """What a WorkerLoader asks its workers for in the epoch that begins."""
+
+    def __init__(self, loader: Loader):
+        self.loader = loader
+
+    def __iter__(self) -> Iterator[tuple[int, NDArray[np.int64]]]:
+        rng, count = self.loader.start_epoch(), self.loader.count
+        order = np.arange(count) if rng is None else rng.permutation(count)
+        cuts = range(self.loader.batch_size, count, self.loader.batch_size)
+        for indices in np.split(order, cuts):
+            yield (0 if rng is None else int(rng.integers(2**32))), indices
+
+    def __len__(self) -> int:
+        return len(self.loader)
