@@ -1,0 +1,158 @@
+"""The learning-rate range test and the rule that reads it; train_test.lr_range_test runs it.
+
+The test is Leslie Smith's ("Cyclical Learning Rates for Training Neural Networks", 2015):
+train for some steps while the learning rate grows exponentially, and watch the loss.
+"""
+
+import contextlib
+import copy
+import io
+import itertools
+import math
+import statistics
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from unittest.mock import patch
+
+import torch
+from torch import nn
+from torch.optim import Adam
+
+START_LR, END_LR = 1e-5, 1.0  # from where nothing happens to where nothing works
+DIVERGED = 4.0  # a loss this many times a test's lowest ends that test
+CLIMB = 0.25  # of the valley's depth, from the first loss to the lowest
+SAFETY = 3.0  # half a decade: a cycle spends many steps near its peak, a test only one
+
+
+@dataclass(frozen=True)
+class LRRangeTest:
+    """What the range tests saw, and the learning rate chosen from it.
+
+    learning_rates: (S,), one a step. losses: a list a seed, nats per example, shorter
+    where that test was ended. smoothed: the same over neighbouring steps.
+    divergence_lr: where the losses leave the valley for good, None if they don't.
+    """
+
+    learning_rates: list[float]
+    losses: list[list[float]]
+    smoothed: list[list[float]]
+    max_lr: float
+    divergence_lr: float | None
+
+
+def run_range_test(
+    model: nn.Module,
+    loader,
+    *,
+    device: torch.device,
+    dtype: torch.dtype,
+    steps: int,
+    seeds: int,
+) -> LRRangeTest:
+    """Range tests of `steps` steps with Adam, each on the batches of another epoch.
+
+    Works on copies, so that the model is as before, and so are the random generators and
+    the loader's epoch.
+    """
+    epoch = getattr(loader, "epoch", None)
+    cuda = [device] if device.type == "cuda" else []
+    losses = []
+    try:
+        for seed in range(seeds):
+            with torch.random.fork_rng(devices=cuda):
+                torch.manual_seed(seed)
+                if epoch is not None:
+                    loader.set_epoch(seed)
+                rates, one = sweep(copy.deepcopy(model), loader, device, dtype, steps)
+            losses.append(one)
+    finally:
+        if epoch is not None:
+            loader.set_epoch(epoch)
+    return choose_max_lr(rates, losses)
+
+
+def sweep(
+    model: nn.Module, loader, device: torch.device, dtype: torch.dtype, steps: int
+) -> tuple[list[float], list[float]]:
+    """One range test with torch-lr-finder: all learning rates, and the losses it got to."""
+    with warnings.catch_warnings():
+        # Its tqdm import warns of being experimental, and of missing widgets.
+        warnings.simplefilter("ignore")
+        from torch_lr_finder import LRFinder, TrainDataLoaderIter, lr_finder
+
+    # It prints where we return, and draws a bar that can't be turned off.
+    quiet = patch.object(lr_finder, "tqdm", lambda iterable: iterable)
+    with quiet, contextlib.redirect_stdout(io.StringIO()):
+        finder = LRFinder(
+            model.to(device, memory_format=torch.channels_last).train(),
+            Adam(model.parameters(), lr=START_LR),
+            nn.CrossEntropyLoss(),
+            device=device,
+            amp_backend="torch",
+            amp_config={
+                "device_type": device.type,
+                "dtype": dtype,
+                "enabled": dtype != torch.float32,
+            },
+            grad_scaler=torch.amp.GradScaler(
+                device.type, enabled=dtype == torch.float16
+            ),
+        )
+        finder.range_test(
+            TrainDataLoaderIter(loader),
+            end_lr=END_LR,
+            num_iter=steps,
+            smooth_f=0,
+            diverge_th=DIVERGED,
+        )
+    ratio = (END_LR / START_LR) ** (1 / (steps - 1))
+    return [START_LR * ratio**step for step in range(steps)], finder.history["loss"]
+
+
+def choose_max_lr(
+    learning_rates: Sequence[float], losses: Sequence[Sequence[float]]
+) -> LRRangeTest:
+    """Read the peak learning rate off range tests: a third of where they diverge.
+
+    losses: a list a test, nats per example, one for each of the (S,) learning_rates up to
+    where that test was ended. Each test's finite losses are averaged over neighbouring
+    steps, then the median over the tests is taken: a curve with a valley. It diverges
+    where it climbs out of the valley by a quarter of the valley's depth for good, or
+    where a test's loss is no longer finite. A curve that does neither counts as diverging
+    at the end of the range.
+
+    Raises ValueError where the loss never falls.
+    """
+    smoothed = [smooth(finite(one), len(learning_rates) // 20) for one in losses]
+    reached = min(len(one) for one in smoothed)
+    curve = [statistics.median(step) for step in zip(*smoothed, strict=False)]
+    bottom = min(curve, default=math.inf)
+    if not curve or bottom >= curve[0]:
+        raise ValueError(
+            f"the loss never fell between learning rates {learning_rates[0]:.0e} and "
+            f"{learning_rates[-1]:.0e}; give lr_test_steps more steps, or max_lr"
+        )
+    rim = bottom + CLIMB * (curve[0] - bottom)
+    # The last step inside the valley: noise may leave it for a while and come back.
+    last = max(step for step in range(reached) if curve[step] <= rim)
+    diverged = last + 1 < len(learning_rates)
+    edge = learning_rates[last + 1 if diverged else last]
+    return LRRangeTest(
+        learning_rates=list(learning_rates),
+        losses=[list(one) for one in losses],
+        smoothed=smoothed,
+        max_lr=edge / SAFETY,
+        divergence_lr=edge if diverged else None,
+    )
+
+
+def finite(losses: Sequence[float]) -> list[float]:
+    """The losses up to the first that is NaN or infinite."""
+    return list(itertools.takewhile(math.isfinite, losses))
+
+
+def smooth(values: Sequence[float], reach: int) -> list[float]:
+    """Means of each value and up to `reach` neighbours on either side; no lag."""
+    around = [values[max(0, i - reach) : i + reach + 1] for i in range(len(values))]
+    return [statistics.fmean(neighbours) for neighbours in around]

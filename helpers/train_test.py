@@ -1,0 +1,563 @@
+"""From batches to metrics: the recipe, the learning rate, one epoch, a whole training."""
+
+import math
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from os import PathLike
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.optim import Adam, Optimizer
+from torch.optim.lr_scheduler import LRScheduler, OneCycleLR
+from tqdm.auto import tqdm
+
+from helpers.checkpoint import load_checkpoint, save_checkpoint
+from helpers.lr_range import LRRangeTest, run_range_test
+
+# --------------------------------------------------------------------------------------
+# What is to be done
+# --------------------------------------------------------------------------------------
+
+
+def is_whole(value: Any, least: int) -> bool:
+    return type(value) is int and value >= least  # True is an int, and not meant
+
+
+def is_number(value: Any) -> bool:
+    return type(value) in (int, float) and math.isfinite(value)
+
+
+COUNT = (lambda v: is_whole(v, 1), "a whole number from 1")
+COUNT_OR_ALL = (lambda v: v is None or is_whole(v, 1), "a whole number from 1, or None")
+PIXELS = (lambda v: is_whole(v, 0), "a whole number of pixels from 0")
+FACTOR = (lambda v: is_number(v) and v >= 1, "a number from 1")
+PRECISIONS = ("auto", "float32", "bfloat16", "float16")
+ALLOWED: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "epochs": COUNT,
+    "batch_size": COUNT,
+    "train_images": COUNT_OR_ALL,
+    "test_images": COUNT_OR_ALL,
+    "padding": PIXELS,
+    "flip": (lambda v: is_number(v) and 0 <= v <= 1, "a probability from 0 to 1"),
+    "cutout": PIXELS,
+    "max_lr": (
+        lambda v: v is None or (is_number(v) and v > 0),
+        "a number above 0, or None for the range test",
+    ),
+    "peak_epoch": (lambda v: is_number(v) and v > 0, "a number above 0, below epochs"),
+    "div_factor": FACTOR,
+    "final_div_factor": FACTOR,
+    "lr_test_steps": (lambda v: is_whole(v, 10), "a whole number from 10"),
+    "lr_test_seeds": COUNT,
+    "precision": (lambda v: v in PRECISIONS, f"one of {', '.join(PRECISIONS)}"),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """Every hyperparameter of the experiment; the defaults are the assignment's.
+
+    epochs: passes over the training images.
+    batch_size: images a step.
+    train_images, test_images: how many of the images are used; None for all.
+    padding: pixels by which a random crop moves an image, either way.
+    flip: probability of a horizontal flip.
+    cutout: side of the square hole, in pixels; 0 for none.
+    max_lr: Adam's learning rate at the peak of the cycle; None for the range test's.
+    peak_epoch: the epoch at whose end the learning rate peaks; fractions are allowed.
+    div_factor: max_lr over the learning rate of the first step.
+    final_div_factor: learning rate of the first step over that of the last.
+    lr_test_steps: steps of each range test.
+    lr_test_seeds: number of range tests, each on other batches.
+    precision: what convolutions and matrix products compute in; auto for the fastest
+        that the device has in hardware.
+
+    Raises ValueError, naming field, value and what is allowed.
+    """
+
+    epochs: int = 24
+    batch_size: int = 512
+    train_images: int | None = None
+    test_images: int | None = None
+    padding: int = 4
+    flip: float = 0.5
+    cutout: int = 8
+    max_lr: float | None = None
+    peak_epoch: float = 5
+    div_factor: float = 25
+    final_div_factor: float = 10_000
+    lr_test_steps: int = 100
+    lr_test_seeds: int = 3
+    precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+
+    def __post_init__(self) -> None:
+        for name, (allows, allowed) in ALLOWED.items():
+            value = getattr(self, name)
+            if not allows(value):
+                raise ValueError(f"{name} must be {allowed}, not {value!r}")
+        if self.peak_epoch >= self.epochs:
+            raise ValueError(
+                f"peak_epoch must be below epochs, which is {self.epochs}, "
+                f"not {self.peak_epoch}"
+            )
+
+    @property
+    def augmentation(self) -> dict[str, float]:
+        """The fields that make_loaders and train_transform take by keyword."""
+        return {"padding": self.padding, "flip": self.flip, "cutout": self.cutout}
+
+
+PROFILES = {
+    # The assignment: about two minutes on a T4-class GPU is the aim, hours on a CPU.
+    "full": Recipe(),
+    # The same story on real images for two CPU cores, within 10 minutes.
+    "quick": Recipe(
+        epochs=16,
+        batch_size=128,
+        train_images=5_000,
+        test_images=2_000,
+        peak_epoch=4,
+        lr_test_steps=60,
+        lr_test_seeds=2,
+    ),
+    # Does everything run? On synthetic images, in seconds.
+    "smoke": Recipe(
+        epochs=3,
+        batch_size=32,
+        train_images=320,
+        test_images=100,
+        peak_epoch=1,
+        lr_test_steps=12,
+        lr_test_seeds=2,
+    ),
+}
+
+
+class Metrics(NamedTuple):
+    """loss: mean cross-entropy in nats per example; accuracy: a fraction in [0, 1]."""
+
+    loss: float
+    accuracy: float
+
+
+class Epoch(NamedTuple):
+    """One row of a History; epochs count from 1.
+
+    learning_rate: that of the epoch's last step. seconds: of training and evaluation.
+    images_per_second: in training alone.
+    """
+
+    epoch: int
+    train_loss: float
+    train_accuracy: float
+    test_loss: float
+    test_accuracy: float
+    learning_rate: float
+    seconds: float
+    images_per_second: float
+
+    def __str__(self) -> str:
+        return (
+            f"epoch {self.epoch:3} | "
+            f"train loss {self.train_loss:.4f} acc {self.train_accuracy:7.2%} | "
+            f"test loss {self.test_loss:.4f} acc {self.test_accuracy:7.2%} | "
+            f"lr {self.learning_rate:.2e} | {self.images_per_second:7,.0f} images/s"
+        )
+
+
+@dataclass
+class History:
+    """What happened: a row an epoch, and the learning rate of every step.
+
+    max_lr: the peak that was used, given or found.
+    """
+
+    max_lr: float
+    epochs: list[Epoch] = field(default_factory=list)
+    learning_rates: list[float] = field(default_factory=list)
+
+    @property
+    def last(self) -> Epoch:
+        """The last epoch: the figure to report."""
+        return self.epochs[-1]
+
+    @property
+    def best(self) -> Epoch:
+        """The epoch with the highest test accuracy, which the test set has chosen."""
+        return max(self.epochs, key=lambda row: row.test_accuracy)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Numbers, lists and dicts alone, as JSON and a checkpoint hold them."""
+        rows = [row._asdict() for row in self.epochs]
+        return {**vars(self), "epochs": rows}
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> "History":
+        return cls(**{**values, "epochs": [Epoch(**row) for row in values["epochs"]]})
+
+
+# --------------------------------------------------------------------------------------
+# How it is done
+# --------------------------------------------------------------------------------------
+
+
+def choose_dtype(precision: str, device: torch.device) -> torch.dtype:
+    """What to compute in: for "auto", the fastest type that the hardware really has.
+
+    bfloat16 from CUDA capability 8 on and on CPUs with AVX512-BF16 or AMX, float16 on
+    older GPUs, float32 elsewhere.
+    """
+    if precision != "auto":
+        return getattr(torch, precision)
+    if device.type == "cuda":
+        # torch.cuda.is_bf16_supported() counts emulation, which is slow.
+        modern = torch.cuda.get_device_capability(device) >= (8, 0)
+        return torch.bfloat16 if modern else torch.float16
+    # An older torch doesn't tell; float32 is right everywhere.
+    has = getattr(torch.cpu, "get_capabilities", dict)()
+    return (
+        torch.bfloat16
+        if has.get("avx512_bf16") or has.get("amx_bf16")
+        else torch.float32
+    )
+
+
+def make_optimizer(model: nn.Module, *, lr: float) -> Adam:
+    """Adam (Kingma and Ba, 2014) over all parameters."""
+    return Adam(model.parameters(), lr=lr)
+
+
+def make_scheduler(
+    optimizer: Optimizer, recipe: Recipe, *, max_lr: float, steps_per_epoch: int
+) -> OneCycleLR:
+    """One cycle (Smith, 2018), to be stepped after each batch.
+
+    Up to max_lr at the last step of peak_epoch, then down to almost nothing at the last
+    step of all.
+    """
+    return OneCycleLR(
+        optimizer,
+        max_lr,
+        total_steps=recipe.epochs * steps_per_epoch,
+        pct_start=recipe.peak_epoch / recipe.epochs,
+        div_factor=recipe.div_factor,
+        final_div_factor=recipe.final_div_factor,
+        # By default it also cycles Adam's beta1, which the assignment doesn't.
+        cycle_momentum=False,
+    )
+
+
+def planned_learning_rates(
+    recipe: Recipe, *, max_lr: float, steps_per_epoch: int
+) -> list[float]:
+    """The learning rate of each of the training's steps, before any is taken."""
+    optimizer = Adam([torch.zeros(1, requires_grad=True)], lr=max_lr)
+    scheduler = make_scheduler(
+        optimizer, recipe, max_lr=max_lr, steps_per_epoch=steps_per_epoch
+    )
+    rates = []
+    for _ in range(scheduler.total_steps):
+        rates += scheduler.get_last_lr()
+        optimizer.step()
+        scheduler.step()
+    return rates
+
+
+def lr_range_test(
+    model: nn.Module, loader, recipe: Recipe, *, device: torch.device | str
+) -> LRRangeTest:
+    """Find the peak learning rate for `model` on `loader`'s batches, leaving no trace.
+
+    loader: an iterable of (images (B, C, H, W), labels (B,)). The recipe gives the number
+    of tests, their steps and the precision. Model, random generators and the loader's
+    epoch are afterwards as they were.
+
+    Raises ValueError where the loss never falls, or falls up to the end of the range.
+    """
+    device = torch.device(device)
+    return run_range_test(
+        model,
+        loader,
+        device=device,
+        dtype=choose_dtype(recipe.precision, device),
+        steps=recipe.lr_test_steps,
+        seeds=recipe.lr_test_seeds,
+    )
+
+
+def somebody_watches() -> bool:
+    """Whether a person may be looking: at a terminal, or at a notebook's front end."""
+    ipython = sys.modules.get("IPython")
+    shell = ipython.get_ipython() if ipython else None
+    if kernel := getattr(shell, "kernel", None):
+        # A front end can ask the person for input; a batch execution says it can't.
+        return getattr(kernel, "_allow_stdin", True)
+    return sys.stderr.isatty()
+
+
+class NonFiniteLoss(FloatingPointError):
+    """The loss became NaN or infinite; the message says when and at which rate."""
+
+
+def train_one_epoch(
+    model: nn.Module,
+    loader,
+    optimizer: Optimizer,
+    *,
+    device: torch.device | str,
+    scheduler: LRScheduler | None = None,
+    scaler: torch.amp.GradScaler | None = None,
+    dtype: torch.dtype = torch.float32,
+    epoch: int = 1,
+    on_step: Callable[[int, float], None] = lambda images, learning_rate: None,
+) -> Metrics:
+    """One pass over `loader`; the metrics are of the batches as they were trained on.
+
+    loader: an iterable with a length, of (images (B, C, H, W), labels (B,)). scheduler:
+    stepped after each batch. scaler: needed for float16. dtype: of autocast. epoch: its
+    number, for progress and errors. on_step: called after each step with the number of
+    its images and its learning rate.
+
+    Raises NonFiniteLoss, and ValueError where the loader's length isn't the truth.
+    """
+    device = torch.device(device)
+    scaler = scaler or torch.amp.GradScaler(device.type, enabled=False)
+    model.train()
+    losses, rates, sizes = [], [], []
+    correct = torch.zeros((), dtype=torch.int64, device=device)
+    bar = tqdm(
+        loader,
+        f"epoch {epoch}",
+        unit="step",
+        leave=False,
+        disable=not somebody_watches(),
+    )
+    for images, labels in bar:
+        images = images.to(device, non_blocking=True, memory_format=torch.channels_last)
+        labels = labels.to(device, non_blocking=True)
+        with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
+            logits = model(images)
+            loss = F.cross_entropy(logits, labels)
+        optimizer.zero_grad()
+        scaler.scale(loss).backward()
+        rates.append(optimizer.param_groups[0]["lr"])
+        scaler.step(optimizer)
+        scaler.update()
+        if scheduler:
+            scheduler.step()
+        # Kept on the device: reading a number there would wait for all that is queued.
+        losses.append(loss.detach())
+        correct += (logits.detach().argmax(1) == labels).sum()
+        sizes.append(len(labels))
+        on_step(sizes[-1], rates[-1])
+        if device.type == "cpu":  # where reading it costs nothing
+            require_finite(losses[-1:], rates[-1:], epoch, len(losses))
+    if len(losses) != len(loader) or not losses:
+        raise ValueError(
+            f"the training loader says it has {len(loader)} batches and gave "
+            f"{len(losses)}; the learning rate's schedule needs the true number, from 1"
+        )
+    require_finite(losses, rates, epoch, 1)
+    weights = torch.tensor(sizes, dtype=torch.float64)
+    total = (torch.stack(losses).cpu().double() * weights).sum()
+    return Metrics(float(total / weights.sum()), float(correct / weights.sum()))
+
+
+def require_finite(
+    losses: list[Tensor], rates: list[float], epoch: int, first_step: int
+) -> None:
+    finite = torch.stack(losses).isfinite()
+    if not finite.all():
+        at = int((~finite).int().argmax())
+        raise NonFiniteLoss(
+            f"the loss is {float(losses[at])} in epoch {epoch}, step {first_step + at}, at "
+            f"learning rate {rates[at]:.2e}; train with a lower max_lr"
+        )
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode, and afterwards for each layer the mode that it was in."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
+
+
+class Predictions(NamedTuple):
+    """logits: float32 (N, classes). labels: int64 (N,). Both in the loader's order."""
+
+    logits: Tensor
+    labels: Tensor
+
+    @property
+    def probabilities(self) -> Tensor:
+        return self.logits.softmax(1)
+
+    @property
+    def metrics(self) -> Metrics:
+        loss = F.cross_entropy(self.logits.double(), self.labels)
+        correct = (self.logits.argmax(1) == self.labels).double().mean()
+        return Metrics(float(loss), float(correct))
+
+
+@torch.inference_mode()
+def predict(
+    model: nn.Module,
+    loader,
+    *,
+    device: torch.device | str,
+    dtype: torch.dtype = torch.float32,
+) -> Predictions:
+    """What `model` says of each image of `loader`, on the CPU; its mode is restored.
+
+    loader: an iterable of (images (B, C, H, W), labels (B,)). dtype: of autocast.
+
+    Raises ValueError where the loader gives nothing.
+    """
+    device = torch.device(device)
+    logits, labels = [], []
+    with (
+        evaluating(model),
+        torch.autocast(device.type, dtype, enabled=dtype != torch.float32),
+    ):
+        for images, truth in loader:
+            images = images.to(
+                device, non_blocking=True, memory_format=torch.channels_last
+            )
+            logits.append(model(images).float())
+            labels.append(truth)
+    if not logits:
+        raise ValueError("there is nothing to evaluate: the loader gave no batch")
+    return Predictions(torch.cat(logits).cpu(), torch.cat(labels).cpu())
+
+
+def evaluate(
+    model: nn.Module,
+    loader,
+    *,
+    device: torch.device | str,
+    dtype: torch.dtype = torch.float32,
+) -> Metrics:
+    """Loss and accuracy of `model` over all examples of `loader`; see `predict`."""
+    return predict(model, loader, device=device, dtype=dtype).metrics
+
+
+def fit(
+    model: nn.Module,
+    loaders,
+    recipe: Recipe,
+    *,
+    device: torch.device | str,
+    checkpoint: str | PathLike | None = None,
+    resume: bool = False,
+) -> History:
+    """Train `model` by `recipe`, evaluate after each epoch, print a line for each.
+
+    loaders: (train, test), each an iterable with a length, of (images (B, C, H, W),
+    labels (B,)); one with `set_epoch` is told which epoch begins. model: any classifier;
+    it is moved to the device and trained in place. checkpoint: a file that is written
+    after each epoch; with resume, training goes on from it if it is there.
+
+    Raises ValueError for loaders that don't fit the recipe and a checkpoint that doesn't
+    fit, FileExistsError for a checkpoint in the way, NonFiniteLoss when training fails.
+    """
+    device, path = torch.device(device), Path(checkpoint) if checkpoint else None
+    train, test = loaders
+    if getattr(train, "batch_size", recipe.batch_size) != recipe.batch_size:
+        raise ValueError(
+            f"the training loader's batch_size is {train.batch_size} and the recipe's "
+            f"{recipe.batch_size}; make them the same"
+        )
+    saved = None
+    if path and path.exists():
+        if not resume:
+            raise FileExistsError(
+                f"{path} exists; pass resume=True or name another file"
+            )
+        saved = load_checkpoint(path, recipe=asdict(recipe))
+
+    model.to(device, memory_format=torch.channels_last)
+    dtype = choose_dtype(recipe.precision, device)
+    if saved:
+        history = History.from_dict(saved["history"])
+    elif recipe.max_lr:
+        history = History(recipe.max_lr)
+    else:
+        history = History(lr_range_test(model, train, recipe, device=device).max_lr)
+    optimizer = make_optimizer(model, lr=history.max_lr)
+    # Before the optimizer's state is loaded: building it resets the learning rate.
+    scheduler = make_scheduler(
+        optimizer, recipe, max_lr=history.max_lr, steps_per_epoch=len(train)
+    )
+    scaler = torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
+    stateful = {
+        "model": model,
+        "optimizer": optimizer,
+        "scheduler": scheduler,
+        "scaler": scaler,
+    }
+    if saved:
+        for name, thing in stateful.items():
+            thing.load_state_dict(saved[name])
+        torch.set_rng_state(saved["random"])
+        print(f"{path}: going on after epoch {len(history.epochs)} of {recipe.epochs}")
+
+    sizes = []
+
+    def on_step(images: int, learning_rate: float) -> None:
+        sizes.append(images)
+        history.learning_rates.append(learning_rate)
+
+    for epoch in range(len(history.epochs), recipe.epochs):
+        sizes.clear()
+        for loader in loaders:
+            if hasattr(loader, "set_epoch"):
+                loader.set_epoch(epoch)
+        start = time.perf_counter()
+        trained = train_one_epoch(
+            model,
+            train,
+            optimizer,
+            device=device,
+            scheduler=scheduler,
+            scaler=scaler,
+            dtype=dtype,
+            epoch=epoch + 1,
+            on_step=on_step,
+        )
+        middle = time.perf_counter()
+        tested = evaluate(model, test, device=device)
+        end = time.perf_counter()
+        history.epochs.append(
+            Epoch(
+                epoch + 1,
+                *trained,
+                *tested,
+                history.learning_rates[-1],
+                end - start,
+                sum(sizes) / (middle - start),
+            )
+        )
+        print(history.last)
+        if path:
+            states = {name: thing.state_dict() for name, thing in stateful.items()}
+            save_checkpoint(
+                path,
+                {
+                    **states,
+                    "recipe": asdict(recipe),
+                    "history": history.as_dict(),
+                    "random": torch.get_rng_state(),
+                },
+            )
+    return history
