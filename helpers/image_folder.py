@@ -101,7 +101,7 @@ def read_cache(path: Path, signature: str) -> list[Arrays] | None:
     if not path.exists():
         return None
     try:
-        with np.load(path) as cache:
+        with open(path, "rb") as file, np.load(file) as cache:
             if str(cache["signature"]) != signature:
                 return None
             return [

@@ -1,0 +1,422 @@
+"""From files or noise to batches: what is read, what is refused, what augmentation does."""
+
+import pickle
+from collections import Counter
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from helpers import dataset
+
+MEAN_COLOUR = 255 * np.array(dataset.CIFAR10_MEAN)
+
+
+# --- image folders ---------------------------------------------------------------------
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Two training images and one test image a class, each of its own grey."""
+    number = 0
+    for split, copies in (("train", 2), ("test", 1)):
+        for copy in range(copies):
+            for name in dataset.CIFAR10_CLASSES:
+                place = tmp_path / split / name
+                place.mkdir(parents=True, exist_ok=True)
+                grey = Image.new("RGB", (32, 32), (number, number, number))
+                grey.save(place / f"{copy:03}-{number:03}.png")
+                number += 1
+    return tmp_path
+
+
+def test_image_folder_is_read_in_the_order_of_its_names(folder):
+    train, test = dataset.load_cifar10(folder)
+    assert train.images.shape == (20, 32, 32, 3)
+    assert train.images[:, 0, 0, 0].tolist() == list(range(20))
+    assert train.labels.tolist() == list(range(10)) * 2
+    assert test.labels.tolist() == list(range(10))
+    assert train.classes == dataset.CIFAR10_CLASSES
+    assert train.source == "CIFAR-10, PNG copy"
+
+
+def test_second_load_decodes_no_image_and_is_the_same(folder, monkeypatch):
+    first = dataset.load_cifar10(folder)
+    monkeypatch.setattr(Image, "open", None)
+    second = dataset.load_cifar10(folder)
+    assert [s.fingerprint() for s in first] == [s.fingerprint() for s in second]
+
+
+def test_changed_image_is_seen_in_spite_of_the_cache(folder):
+    before, _ = dataset.load_cifar10(folder)
+    path = next((folder / "train" / "cat").iterdir())
+    Image.new("RGB", (32, 32), (200, 0, 0)).save(path)
+    after, _ = dataset.load_cifar10(folder)
+    assert (after.images != before.images).any()
+
+
+def test_damaged_cache_is_said_and_made_anew(folder):
+    before, _ = dataset.load_cifar10(folder)
+    cache = folder / "image-folder-cache.npz"
+    cache.write_bytes(cache.read_bytes()[:5000])
+    with pytest.warns(UserWarning, match="is damaged"):
+        after, _ = dataset.load_cifar10(folder)
+    assert after.fingerprint() == before.fingerprint()
+    assert dataset.load_cifar10(folder)[0].fingerprint() == before.fingerprint()
+
+
+def test_root_that_cannot_be_written_loads_and_says_that_it_keeps_no_cache(
+    folder, monkeypatch
+):
+    def refuse(*args, **options):
+        raise OSError(30, "Read-only file system")
+
+    monkeypatch.setattr("tempfile.NamedTemporaryFile", refuse)
+    with pytest.warns(UserWarning, match="Read-only file system"):
+        train, _ = dataset.load_cifar10(folder)
+    assert len(train) == 20
+
+
+def damage_size(folder):
+    path = folder / "train" / "dog" / "000-005.png"
+    Image.new("RGB", (33, 32)).save(path)
+
+
+def damage_bytes(folder):
+    (folder / "train" / "dog" / "000-005.png").write_bytes(b"no image")
+
+
+def damage_class(folder):
+    for path in (folder / "test" / "ship").iterdir():
+        path.unlink()
+
+
+def damage_split(folder):
+    (folder / "test").rename(folder / "elsewhere")
+
+
+def damage_suffix(folder):
+    (folder / "train" / "dog" / "notes.txt").write_text("a note")
+
+
+@pytest.mark.parametrize(
+    ("damage", "sentence"),
+    [
+        (damage_size, r"000-005.png is 32×33 pixels and must be 32×32"),
+        (damage_bytes, r"000-005.png can't be read as an image"),
+        (damage_class, r"test/ship is missing or empty; each of the classes airplane"),
+        (damage_split, r"test is missing; an image folder has train"),
+        (damage_suffix, r"notes.txt is neither PNG nor JPEG"),
+    ],
+)
+def test_broken_image_folder_is_one_sentence_that_names_the_place(
+    folder, damage, sentence
+):
+    damage(folder)
+    with pytest.raises(ValueError, match=sentence):
+        dataset.load_cifar10(folder)
+
+
+def test_root_that_is_a_file_is_said(tmp_path):
+    (tmp_path / "data").write_text("")
+    with pytest.raises(ValueError, match="data is a file"):
+        dataset.load_cifar10(tmp_path / "data")
+
+
+def test_nothing_there_and_no_download_says_what_to_put_there(tmp_path):
+    with pytest.raises(dataset.DatasetUnavailable, match="put one there or allow"):
+        dataset.load_cifar10(tmp_path, download=False)
+
+
+# --- official batches ------------------------------------------------------------------
+
+
+@pytest.fixture
+def batches(tmp_path, monkeypatch):
+    """A root with small files in the official format, and torchvision told their MD5."""
+    from torchvision.datasets import CIFAR10
+    from torchvision.datasets.utils import calculate_md5
+
+    base = tmp_path / CIFAR10.base_folder
+    base.mkdir()
+
+    def write(name, content):
+        (base / name).write_bytes(pickle.dumps(content))
+        return [name, calculate_md5(base / name)]
+
+    def batch(first):
+        pixels = np.full((4, 3072), first, dtype=np.uint8)
+        return {"data": pixels, "labels": [first % 10] * 4}
+
+    train = [write(f"data_batch_{i}", batch(i)) for i in range(1, 6)]
+    test = [write("test_batch", batch(9))]
+    names = write("batches.meta", {"label_names": list(dataset.CIFAR10_CLASSES)})
+    monkeypatch.setattr(CIFAR10, "train_list", train)
+    monkeypatch.setattr(CIFAR10, "test_list", test)
+    meta = {"filename": names[0], "key": "label_names", "md5": names[1]}
+    monkeypatch.setattr(CIFAR10, "meta", meta)
+    return tmp_path
+
+
+def test_official_batches_come_first_and_are_called_cifar10(batches, folder):
+    assert batches == folder  # the image folder lies in the same root
+    train, test = dataset.load_cifar10(batches)
+    assert train.source == test.source == "CIFAR-10"
+    assert train.labels.tolist() == [i for i in range(1, 6) for _ in range(4)]
+    assert (train.images[:4] == 1).all()
+    assert train.images.shape == (20, 32, 32, 3)
+    assert test.labels.tolist() == [9] * 4
+
+
+def test_altered_batch_is_not_taken_for_the_dataset(batches):
+    (batches / "cifar-10-batches-py" / "data_batch_3").write_bytes(b"other")
+    with (
+        pytest.warns(UserWarning, match="is not the official dataset"),
+        pytest.raises(dataset.DatasetUnavailable),
+    ):
+        dataset.load_cifar10(batches, download=False)
+
+
+# --- image sets ------------------------------------------------------------------------
+
+
+def image_set(count=40, classes=4, side=32, channels=3):
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 256, (count, side, side, channels), dtype=np.uint8)
+    names = tuple(f"class {i}" for i in range(classes))
+    return dataset.ImageSet(images, np.arange(count) % classes, names, "noise")
+
+
+@pytest.mark.parametrize("label", [-1, 4])
+def test_label_outside_the_classes_is_named_with_its_image(label):
+    data = image_set()
+    labels = data.labels.copy()
+    labels[7] = label
+    with pytest.raises(ValueError, match=f"label {label} of image 7 is outside the 4"):
+        dataset.ImageSet(data.images, labels, data.classes, "noise")
+
+
+def test_images_of_another_type_are_refused():
+    data = image_set()
+    with pytest.raises(ValueError, match="images must be uint8"):
+        dataset.ImageSet(data.images / 255, data.labels, data.classes, "noise")
+    with pytest.raises(ValueError, match="labels must be int64"):
+        dataset.ImageSet(data.images, data.labels[:-1], data.classes, "noise")
+
+
+def test_subset_is_even_over_classes_and_keeps_the_order():
+    data = image_set(40, classes=4)
+    small = data.subset(10)
+    assert max(Counter(small.labels.tolist()).values()) == 3
+    assert min(Counter(small.labels.tolist()).values()) == 2
+    places = [
+        np.flatnonzero((data.images == i).all((1, 2, 3)))[0] for i in small.images
+    ]
+    assert places == sorted(places)
+    assert data.subset(None) is data
+    with pytest.raises(ValueError, match=r"41 images were asked for .* holds 40"):
+        data.subset(41)
+
+
+def test_split_holds_images_out_and_loses_none():
+    data = image_set(40, classes=4)
+    rest, held = data.split(8)
+    assert Counter(held.labels.tolist()) == {i: 2 for i in range(4)}
+    both = np.concatenate([rest.images, held.images])
+    assert sorted(i.tobytes() for i in both) == sorted(i.tobytes() for i in data.images)
+    with pytest.raises(ValueError, match="holdout must be 1 to 39"):
+        data.split(40)
+
+
+def test_synthetic_images_repeat_by_seed_and_by_seed_alone():
+    train, test = dataset.synthetic_cifar10(train=60, test=30, seed=1)
+    again = dataset.synthetic_cifar10(train=60, test=30, seed=1)
+    other, _ = dataset.synthetic_cifar10(train=60, test=30, seed=2)
+    assert train.fingerprint() == again[0].fingerprint() != other.fingerprint()
+    # The size of one set doesn't alter the other.
+    assert (
+        dataset.synthetic_cifar10(train=10, test=30, seed=1)[1].fingerprint()
+        == test.fingerprint()
+    )
+    assert train.images.shape == (60, 32, 32, 3)
+    assert set(Counter(train.labels.tolist()).values()) == {6}
+    assert "synthetic" in train.source
+
+
+# --- augmentation: what both ways of running it promise --------------------------------
+
+
+def loaders(data=None, *, on="device", workers=0, **options):
+    data = data or image_set()
+    return dataset.make_loaders(
+        data,
+        data,
+        device="cpu",
+        augment_on=on,
+        num_workers=workers,
+        **{"batch_size": 16, "seed": 0, **options},
+    )
+
+
+def pixels(images):
+    """Normalized (N, 3, H, W) back to the scale 0-255, (N, H, W, 3)."""
+    std = 255 * torch.tensor(dataset.CIFAR10_STD)
+    return (images.permute(0, 2, 3, 1) * std + torch.tensor(MEAN_COLOUR)).numpy()
+
+
+def epoch(loader):
+    batches = list(loader)
+    return torch.cat([i for i, _ in batches]), torch.cat([y for _, y in batches])
+
+
+BOTH = pytest.mark.parametrize("on", ["cpu", "device"])
+
+
+def position_set(count=2000):
+    """Images whose red tells the row and whose green tells the column."""
+    y, x = np.mgrid[:32, :32]
+    image = np.stack([8 * y, 8 * x, np.zeros_like(x)], axis=-1).astype(np.uint8)
+    labels = np.zeros(count, dtype=np.int64)
+    return dataset.ImageSet(np.stack([image] * count), labels, ("one",), "positions")
+
+
+@BOTH
+def test_crop_moves_by_up_to_4_pixels_uniformly_and_reflects_the_rest(on):
+    images, _ = epoch(loaders(position_set(), on=on, flip=0, cutout=0).train)
+    rows = (
+        (pixels(images)[:, :, 0, 0] / 8).round().astype(int)
+    )  # source row of each row
+    columns = (pixels(images)[:, 0, :, 1] / 8).round().astype(int)
+    padded = np.pad(np.arange(32), 4, mode="reflect")
+    for lines in (rows, columns):
+        # Row 16 is inside whatever the crop, so it tells the move.
+        moves = lines[:, 16] - 16
+        counts = Counter(moves.tolist())
+        assert set(counts) == set(range(-4, 5))
+        # Uniform: chi-squared with 8 degrees of freedom stays below its 99.9% point.
+        expected = len(moves) / 9
+        assert sum((c - expected) ** 2 / expected for c in counts.values()) < 26.1
+        for line, move in zip(lines, moves, strict=True):
+            assert (line == padded[4 + move : 36 + move]).all()
+    assert abs(np.corrcoef(rows[:, 16], columns[:, 16])[0, 1]) < 0.1
+
+
+@BOTH
+def test_half_of_the_images_are_flipped_and_nothing_else_happens_to_them(on):
+    data = position_set()
+    images, _ = epoch(loaders(data, on=on, padding=0, cutout=0).train)
+    seen = pixels(images).round().astype(np.uint8)
+    flipped = (seen == data.images[0][:, ::-1]).all((1, 2, 3))
+    kept = (seen == data.images[0]).all((1, 2, 3))
+    assert (flipped ^ kept).all()
+    assert abs(flipped.mean() - 0.5) < 0.04  # 3.5 standard deviations of 2,000 draws
+
+
+@BOTH
+def test_hole_is_one_square_of_the_mean_colour_wholly_inside(on):
+    white = np.full((2000, 32, 32, 3), 255, dtype=np.uint8)
+    data = dataset.ImageSet(white, np.zeros(2000, dtype=np.int64), ("one",), "white")
+    seen = pixels(epoch(loaders(data, on=on, padding=0).train)[0])
+    holes = (seen < 250).all(-1)
+    assert (holes.sum((1, 2)) == 64).all()
+    tops, lefts = holes.any(2).argmax(1), holes.any(1).argmax(1)
+    for hole, top, left in zip(holes, tops, lefts, strict=True):
+        assert hole[top : top + 8, left : left + 8].all()
+    assert (
+        abs(seen[holes] - MEAN_COLOUR).max() <= 0.51
+    )  # the nearest grey level at worst
+    assert set(tops) == set(lefts) == set(range(25))
+
+
+@BOTH
+def test_evaluation_changes_nothing_but_scale_and_keeps_the_order(on):
+    data = image_set()
+    images, labels = epoch(loaders(data, on=on).test)
+    assert np.allclose(pixels(images), data.images, atol=1e-3)
+    assert labels.tolist() == data.labels.tolist()
+    scaled = (data.images / 255 - dataset.CIFAR10_MEAN) / dataset.CIFAR10_STD
+    assert np.allclose(images.permute(0, 2, 3, 1), scaled, atol=1e-5)
+
+
+@pytest.mark.parametrize(("on", "workers"), [("cpu", 0), ("cpu", 2), ("device", 0)])
+def test_epochs_differ_and_repeat_by_seed_and_number(on, workers):
+    loader = loaders(on=on, workers=workers).train
+    first, second = epoch(loader), epoch(loader)
+    assert sorted(first[1].tolist()) == sorted(second[1].tolist())
+    assert not torch.equal(first[0], second[0])
+    loader.set_epoch(1)
+    assert torch.equal(epoch(loader)[0], second[0])
+    assert torch.equal(epoch(loaders(on=on, workers=workers).train)[0], first[0])
+    other = loaders(on=on, workers=workers, seed=1).train
+    assert not torch.equal(epoch(other)[0], first[0])
+
+
+def test_batches_do_not_depend_on_the_number_of_workers():
+    alone, two = (epoch(loaders(on="cpu", workers=n).train)[0] for n in (0, 2))
+    assert torch.equal(alone, two)
+
+
+def test_no_two_batches_draw_the_same():
+    # All images alike and all in one order: what differs comes from augmentation.
+    data = position_set(64)
+    for on, workers in (("cpu", 2), ("device", 0)):
+        images, _ = epoch(loaders(data, on=on, workers=workers).train)
+        drawn = {batch.numpy().tobytes() for batch in images.split(16)}
+        assert len(drawn) == 4
+        assert len({image.numpy().tobytes() for image in images}) > 60
+
+
+def test_both_ways_agree_in_distribution():
+    data = dataset.synthetic_cifar10(train=600, test=10)[0]
+    sums = []
+    for on in ("cpu", "device"):
+        images = torch.cat(
+            [epoch(loaders(data, on=on, seed=s).train)[0] for s in range(3)]
+        )
+        sums.append((images.mean(0), images.std(0)))
+    # Each pixel's mean and spread over 1,800 draws; sd of the difference is about 0.03.
+    for one, other in zip(*sums, strict=True):
+        assert (one - other).abs().mean() < 0.05
+        assert (one.mean() - other.mean()).abs() < 0.01
+
+
+def test_partial_batch_is_kept():
+    loader = loaders(image_set(40)).train
+    assert len(loader) == 3
+    assert [len(labels) for _, labels in loader] == [16, 16, 8]
+
+
+def test_greyscale_of_another_size_goes_through_both_ways():
+    data = image_set(20, side=8, channels=1)
+    for on in ("cpu", "device"):
+        options = {"padding": 1, "cutout": 2, "mean": (0.5,), "std": (0.5,)}
+        images, _ = epoch(loaders(data, on=on, **options).train)
+        assert images.shape == (20, 1, 8, 8)
+        assert images.min() >= -1
+        assert images.max() <= 1
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        ({"batch_size": 41}, "batch_size must be 1 to 40"),
+        ({"batch_size": 0}, "batch_size must be 1 to 40"),
+        ({"padding": 32}, "padding must be 0 to 31 pixels, not 32"),
+        ({"padding": -1}, "padding must be 0 to 31 pixels, not -1"),
+        ({"flip": 1.5}, "flip must be a probability from 0 to 1, not 1.5"),
+        ({"cutout": 33}, "cutout must be 0 to 32 pixels, not 33"),
+        ({"on": "gpu"}, "augment_on must be auto, cpu or device, not 'gpu'"),
+        ({"mean": (0.5,)}, "a value for each of 3 channels"),
+    ],
+)
+def test_bad_numbers_are_named_with_what_is_allowed(options, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        loaders(**options)
+
+
+def test_misspelt_arguments_are_errors():
+    with pytest.raises(TypeError):
+        dataset.train_transform(pading=4)
+    with pytest.raises(TypeError):
+        loaders(cut_out=8)

@@ -1,0 +1,602 @@
+"""helpers/download.py against local servers that fail in every way known to us."""
+
+import builtins
+import errno
+import gzip
+import hashlib
+import io
+import os
+import re
+import shutil
+import socket
+import struct
+import tarfile
+import threading
+from contextlib import suppress
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from types import SimpleNamespace
+
+import pytest
+
+from helpers import download as net
+from helpers.download import DownloadError, download, extract
+
+BODY = bytes(range(256)) * 4000  # 1 MB: more than the sockets' buffers take at once
+HALF = len(BODY) // 2
+MD5 = hashlib.md5(BODY).hexdigest()
+WRONG = BODY[::-1]
+
+
+class Handler(BaseHTTPRequestHandler):
+    """Serves BODY in the manner that the path names, and logs each request."""
+
+    protocol_version = "HTTP/1.1"
+    timeout = 5
+
+    def do_GET(self):
+        manner = self.path.strip("/")
+        self.server.log.append((manner, self.headers.get("Range")))
+        self.close_connection = True
+        with suppress(ConnectionError):
+            getattr(self, manner)()
+
+    def log_message(self, *args):
+        pass
+
+    def start(self, body=BODY, *, ranges=True, length=None):
+        """Send the header, and return the bytes that are to follow."""
+        first, asked = 0, self.headers.get("Range")
+        if asked and ranges:
+            first = int(re.fullmatch(r"bytes=(\d+)-", asked)[1])
+            if first >= len(body):
+                self.send_response(416)
+                self.send_header("Content-Range", f"bytes */{len(body)}")
+                self.send_header("Content-Length", "0")
+                self.end_headers()
+                return b""
+            self.send_response(206)
+            whole = len(body) if length is None else length
+            self.send_header("Content-Range", f"bytes {first}-{whole - 1}/{whole}")
+        else:
+            self.send_response(200)
+        length = len(body) if length is None else length
+        self.send_header("Content-Length", str(length - first))
+        self.end_headers()
+        return body[first:]
+
+    def good(self):
+        self.wfile.write(self.start())
+
+    def no_range(self):
+        self.wfile.write(self.start(ranges=False))
+
+    def wrong(self):
+        self.wfile.write(self.start(WRONG))
+
+    def bigger(self):
+        self.wfile.write(self.start(length=len(BODY) + 1))
+
+    def missing(self):
+        self.send_error(404)
+
+    def silent(self):
+        self.server.release.wait(5)
+
+    def hang_up(self):
+        pass
+
+    def empty(self):
+        self.start()
+
+    def stall(self):
+        self.wfile.write(self.start()[:HALF])
+        self.server.release.wait(5)
+
+    def crawl(self):
+        """Half of it at once, then 40 bytes a second."""
+        rest = self.start()
+        self.wfile.write(rest[:HALF])
+        for byte in rest[HALF:][:80]:
+            self.wfile.write(bytes([byte]))
+            if self.server.release.wait(0.025):
+                return
+
+    def steady(self):
+        """All of it, in 0.4 seconds."""
+        rest = self.start()
+        for at in range(0, len(rest), len(BODY) // 20):
+            self.wfile.write(rest[at : at + len(BODY) // 20])
+            self.server.release.wait(0.02)
+
+    def cut(self):
+        rest = self.start()
+        self.wfile.write(rest[: len(rest) // 2])
+
+    def cut_once(self):
+        self.cut() if len(self.server.log) == 1 else self.good()
+
+    def reset(self):
+        self.cut()
+        self.wfile.flush()
+        linger = struct.pack("ii", 1, 0)
+        self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
+
+    def chunked(self, end=b"0\r\n\r\n"):
+        self.send_response(200)
+        self.send_header("Transfer-Encoding", "chunked")
+        self.end_headers()
+        body = BODY if end else BODY[:HALF]
+        self.wfile.write(b"%x\r\n%s\r\n" % (len(body), body) + end)
+
+    def chunked_cut(self):
+        self.chunked(end=b"")
+
+    def misfit(self):
+        """Answers a range with another one."""
+        if not self.headers.get("Range"):
+            return self.good()
+        self.send_response(206)
+        self.send_header("Content-Range", f"bytes 7-{len(BODY) - 1}/{len(BODY)}")
+        self.send_header("Content-Length", str(len(BODY) - 7))
+        self.end_headers()
+        self.wfile.write(BODY[7:])
+
+    def overtaken(self):
+        """Another process completes the same download before this one does."""
+        rest = self.start()
+        self.wfile.write(rest[:HALF])
+        self.server.target.write_bytes(BODY)
+        self.server.target.with_name("a.tgz.part").unlink(missing_ok=True)
+        self.wfile.write(rest[HALF:])
+
+
+@pytest.fixture
+def site(tmp_path, monkeypatch):
+    """A server, its log, and get(*manners): a download that tries them in this order."""
+    monkeypatch.setenv("no_proxy", "*")
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server.log, server.release = [], threading.Event()
+    server.target = target = tmp_path / "root" / "a.tgz"
+    host = f"127.0.0.1:{server.server_port}"
+    limits = {"timeout": 5, "min_rate": 50_000, "patience": 0.15}
+
+    def get(*manners, **changes):
+        urls = [m if "//" in m else f"http://{host}/{m}" for m in manners]
+        asked = {"md5": MD5, "size": len(BODY)} | limits | changes
+        return download(urls, target, **asked)
+
+    def leave(part):
+        target.parent.mkdir()
+        target.with_name("a.tgz.part").write_bytes(part)
+
+    def files():
+        return {path.name: path.read_bytes() for path in target.parent.iterdir()}
+
+    thread = threading.Thread(target=server.serve_forever, args=(0.01,))
+    thread.start()
+    yield SimpleNamespace(
+        get=get, leave=leave, files=files, log=server.log, host=host, target=target
+    )
+    server.release.set()
+    server.shutdown()
+    server.server_close()
+    thread.join()
+
+
+def closed_port():
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        return f"http://127.0.0.1:{sock.getsockname()[1]}/a.tgz"
+
+
+def from_byte(first):
+    return f"bytes={first}-"
+
+
+@pytest.mark.parametrize("size", [len(BODY), None])
+@pytest.mark.parametrize("manner", ["good", "chunked", "steady"])
+def test_download(site, capsys, manner, size):
+    assert site.get(manner, size=size) == site.target
+    assert site.files() == {"a.tgz": BODY}
+    assert site.log == [(manner, None)]
+    out, err = capsys.readouterr()
+    assert out == f"downloading a.tgz from {site.host} …\n" and err == ""
+
+
+def test_what_is_there_is_not_downloaded(site):
+    site.leave(BODY)
+    assert site.get("good") == site.target
+    assert site.get("good") == site.target
+    assert site.files() == {"a.tgz": BODY} and site.log == []
+
+
+# What each failing mirror is asked for, and where the next one goes on; None: from zero.
+FAILURES = {
+    "missing": ("HTTP 404 Not Found", [None], None),
+    "silent": ("no answer within 0.3 s", [None], None),
+    "hang_up": ("Remote end closed", [None], None),
+    "empty": ("cut off after 0 bytes", [None], None),
+    "stall": ("no byte for 0.3 s", [None], HALF),
+    "crawl": (r"only \d+ bytes/s", [None], "any"),
+    "cut": ("cut off after", [None, HALF, HALF * 3 // 2], HALF * 7 // 4),
+    "wrong": (f"MD5 is not {MD5}", [None], None),
+    "bigger": ("announces 1024001 bytes instead of 1024000", [None], None),
+}
+
+
+@pytest.mark.parametrize("manner", FAILURES)
+def test_next_mirror(site, capsys, manner):
+    reason, asked, then = FAILURES[manner]
+    site.get(manner, "good", timeout=0.3 if "0.3 s" in reason else 5)
+    assert site.files() == {"a.tgz": BODY}
+    asked = [(manner, n and from_byte(n)) for n in asked]
+    assert site.log[:-1] == asked
+    last = site.log[-1]
+    if then == "any":
+        assert last[0] == "good" and int(last[1][6:-1]) > HALF
+    else:
+        assert last == ("good", then and from_byte(then))
+    lines = capsys.readouterr().out.splitlines()
+    assert sum(line.startswith("downloading a.tgz from") for line in lines) == 2
+    assert (
+        len([line for line in lines if re.search(f"given up: .*{reason}", line)]) == 1
+    )
+
+
+def test_next_mirror_after_refused_connection(site, capsys):
+    site.get(closed_port(), "good")
+    assert site.files() == {"a.tgz": BODY}
+    assert "given up: Connection refused" in capsys.readouterr().out
+
+
+def test_cut_off_is_resumed_at_the_same_address(site, capsys):
+    site.get("cut_once")
+    assert site.files() == {"a.tgz": BODY}
+    assert site.log == [("cut_once", None), ("cut_once", from_byte(HALF))]
+    assert "resuming" in capsys.readouterr().out
+
+
+def test_cut_off_where_no_size_is_announced(site):
+    site.get("chunked_cut", "good", size=None)
+    assert site.files() == {"a.tgz": BODY}
+    assert site.log[1:] == [("chunked_cut", from_byte(HALF))] * 2 + [
+        ("good", from_byte(HALF))
+    ]
+
+
+def test_reset_connection(site, capsys):
+    # How many bytes arrive before the reset, and so the number of retries, is open.
+    site.get("reset", "good")
+    assert site.files() == {"a.tgz": BODY}
+    assert {manner for manner, _ in site.log} == {"reset", "good"}
+    assert "given up: cut off after" in capsys.readouterr().out
+
+
+def test_no_address(site):
+    with pytest.raises(DownloadError) as caught:
+        site.get("missing", closed_port(), "bigger", "wrong")
+    text = str(caught.value)
+    for part in ("HTTP 404", "Connection refused", "announces", "MD5 is not"):
+        assert part in text
+    assert text.count(site.host) == 3 and "\n" not in text
+    assert f"into the folder {site.target.parent}" in text
+    assert site.files() == {}
+
+
+@pytest.mark.parametrize("size", [len(BODY), None])
+def test_part_is_resumed(site, size):
+    site.leave(BODY[:1234])
+    site.get("good", size=size)
+    assert site.files() == {"a.tgz": BODY} and site.log == [("good", from_byte(1234))]
+
+
+def test_interrupted_download_keeps_its_part(site):
+    with pytest.raises(DownloadError, match="no byte for"):
+        site.get("stall", timeout=0.3)
+    assert site.files() == {"a.tgz.part": BODY[:HALF]}
+
+
+@pytest.mark.parametrize("part", [BODY[:1234], WRONG[:1234]])
+def test_server_that_ignores_ranges(site, part):
+    site.leave(part)
+    site.get("no_range")
+    assert site.files() == {"a.tgz": BODY} and len(site.log) == 1
+
+
+def test_server_that_gives_another_range(site):
+    site.leave(BODY[:1234])
+    site.get("misfit")
+    assert site.files() == {"a.tgz": BODY}
+    assert site.log == [("misfit", from_byte(1234)), ("misfit", None)]
+
+
+def test_part_beyond_the_end(site):
+    site.leave(BODY + b"more")
+    site.get("good", size=None)
+    assert site.files() == {"a.tgz": BODY}
+    assert site.log == [("good", from_byte(len(BODY) + 4)), ("good", None)]
+
+
+def test_part_of_full_size_with_wrong_bytes(site):
+    site.leave(WRONG)
+    site.get("good")
+    assert site.files() == {"a.tgz": BODY} and site.log == [("good", None)]
+
+
+def test_wrong_part_costs_one_more_try_from_zero(site, capsys):
+    site.leave(WRONG[:1234])
+    site.get("good")
+    assert site.files() == {"a.tgz": BODY}
+    assert site.log == [("good", from_byte(1234)), ("good", None)]
+    assert "once more from the start" in capsys.readouterr().out
+
+
+def test_wrong_file_is_not_retried_without_end(site):
+    site.leave(BODY[:1234])
+    with pytest.raises(DownloadError, match="MD5"):
+        site.get("wrong")
+    assert site.log == [("wrong", from_byte(1234)), ("wrong", None)]
+    assert site.files() == {}
+
+
+def test_wrong_target_is_replaced(site):
+    site.target.parent.mkdir()
+    site.target.write_bytes(WRONG)
+    site.get("good")
+    assert site.files() == {"a.tgz": BODY}
+
+
+def test_other_process_is_faster(site):
+    site.get("overtaken")
+    assert site.files() == {"a.tgz": BODY} and len(site.log) == 1
+
+
+def test_processes_at_the_same_time(site):
+    threads = [threading.Thread(target=site.get, args=("steady",)) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert site.files() == {"a.tgz": BODY}
+
+
+class FullFile(io.FileIO):
+    def write(self, block):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def test_disk_full(site, monkeypatch):
+    def open_full(path, mode):
+        return FullFile(path, mode) if "+" in mode else builtins.open(path, mode)
+
+    monkeypatch.setattr(net, "open", open_full, raising=False)
+    with pytest.raises(OSError, match=r"cannot take a.tgz .*1\.0 MB") as caught:
+        site.get("good", "no_range")
+    assert caught.value.errno == errno.ENOSPC and len(site.log) == 1
+    assert not isinstance(caught.value, DownloadError)
+    assert str(site.target.parent) in str(caught.value)
+
+
+def test_disk_too_small(site, monkeypatch):
+    site.leave(BODY[:HALF])
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=HALF - 1))
+    with pytest.raises(OSError, match=r"1\.0 MB") as caught:
+        site.get("good")
+    assert caught.value.errno == errno.ENOSPC and site.log == []
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=HALF))
+    site.get("good")
+
+
+def test_folder_that_cannot_be_written(site, monkeypatch):
+    def refuse(path, mode):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+
+    site.leave(b"")
+    monkeypatch.setattr(net, "open", refuse, raising=False)
+    with pytest.raises(PermissionError, match="Permission denied.*make it writable"):
+        site.get("good", "no_range")
+
+
+def test_folder_that_is_a_file(site):
+    site.target.parent.write_text("")
+    with pytest.raises(OSError, match=f"{site.target.parent} cannot take a.tgz"):
+        site.get("good")
+    assert site.log == []
+
+
+# Extraction. The archive lies outside the folder, so that the folder's content is clear.
+
+
+FILES = {"top/one": b"1" * 5000, "top/sub/two": b"2" * 70_000}
+
+
+def pack(path, *extra, files=FILES):
+    """A gzipped tar of these files and (TarInfo, bytes) pairs."""
+    with tarfile.open(path, "w:gz") as tar:
+        for name, content in files.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(content)
+            tar.addfile(info, io.BytesIO(content))
+        for info, content in extra:
+            info.size = len(content)
+            tar.addfile(info, io.BytesIO(content))
+    return path
+
+
+def entry(name, kind=tarfile.REGTYPE, link=""):
+    info = tarfile.TarInfo(name)
+    info.type, info.linkname = kind, link
+    return info, b"evil" if kind == tarfile.REGTYPE else b""
+
+
+@pytest.fixture
+def folder(tmp_path):
+    path = tmp_path / "outer" / "data"
+    path.mkdir(parents=True)
+    return path
+
+
+@pytest.fixture
+def archive(tmp_path):
+    return pack(tmp_path / "a.tgz")
+
+
+def tree(folder):
+    files = [path for path in folder.rglob("*") if not path.is_dir()]
+    return {str(path.relative_to(folder)): path.read_bytes() for path in files}
+
+
+def assert_untouched(folder):
+    assert list(folder.iterdir()) == []
+    assert list(folder.parent.iterdir()) == [folder]
+
+
+def test_extract(archive, folder):
+    assert extract(archive, folder, "top") == folder / "top"
+    assert tree(folder) == FILES
+    assert [path.name for path in folder.iterdir()] == ["top"]
+
+
+def test_only_the_member_is_kept(tmp_path, folder):
+    extract(pack(tmp_path / "a.tgz", entry("other/file")), folder, "top")
+    assert tree(folder) == FILES
+    assert [path.name for path in folder.iterdir()] == ["top"]
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        entry("../evil"),
+        entry("top/../../../evil"),
+        entry("top/link", tarfile.SYMTYPE, "../../../evil"),
+        entry("top/link", tarfile.SYMTYPE, "/etc/passwd"),
+        entry("top/link", tarfile.LNKTYPE, "../../evil"),
+        entry("top/device", tarfile.CHRTYPE),
+        entry("top/pipe", tarfile.FIFOTYPE),
+    ],
+    ids=lambda bad: f"{bad[0].type.decode()}-{bad[0].name}-{bad[0].linkname}",
+)
+def test_refused_members(tmp_path, folder, bad):
+    archive = pack(tmp_path / "a.tgz", bad)
+    with pytest.raises(ValueError, match="damaged or unsafe") as caught:
+        extract(archive, folder, "top")
+    text = str(caught.value)
+    assert str(archive) in text and str(folder / "top") in text and "\n" not in text
+    assert_untouched(folder)
+
+
+def test_absolute_path_stays_inside(tmp_path, folder):
+    evil = tmp_path / "outer" / "evil"
+    extract(pack(tmp_path / "a.tgz", entry(str(evil))), folder, "top")
+    assert not evil.exists() and tree(folder) == FILES
+
+
+def truncate(path, keep):
+    path.write_bytes(path.read_bytes()[:keep])
+
+
+def corrupt_checksum(path):
+    data = bytearray(path.read_bytes())
+    data[-8] ^= 1
+    path.write_bytes(data)
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda path: truncate(path, 0),
+        lambda path: truncate(path, path.stat().st_size // 2),
+        lambda path: truncate(path, -3),
+        corrupt_checksum,
+        lambda path: path.write_bytes(b"\0" + path.read_bytes()),
+        lambda path: path.write_bytes(gzip.compress(b"no tar" * 1000)),
+        lambda path: path.write_bytes(path.read_bytes()[:30] + os.urandom(200)),
+    ],
+    ids=["empty", "half", "end", "checksum", "no gzip", "no tar", "noise"],
+)
+def test_damaged_archive(archive, folder, damage):
+    damage(archive)
+    with pytest.raises(ValueError, match="damaged or unsafe") as caught:
+        extract(archive, folder, "top")
+    assert str(archive) in str(caught.value) and "\n" not in str(caught.value)
+    assert_untouched(folder)
+
+
+def test_archive_without_member(archive, folder):
+    with pytest.raises(ValueError, match="has no another") as caught:
+        extract(archive, folder, "another")
+    assert str(archive) in str(caught.value)
+    assert_untouched(folder)
+
+
+def test_no_archive(tmp_path, folder):
+    with pytest.raises(
+        FileNotFoundError, match="none.tgz cannot be extracted to .*top"
+    ):
+        extract(tmp_path / "none.tgz", folder, "top")
+    assert_untouched(folder)
+
+
+def test_no_folder(archive, tmp_path):
+    with pytest.raises(FileNotFoundError, match="cannot be extracted to"):
+        extract(archive, tmp_path / "nowhere", "top")
+
+
+@pytest.mark.parametrize(
+    "old", [{"one": b"1"}, {"one": b"0" * 5000, "sub/two": b"2" * 70_000}, {"sub": b""}]
+)
+def test_old_folder_is_replaced(archive, folder, old):
+    for name, content in old.items():
+        path = folder / "top" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content)
+    (folder / "top/extra").write_bytes(b"")
+    extract(archive, folder, "top")
+    assert tree(folder) == FILES
+    assert [path.name for path in folder.iterdir()] == ["top"]
+
+
+def test_complete_folder_is_kept(archive, folder):
+    extract(archive, folder, "top")
+    before = (folder / "top").stat().st_ino
+    assert extract(archive, folder, "top") == folder / "top"
+    assert (folder / "top").stat().st_ino == before and tree(folder) == FILES
+
+
+def test_other_process_extracts_first(archive, folder, monkeypatch):
+    """The other's folder appears at the last moment, just before the renaming."""
+    rename, other = os.rename, folder.parent / "other"
+    other.mkdir()
+    made = extract(archive, other, "top")
+    inode = made.stat().st_ino
+
+    def late(source, goal):
+        if goal == folder / "top" and made.exists():
+            rename(made, goal)
+        rename(source, goal)
+
+    monkeypatch.setattr(os, "rename", late)
+    assert extract(archive, folder, "top").stat().st_ino == inode
+    assert tree(folder) == FILES and len(list(folder.iterdir())) == 1
+
+
+def test_renaming_fails(archive, folder, monkeypatch):
+    def fail(source, goal):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+
+    monkeypatch.setattr(os, "rename", fail)
+    with pytest.raises(PermissionError, match="cannot be extracted to .*accessible"):
+        extract(archive, folder, "top")
+    assert_untouched(folder)
+
+
+def test_disk_full_while_extracting(archive, folder, monkeypatch):
+    def copy_half(source, target, *args):
+        target.write(b"half")
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(tarfile, "copyfileobj", copy_half)
+    with pytest.raises(OSError, match=f"{archive} .*free space in {folder}") as caught:
+        extract(archive, folder, "top")
+    assert caught.value.errno == errno.ENOSPC
+    assert_untouched(folder)

@@ -1,0 +1,467 @@
+"""Counts and intervals are true, figures show what they are given, bad input is named."""
+
+import math
+import platform
+import random
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from matplotlib.figure import Figure
+from matplotlib.text import Text
+
+from helpers import utils
+
+DATA = "made-up data, for a test"
+CLASSES = ["airplane", "automobile", "bird"]
+MEAN, STD = (0.49, 0.48, 0.45), (0.25, 0.24, 0.26)
+
+
+def pictures(count, *, channels=3, side=8):
+    generator = np.random.default_rng(count)
+    return generator.integers(0, 256, (count, side, side, channels), dtype=np.uint8)
+
+
+def normalized(images):
+    """Images (..., H, W, C) as a normalized tensor (..., C, H, W)."""
+    channels = images.shape[-1]
+    scaled = (images / 255 - MEAN[:channels]) / STD[:channels]
+    return torch.from_numpy(np.moveaxis(scaled, -1, -3).astype(np.float32))
+
+
+def history(*test_accuracies):
+    rows = [
+        SimpleNamespace(
+            epoch=epoch,
+            train_loss=2 / epoch,
+            train_accuracy=1 - 0.6 / epoch,
+            test_loss=1.8 / epoch,
+            test_accuracy=accuracy,
+        )
+        for epoch, accuracy in enumerate(test_accuracies, start=1)
+    ]
+    return SimpleNamespace(epochs=rows)
+
+
+def search(*, divergence=0.4):
+    """Two seeds that fall from 2.3 to 1.5 and explode; the second one stopped early."""
+    rates = np.geomspace(1e-4, 1, 60)
+    losses = np.concatenate([np.linspace(2.3, 1.5, 50), np.geomspace(2, 1e30, 10)])
+    broken = [*losses[:50], math.inf, math.nan]
+    return SimpleNamespace(
+        learning_rates=list(rates),
+        losses=[list(losses), broken],
+        smoothed=[list(losses), broken],
+        max_lr=0.05,
+        divergence_lr=divergence,
+    )
+
+
+def rates(steps):
+    return np.interp(np.arange(steps), [0, steps // 4, steps - 1], [0.01, 0.05, 0.0])
+
+
+def mistakes(count):
+    return [utils.Mistake(i, 1, 0, 0.9 - i / 100) for i in range(count)]
+
+
+def accuracies():
+    return utils.class_accuracy([0, 0, 0, 0, 1, 1], [0, 0, 0, 1, 0, 1], CLASSES)
+
+
+def samples(**options):
+    labels = np.arange(10) % 3
+    return utils.plot_samples(pictures(10), labels, CLASSES, data=DATA, **options)
+
+
+def augmentations(channels=3):
+    originals = pictures(2, channels=channels)
+    views = normalized(np.stack([255 - originals, originals[:, :, ::-1]], axis=1))
+    used = MEAN[:channels], STD[:channels]
+    return utils.plot_augmentations(originals, views, *used, data=DATA)
+
+
+def misclassified_figure(count, **options):
+    images = pictures(30)
+    return utils.plot_misclassified(
+        images, mistakes(count), CLASSES, data=DATA, **options
+    )
+
+
+def many_classes():
+    names = [f"class {number}" for number in range(50)]
+    return utils.plot_confusion_matrix(np.ones((50, 50), int), names, data=DATA)
+
+
+FIGURES = {
+    "samples": samples,
+    "samples, ten rows": lambda: utils.plot_samples(
+        pictures(40, side=32), np.arange(40) % 10, ["automobile"] * 10, data=DATA
+    ),
+    "samples, grey": lambda: utils.plot_samples(
+        pictures(3, channels=1), [0, 1, 1], CLASSES, data=DATA
+    ),
+    "augmentations": augmentations,
+    "augmentations, grey": lambda: augmentations(channels=1),
+    "range test": lambda: utils.plot_lr_range_test(search(), data=DATA),
+    "range test, no divergence": lambda: utils.plot_lr_range_test(
+        search(divergence=None), data=DATA
+    ),
+    "range test, divergence at the end": lambda: utils.plot_lr_range_test(
+        search(divergence=1.0), data=DATA
+    ),
+    "learning rate": lambda: utils.plot_learning_rate(
+        rates(40), rates(40), steps_per_epoch=4, data=DATA
+    ),
+    "learning rate, no step": lambda: utils.plot_learning_rate(
+        rates(40), [], steps_per_epoch=4, data=DATA
+    ),
+    "history": lambda: utils.plot_history(history(0.5, 0.92, 0.9), data=DATA),
+    "history, one epoch": lambda: utils.plot_history(history(0.5), data=DATA),
+    "class accuracy": lambda: utils.plot_class_accuracy(accuracies(), data=DATA),
+    "confusion": lambda: utils.plot_confusion_matrix(
+        [[900, 30, 70], [0, 1000, 0], [5, 0, 995]], CLASSES, data=DATA
+    ),
+    "confusion, no mistake": lambda: utils.plot_confusion_matrix(
+        np.eye(3, dtype=int), CLASSES, data=DATA
+    ),
+    "confusion, 50 classes": many_classes,
+    "misclassified": lambda: misclassified_figure(20),
+    "misclassified, none": lambda: misclassified_figure(0),
+}
+
+
+def texts(figure):
+    return [text.get_text() for text in figure.findobj(Text) if text.get_text()]
+
+
+def legend_of(axes_or_figure):
+    return [text.get_text() for text in axes_or_figure.get_legend().get_texts()]
+
+
+@pytest.mark.parametrize("name", FIGURES)
+def test_figure_names_its_data_and_is_legible(name, tmp_path):
+    figure = FIGURES[name]()
+    assert isinstance(figure, Figure)
+    assert DATA in figure.get_suptitle()
+    figure.savefig(tmp_path / "figure.png", dpi=100)
+    assert (tmp_path / "figure.png").read_bytes().startswith(b"\x89PNG")
+    width, height = figure.get_size_inches()
+    assert 6 <= width <= 10
+    drawn = figure.get_tightbbox()
+    assert drawn.x0 >= 0 and drawn.x1 <= width, "cut off at a side"
+    assert drawn.y0 >= 0 and drawn.y1 <= height, "cut off above or below"
+    for text in figure.findobj(Text):
+        assert text.get_size() >= 9, f"{text.get_text()!r} is too small"
+
+
+@pytest.mark.parametrize("name", ["misclassified, none", "history"])
+def test_notebook_can_show_the_figure(name):
+    figure = FIGURES[name]()
+    assert figure._repr_png_().startswith(b"\x89PNG")
+    assert figure.axes  # IPython's own hook shows no figure without axes
+
+
+def test_seed_repeats_python_numpy_and_torch():
+    def draw():
+        return random.random(), np.random.rand(), torch.rand(1).item()
+
+    utils.set_seed(7)
+    first = draw()
+    utils.set_seed(7)
+    assert draw() == first
+    utils.set_seed(8)
+    assert not set(draw()) & set(first)
+
+
+def test_device_holds_tensors_and_run_is_described_in_one_line():
+    device = utils.get_device()
+    assert torch.ones(2, device=device).sum().item() == 2
+    line = utils.describe_run("quick", DATA, device)
+    assert "\n" not in line
+    version = torch.__version__.partition("+")[0]
+    for part in ("profile quick", DATA, f"device {device.type}", f"torch {version}"):
+        assert part in line
+    assert f"Python {platform.python_version()}" in line
+
+
+# Newcombe, Statistics in Medicine 17 (1998) 857-872, table I, method 3.
+@pytest.mark.parametrize(
+    ("correct", "count", "low", "high"),
+    [
+        (81, 263, 0.2553, 0.3662),
+        (15, 148, 0.0624, 0.1605),
+        (0, 20, 0.0, 0.1611),
+        (1, 29, 0.0061, 0.1718),
+    ],
+)
+def test_interval_is_the_published_one(correct, count, low, high):
+    predictions = [0] * correct + [1] * (count - correct)
+    row = utils.class_accuracy([0] * count, predictions, ["yes", "no"])[0]
+    assert (row.correct, row.count) == (correct, count)
+    assert row.low == pytest.approx(low, abs=5e-5)
+    assert row.high == pytest.approx(high, abs=5e-5)
+
+
+def test_class_counts_make_up_the_set_and_its_accuracy():
+    generator = np.random.default_rng(0)
+    labels = torch.from_numpy(generator.integers(0, 3, 500))
+    predictions = torch.from_numpy(generator.integers(0, 3, 500))
+    rows = utils.class_accuracy(labels, predictions, CLASSES)
+    assert [row.name for row in rows] == CLASSES
+    assert sum(row.count for row in rows) == 500
+    overall = (labels == predictions).double().mean().item()
+    assert sum(row.accuracy * row.count for row in rows) / 500 == pytest.approx(overall)
+    for row in rows:
+        assert 0 <= row.low < row.accuracy < row.high <= 1
+
+
+def test_class_without_images_has_no_accuracy():
+    row = accuracies()[2]
+    assert (row.count, row.low, row.high) == (0, 0.0, 1.0)
+    assert math.isnan(row.accuracy)
+
+
+def test_confusion_matrix_has_true_rows_and_predicted_columns():
+    matrix = utils.confusion_matrix([0, 0, 0, 1, 2], torch.tensor([0, 2, 2, 1, 0]), 3)
+    assert matrix.dtype == np.int64
+    assert matrix.tolist() == [[1, 0, 2], [0, 1, 0], [1, 0, 0]]
+
+
+@pytest.mark.parametrize("kind", [torch.float32, torch.bfloat16])
+def test_mistakes_come_most_confident_first_and_alone(kind):
+    probabilities = torch.tensor(
+        [
+            [0.75, 0.25, 0.0],  # right
+            [0.5, 0.25, 0.25],  # wrong
+            [0.0, 0.875, 0.125],  # wrong, and surest
+            [0.25, 0.125, 0.625],  # wrong
+        ],
+        dtype=kind,
+    )
+    found = utils.misclassified([0, 1, 2, 0], probabilities)
+    assert found == [(2, 2, 1, 0.875), (3, 0, 2, 0.625), (1, 1, 0, 0.5)]
+    assert utils.misclassified([0, 1, 2, 0], probabilities, most=2) == found[:2]
+    assert utils.misclassified([0, 0, 1, 2], probabilities) == []
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_denormalize_undoes_normalization(channels):
+    images = pictures(4, channels=channels)
+    restored = utils.denormalize(normalized(images), MEAN[:channels], STD[:channels])
+    np.testing.assert_allclose(restored, images / 255, atol=1e-6)
+
+
+def test_denormalize_stays_between_0_and_1():
+    extremes = torch.tensor([-9.0, 9.0]).reshape(2, 1, 1, 1)
+    assert utils.denormalize(extremes, [0.5], [0.25]).ravel().tolist() == [0.0, 1.0]
+
+
+def test_samples_hold_the_first_images_of_each_class():
+    figure = samples(per_class=4)
+    sheet = figure.axes[0].images[0].get_array()
+    images, step = pictures(10), 9  # 8 pixels and a gap of 1
+    for row in range(3):
+        for column, image in enumerate(images[row::3][:4]):
+            y, x = row * step, column * step
+            np.testing.assert_array_equal(sheet[y : y + 8, x : x + 8], image)
+    assert (sheet[step : 2 * step, 3 * step :] == 255).all()  # only three of class 1
+    assert [t.get_text() for t in figure.axes[0].get_yticklabels()] == CLASSES
+
+
+def test_augmentations_start_with_the_original():
+    figure = augmentations()
+    sheet = figure.axes[0].images[0].get_array()
+    originals = pictures(2)
+    columns = [originals[1], 255 - originals[1], originals[1][:, ::-1]]
+    for number, image in enumerate(columns):
+        x = 9 * number
+        np.testing.assert_array_equal(sheet[9:17, x : x + 8], image)
+    heads = [label.get_text() for label in figure.axes[0].get_xticklabels()]
+    assert heads == ["original", "view 1", "view 2"]
+
+
+def test_range_test_shows_the_fall_although_losses_explode():
+    axes = FIGURES["range test"]().axes[0]
+    low, high = axes.get_ylim()
+    assert axes.get_xscale() == "log"
+    assert 0 < low < 1.5 and 2.3 < high < 4
+    upright = [line.get_xdata()[0] for line in axes.lines if len(line.get_xdata()) == 2]
+    assert upright == [0.05, 0.4]
+    written = " ".join(texts(axes))
+    assert "maximum 0.05" in written and "divergence 0.4" in written
+
+
+def test_range_test_without_divergence_marks_none():
+    assert not any(
+        "divergence" in t for t in texts(FIGURES["range test, no divergence"]())
+    )
+
+
+def test_range_test_survives_losses_that_are_all_nan():
+    broken = search()
+    broken.losses = broken.smoothed = [[math.nan] * 5, []]
+    assert utils.plot_lr_range_test(broken, data=DATA)._repr_png_()
+
+
+def test_learning_rate_names_the_peak_in_epochs():
+    figure = utils.plot_learning_rate(
+        rates(40), rates(40)[:8], steps_per_epoch=4, data=DATA
+    )
+    planned, actual, peak = figure.axes[0].lines
+    assert (len(planned.get_xdata()), len(actual.get_xdata())) == (40, 8)
+    assert actual.get_xdata()[-1] == 7 / 4
+    assert (peak.get_xdata()[0], peak.get_ydata()[0]) == (2.5, 0.05)
+    assert "peak 0.05 at epoch 2.50" in texts(figure)
+
+
+def test_history_names_the_last_and_the_highest_accuracy():
+    loss, accuracy = FIGURES["history"]().axes
+    assert legend_of(loss) == ["train", "test"]
+    assert legend_of(accuracy)[2:] == [
+        "test, last (epoch 3): 90.00%",
+        "test, maximum (epoch 2): 92.00%",
+    ]
+    curves = {line.get_label(): list(line.get_ydata()) for line in accuracy.lines}
+    assert curves["test"] == pytest.approx([50, 92, 90])
+    assert curves["train"] == pytest.approx([40, 70, 80])
+
+
+def test_history_of_one_epoch_has_one_tick():
+    for axes in FIGURES["history, one epoch"]().axes:
+        low, high = axes.get_xlim()
+        assert [tick for tick in axes.get_xticks() if low <= tick <= high] == [1]
+
+
+def test_class_accuracy_ranks_the_best_on_top():
+    axes = FIGURES["class accuracy"]().axes[0]
+    names = [label.get_text() for label in axes.get_yticklabels()]
+    assert names == ["bird", "automobile", "airplane"]
+    assert [bar.get_width() for bar in axes.patches] == [0, 50, 75]
+    assert [text.get_text() for text in axes.texts] == ["0 / 0", "1 / 2", "3 / 4"]
+
+
+def test_confusion_figure_writes_counts_and_colours_only_mistakes():
+    axes = FIGURES["confusion"]().axes[0]
+    written = {text.get_position(): text.get_text() for text in axes.texts}
+    assert written == {
+        (0, 0): "900",
+        (1, 0): "30",
+        (2, 0): "70",
+        (1, 1): "1000",
+        (0, 2): "5",
+        (2, 2): "995",
+    }
+    shares = axes.images[0].get_array()
+    assert shares.mask.diagonal().all() and shares.mask.sum() == 3
+    assert shares[0, 2] == pytest.approx(7) and axes.images[0].get_clim() == (0, 7)
+
+
+def test_confusion_figure_of_many_classes_has_no_counts():
+    axes = many_classes().axes[0]
+    assert not axes.texts
+    assert len(axes.get_xticklabels()) == 25
+
+
+def test_misclassified_figure_shows_each_mistake_once():
+    images = pictures(30)
+    figure = misclassified_figure(7)
+    shown = [axes for axes in figure.axes if axes.images]
+    assert len(shown) == 7
+    for axes, mistake in zip(shown, mistakes(7)):
+        np.testing.assert_array_equal(axes.images[0].get_array(), images[mistake.index])
+    assert shown[1].get_title() == "automobile → airplane\n89.0%"
+    shown = [axes for axes in misclassified_figure(7, most=3).axes if axes.images]
+    assert len(shown) == 3
+
+
+def test_misclassified_figure_says_that_there_are_none():
+    assert "There are no misclassified images." in texts(misclassified_figure(0))
+
+
+IMAGES, TENSOR = pictures(4), normalized(pictures(4))
+BAD = {
+    "seed is -1; choose": lambda: utils.set_seed(-1),
+    "labels holds 3, outside the 3 classes; pass class numbers from 0 to 2": (
+        lambda: utils.confusion_matrix([0, 3], [0, 1], 3)
+    ),
+    "predictions holds -1, outside": (
+        lambda: utils.class_accuracy([0, 1], [0, -1], CLASSES)
+    ),
+    "predictions has 3 entries for 2; pass as many": (
+        lambda: utils.class_accuracy([0, 1], [0, 1, 1], CLASSES)
+    ),
+    "labels has shape (2,) and type float64; pass one integer": (
+        lambda: utils.confusion_matrix([0.5, 1.0], [0, 1], 3)
+    ),
+    "labels has shape (1, 2) and type int64; pass one integer": (
+        lambda: utils.confusion_matrix([[0, 1]], [0, 1], 3)
+    ),
+    "probabilities has shape (2,); pass (N, C)": (
+        lambda: utils.misclassified([0, 1], [0.5, 0.5])
+    ),
+    "probabilities holds values from -2 to 3; apply softmax": (
+        lambda: utils.misclassified([0], [[-2.0, 3.0]])
+    ),
+    "probabilities holds values from nan to nan; apply softmax": (
+        lambda: utils.misclassified([0], [[0.5, math.nan]])
+    ),
+    "labels has 2 entries for 1; pass as many": (
+        lambda: utils.misclassified([0, 1], [[0.5, 0.5]])
+    ),
+    "most is 0; choose 1 or more": (
+        lambda: utils.misclassified([0], [[0.5, 0.5]], most=0)
+    ),
+    "images has shape (4, 3, 8, 8) with 1 means and 1 deviations; pass": (
+        lambda: utils.denormalize(TENSOR, [0.5], [0.5])
+    ),
+    "images has shape (4, 3, 8, 8) and type float32; pass the untouched uint8": (
+        lambda: utils.plot_samples(TENSOR, [0] * 4, CLASSES, data=DATA)
+    ),
+    "labels has 3 entries for 4; pass as many": (
+        lambda: utils.plot_samples(IMAGES, [0] * 3, CLASSES, data=DATA)
+    ),
+    "per_class is 0; choose 1 or more": lambda: samples(per_class=0),
+    "views has shape (4, 3, 8, 8) for originals (4, 8, 8); pass (R, K, C, H, W)": (
+        lambda: utils.plot_augmentations(IMAGES, TENSOR, MEAN, STD, data=DATA)
+    ),
+    "views has shape (4, 1, 3, 4, 8) for originals (4, 8, 8); pass": (
+        lambda: utils.plot_augmentations(
+            IMAGES, TENSOR[:, None, :, :4], MEAN, STD, data=DATA
+        )
+    ),
+    "a loss curve has 2 values for 1 learning rates; pass at most": (
+        lambda: utils.plot_lr_range_test(
+            SimpleNamespace(learning_rates=[0.1], losses=[[1, 2]], smoothed=[]),
+            data=DATA,
+        )
+    ),
+    "planned has 2 steps and actual 3; pass the whole plan": (
+        lambda: utils.plot_learning_rate([1, 2], [1, 2, 3], steps_per_epoch=1, data="")
+    ),
+    "planned has 0 steps": (
+        lambda: utils.plot_learning_rate([], [], steps_per_epoch=1, data=DATA)
+    ),
+    "steps_per_epoch is 0; choose": (
+        lambda: utils.plot_learning_rate([1], [], steps_per_epoch=0, data=DATA)
+    ),
+    "history.epochs is empty; train": lambda: utils.plot_history(history(), data=DATA),
+    "rows is empty; pass": lambda: utils.plot_class_accuracy([], data=DATA),
+    "matrix has shape (2, 2) and type int64 for 3 classes; pass": (
+        lambda: utils.plot_confusion_matrix([[1, 0], [0, 1]], CLASSES, data=DATA)
+    ),
+    "mistakes names image 4 of 4; pass the images": (
+        lambda: utils.plot_misclassified(IMAGES, mistakes(5), CLASSES, data=DATA)
+    ),
+    "mistakes holds 1, outside the 1 classes": (
+        lambda: utils.plot_misclassified(IMAGES, mistakes(1), ["cat"], data=DATA)
+    ),
+}
+
+
+@pytest.mark.parametrize("message", BAD)
+def test_bad_input_is_named_with_its_remedy(message):
+    with pytest.raises(ValueError) as caught:
+        BAD[message]()
+    assert str(caught.value).startswith(message)
