@@ -31,7 +31,7 @@ class LRRangeTest:
 
     learning_rates: (S,), one a step. losses: a list a seed, nats per example, shorter
     where that test was ended. smoothed: the same over neighbouring steps.
-    divergence_lr: where the losses leave the valley for good, None if they don't.
+    divergence_lr: where the losses leave the valley, None if they don't.
     """
 
     learning_rates: list[float]
@@ -118,9 +118,9 @@ def choose_max_lr(
     losses: a list a test, nats per example, one for each of the (S,) learning_rates up to
     where that test was ended. Each test's finite losses are averaged over neighbouring
     steps, then the median over the tests is taken: a curve with a valley. It diverges
-    where it climbs out of the valley by a quarter of the valley's depth for good, or
-    where a test's loss is no longer finite. A curve that does neither counts as diverging
-    at the end of the range.
+    where, beyond the bottom, it has climbed by a quarter of the valley's depth, or where
+    a test was ended or its loss is no longer finite. A curve that does neither counts as
+    diverging at the end of the range.
 
     Raises ValueError where the loss never falls.
     """
@@ -134,10 +134,10 @@ def choose_max_lr(
             f"{learning_rates[-1]:.0e}; give lr_test_steps more steps, or max_lr"
         )
     rim = bottom + CLIMB * (curve[0] - bottom)
-    # The last step inside the valley: noise may leave it for a while and come back.
-    last = max(step for step in range(reached) if curve[step] <= rim)
-    diverged = last + 1 < len(learning_rates)
-    edge = learning_rates[last + 1 if diverged else last]
+    beyond = range(curve.index(bottom), reached)
+    step = next((step for step in beyond if curve[step] > rim), reached)
+    diverged = step < len(learning_rates)
+    edge = learning_rates[step] if diverged else learning_rates[-1]
     return LRRangeTest(
         learning_rates=list(learning_rates),
         losses=[list(one) for one in losses],

@@ -1,0 +1,245 @@
+"""python -m helpers: the notebook's experiment without its narrative.
+
+Trains once per seed and writes a JSON record of each run; the checkpoint it goes on from
+lies beside it until then.
+"""
+
+import argparse
+import dataclasses
+import importlib.metadata
+import json
+import os
+import platform
+import re
+import subprocess
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from helpers import __version__, dataset, models, train_test, utils
+
+FORMAT = 1  # of the records
+
+
+def main(arguments: list[str] | None = None) -> None:
+    options = parse(arguments)
+    try:
+        for seed in options.seeds:
+            run(options, seed)
+    except (ValueError, OSError, train_test.NonFiniteLoss) as error:
+        raise SystemExit(f"error: {error}") from error
+
+
+def parse(arguments: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m helpers",
+        description="Train on CIFAR-10 and write a JSON record of each run.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    default = "full" if torch.cuda.is_available() else "quick"
+    parser.add_argument(
+        "--profile",
+        choices=train_test.PROFILES,
+        default=default,
+        help="the recipe that the recipe options below alter",
+    )
+    parser.add_argument(
+        "--model",
+        choices=models.MODELS,
+        default="CustomResNet",
+        help="network to train",
+    )
+    parser.add_argument(
+        "--seeds", type=int, nargs="+", default=[0], help="one run for each"
+    )
+    parser.add_argument(
+        "--data",
+        default=os.environ.get("CIFAR10_ROOT", "data"),
+        help="folder the dataset is in or goes to, or the word synthetic; the profile "
+        "smoke is always synthetic",
+    )
+    parser.add_argument(
+        "--holdout",
+        type=int,
+        default=0,
+        help="evaluate on this many training images held out, not on the test set: for "
+        "choosing hyperparameters",
+    )
+    parser.add_argument(
+        "--augment-on",
+        choices=("auto", "cpu", "device"),
+        default="auto",
+        help="where images are augmented",
+    )
+    parser.add_argument(
+        "--out", type=Path, default=Path("runs"), help="folder of records"
+    )
+    parser.add_argument(
+        "--resume",
+        action="store_true",
+        help="go on from the checkpoint that an interrupted run left in --out",
+    )
+    recipe = parser.add_argument_group(
+        "recipe", "Hyperparameters; unless given, the profile's."
+    )
+    meaning = meanings(train_test.Recipe.__doc__)
+    for field in dataclasses.fields(train_test.Recipe):
+        recipe.add_argument(
+            f"--{field.name.replace('_', '-')}",
+            type=str if field.name == "precision" else number,
+            default=argparse.SUPPRESS,
+            metavar="VALUE",
+            help=meaning[field.name],
+        )
+    return parser.parse_args(arguments)
+
+
+def number(text: str) -> int | float | None:
+    """1e-2, 24 or none; Recipe says whether it fits."""
+    if text.lower() == "none":
+        return None
+    return int(text) if text.lstrip("-").isdigit() else float(text)
+
+
+def meanings(docstring: str) -> dict[str, str]:
+    """The fields' explanations, from the one place where they are written."""
+    entry = r"^    ([\w, ]+): (.*?)(?=^    \w|^$)"
+    entries = re.findall(entry, docstring, re.MULTILINE | re.DOTALL)
+    return {
+        name: " ".join(text.split())
+        for names, text in entries
+        for name in names.split(", ")
+    }
+
+
+def run(options: argparse.Namespace, seed: int) -> None:
+    """Train once, and write what came of it."""
+    altered = {
+        name: value
+        for name, value in vars(options).items()
+        if name in train_test.Recipe.__dataclass_fields__
+    }
+    recipe = dataclasses.replace(train_test.PROFILES[options.profile], **altered)
+    train, test = load(options, recipe)
+    device = utils.get_device()
+    utils.set_seed(seed)
+    model = models.MODELS[options.model](
+        num_classes=len(train.classes), in_channels=train.images.shape[-1]
+    )
+    loaders = dataset.make_loaders(
+        train,
+        test,
+        batch_size=recipe.batch_size,
+        device=device,
+        augment_on=options.augment_on,
+        seed=seed,
+        **recipe.augmentation,
+    )
+    print(utils.describe_run(options.profile, train.source, device))
+    print(
+        f"{options.model}, {models.count_parameters(model):,} parameters, seed {seed}"
+    )
+
+    name = f"{options.model}-{options.profile}-seed{seed}"
+    checkpoint = options.out / f"{name}.pt"
+    history = train_test.fit(
+        model,
+        loaders,
+        recipe,
+        device=device,
+        checkpoint=checkpoint,
+        resume=options.resume,
+    )
+    predictions = train_test.predict(model, loaders.test, device=device)
+    classes = utils.class_accuracy(
+        predictions.labels, predictions.logits.argmax(1), test.classes
+    )
+    record = {
+        "format": FORMAT,
+        "profile": options.profile,
+        "model": options.model,
+        "parameters": models.count_parameters(model),
+        "seed": seed,
+        "recipe": dataclasses.asdict(recipe),
+        "augment_on": options.augment_on,
+        "commit": commit(),
+        "versions": versions(),
+        "hardware": hardware(device, recipe.precision),
+        "data": {
+            "source": train.source,
+            "train_images": len(train),
+            "test_images": len(test),
+            "evaluated_on": "held-out training images"
+            if options.holdout
+            else "test set",
+            "train_fingerprint": train.fingerprint(),
+            "test_fingerprint": test.fingerprint(),
+        },
+        "max_lr": history.max_lr,
+        "last_epoch_accuracy": history.last.test_accuracy,
+        "maximum_accuracy": history.best.test_accuracy,
+        "maximum_epoch": history.best.epoch,
+        "class_accuracy": {row.name: row.accuracy for row in classes},
+        "seconds": sum(row.seconds for row in history.epochs),
+        "history": [row._asdict() for row in history.epochs],
+    }
+    stem = options.out / f"{time.strftime('%Y%m%d-%H%M%S')}-{name}"
+    stem.with_suffix(".json").write_text(json.dumps(record, indent=1) + "\n")
+    # The run is over: its checkpoint becomes the record's, and the name is free again.
+    checkpoint.replace(stem.with_suffix(".pt"))
+    print(
+        f"{train.source}, seed {seed}: last epoch {history.last.test_accuracy:.2%}, "
+        f"maximum {history.best.test_accuracy:.2%} in epoch {history.best.epoch} on the "
+        f"{record['data']['evaluated_on']}; record {stem.with_suffix('.json')}"
+    )
+
+
+def load(
+    options: argparse.Namespace, recipe: train_test.Recipe
+) -> tuple[dataset.ImageSet, dataset.ImageSet]:
+    """The images to train on and those to evaluate on."""
+    if options.data == "synthetic" or options.profile == "smoke":
+        sizes = {"train": recipe.train_images, "test": recipe.test_images}
+        extra = {"train": options.holdout, "test": 0}
+        train, test = dataset.synthetic_cifar10(
+            **{k: v + extra[k] for k, v in sizes.items() if v is not None}
+        )
+    else:
+        train, test = dataset.load_cifar10(options.data)
+    if options.holdout:
+        train, test = train.split(options.holdout)
+    else:
+        test = test.subset(recipe.test_images)
+    return train.subset(recipe.train_images), test
+
+
+def commit() -> str:
+    """The commit of this code: git's, with -dirty for changed files, else S10_COMMIT's."""
+    here = Path(__file__).parent
+    command = ["git", "-C", str(here), "describe", "--always", "--abbrev=40", "--dirty"]
+    try:
+        found = subprocess.run(command, capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):  # no git, or no checkout
+        return os.environ.get("S10_COMMIT", "unknown")
+    return found.stdout.strip()
+
+
+def versions() -> dict[str, str]:
+    packages = ("torch", "torchvision", "albumentations", "torch-lr-finder", "numpy")
+    found = {name: importlib.metadata.version(name) for name in packages}
+    return {"helpers": __version__, "python": platform.python_version(), **found}
+
+
+def hardware(device: torch.device, precision: str) -> dict[str, Any]:
+    dtype = train_test.choose_dtype(precision, device)
+    return {
+        "device": utils.device_name(device),
+        "threads": torch.get_num_threads(),
+        "precision": str(dtype).removeprefix("torch."),
+    }
+
+
+if __name__ == "__main__":
+    main()
