@@ -128,6 +128,7 @@ def run(options: argparse.Namespace, seed: int) -> None:
     model = models.MODELS[options.model](
         num_classes=len(train.classes), in_channels=train.images.shape[-1]
     )
+    code = commit()  # now: the checkout may move on while this trains
     loaders = dataset.make_loaders(
         train,
         test,
@@ -164,7 +165,7 @@ def run(options: argparse.Namespace, seed: int) -> None:
         "seed": seed,
         "recipe": dataclasses.asdict(recipe),
         "augment_on": options.augment_on,
-        "commit": commit(),
+        "commit": code,
         "versions": versions(),
         "hardware": hardware(device, recipe.precision),
         "data": {

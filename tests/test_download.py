@@ -80,7 +80,9 @@ class Handler(BaseHTTPRequestHandler):
         self.send_error(404)
 
     def silent(self):
-        self.server.release.wait(5)
+        """Answers too late."""
+        self.server.release.wait(1.5)
+        self.good()
 
     def hang_up(self):
         pass
@@ -89,8 +91,11 @@ class Handler(BaseHTTPRequestHandler):
         self.start()
 
     def stall(self):
-        self.wfile.write(self.start()[:HALF])
-        self.server.release.wait(5)
+        """Breaks off in the middle, and goes on too late."""
+        rest = self.start()
+        self.wfile.write(rest[:HALF])
+        self.server.release.wait(1.5)
+        self.wfile.write(rest[HALF:])
 
     def crawl(self):
         """Half of it at once, then 40 bytes a second."""
@@ -130,6 +135,12 @@ class Handler(BaseHTTPRequestHandler):
 
     def chunked_cut(self):
         self.chunked(end=b"")
+
+    def unannounced_cut(self):
+        """No length, so that only the known size can tell that half is missing."""
+        self.send_response(200)
+        self.end_headers()
+        self.wfile.write(BODY[:HALF])
 
     def misfit(self):
         """Answers a range with another one."""
@@ -256,12 +267,14 @@ def test_cut_off_is_resumed_at_the_same_address(site, capsys):
     assert "resuming" in capsys.readouterr().out
 
 
-def test_cut_off_where_no_size_is_announced(site):
-    site.get("chunked_cut", "good", size=None)
+@pytest.mark.parametrize(
+    "manner, size", [("chunked_cut", None), ("unannounced_cut", len(BODY))]
+)
+def test_cut_off_where_no_size_is_announced(site, manner, size):
+    site.get(manner, "good", size=size)
     assert site.files() == {"a.tgz": BODY}
-    assert site.log[1:] == [("chunked_cut", from_byte(HALF))] * 2 + [
-        ("good", from_byte(HALF))
-    ]
+    assert [name for name, _ in site.log] == [manner] * 3 + ["good"]
+    assert [asked for _, asked in site.log] == [None] + [from_byte(HALF)] * 3
 
 
 def test_reset_connection(site, capsys):
@@ -303,11 +316,12 @@ def test_server_that_ignores_ranges(site, part):
     assert site.files() == {"a.tgz": BODY} and len(site.log) == 1
 
 
-def test_server_that_gives_another_range(site):
+def test_server_that_gives_another_range(site, capsys):
     site.leave(BODY[:1234])
     site.get("misfit")
     assert site.files() == {"a.tgz": BODY}
     assert site.log == [("misfit", from_byte(1234)), ("misfit", None)]
+    assert "wrong MD5" not in capsys.readouterr().out
 
 
 def test_part_beyond_the_end(site):
@@ -349,6 +363,18 @@ def test_wrong_target_is_replaced(site):
 def test_other_process_is_faster(site):
     site.get("overtaken")
     assert site.files() == {"a.tgz": BODY} and len(site.log) == 1
+
+
+def test_other_process_moves_the_part_first(site, monkeypatch):
+    replace = os.replace
+
+    def late(part, target):
+        replace(part, target)
+        replace(part, target)
+
+    monkeypatch.setattr(os, "replace", late)
+    site.get("good")
+    assert site.files() == {"a.tgz": BODY}
 
 
 def test_processes_at_the_same_time(site):
@@ -451,7 +477,14 @@ def assert_untouched(folder):
     assert list(folder.parent.iterdir()) == [folder]
 
 
-def test_extract(archive, folder):
+def test_extract(archive, folder, monkeypatch):
+    rename = os.rename
+
+    def within(source, goal):
+        assert folder in source.parents  # one file system, so one step
+        rename(source, goal)
+
+    monkeypatch.setattr(os, "rename", lambda a, b: a.exists() and within(a, b))
     assert extract(archive, folder, "top") == folder / "top"
     assert tree(folder) == FILES
     assert [path.name for path in folder.iterdir()] == ["top"]
@@ -510,9 +543,9 @@ def corrupt_checksum(path):
         corrupt_checksum,
         lambda path: path.write_bytes(b"\0" + path.read_bytes()),
         lambda path: path.write_bytes(gzip.compress(b"no tar" * 1000)),
-        lambda path: path.write_bytes(path.read_bytes()[:30] + os.urandom(200)),
+        lambda path: path.write_bytes(path.read_bytes()[:30] + b"\xff" * 200),
     ],
-    ids=["empty", "half", "end", "checksum", "no gzip", "no tar", "noise"],
+    ids=["empty", "half", "end", "checksum", "no gzip", "no tar", "bytes"],
 )
 def test_damaged_archive(archive, folder, damage):
     damage(archive)
@@ -529,6 +562,11 @@ def test_archive_without_member(archive, folder):
     assert_untouched(folder)
 
 
+def test_member_without_files(tmp_path, folder):
+    archive = pack(tmp_path / "a.tgz", entry("top", tarfile.DIRTYPE), files={})
+    assert extract(archive, folder, "top").is_dir()
+
+
 def test_no_archive(tmp_path, folder):
     with pytest.raises(
         FileNotFoundError, match="none.tgz cannot be extracted to .*top"
@@ -543,13 +581,19 @@ def test_no_folder(archive, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "old", [{"one": b"1"}, {"one": b"0" * 5000, "sub/two": b"2" * 70_000}, {"sub": b""}]
+    "old",
+    [
+        {"one": b"1"},
+        {"one": b"0" * 5000, "sub/two": b"2" * 70_000},
+        {"one": b"1" * 5000, "sub": b""},
+    ],
 )
 def test_old_folder_is_replaced(archive, folder, old):
     for name, content in old.items():
         path = folder / "top" / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(content)
+        os.utime(path, (0, 0))  # like the archive's: only the bytes tell them apart
     (folder / "top/extra").write_bytes(b"")
     extract(archive, folder, "top")
     assert tree(folder) == FILES
@@ -582,7 +626,8 @@ def test_other_process_extracts_first(archive, folder, monkeypatch):
 
 def test_renaming_fails(archive, folder, monkeypatch):
     def fail(source, goal):
-        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+        code = errno.ENOENT if source == folder / "top" else errno.EACCES
+        raise OSError(code, os.strerror(code))
 
     monkeypatch.setattr(os, "rename", fail)
     with pytest.raises(PermissionError, match="cannot be extracted to .*accessible"):

@@ -96,8 +96,12 @@ def many_classes():
 
 FIGURES = {
     "samples": samples,
-    "samples, ten rows": lambda: utils.plot_samples(
-        pictures(40, side=32), np.arange(40) % 10, ["automobile"] * 10, data=DATA
+    "samples, long names": lambda: utils.plot_samples(
+        pictures(40, side=32),
+        np.arange(40) % 10,
+        ["a class with quite a long name"] * 10,
+        data=DATA,
+        per_class=3,
     ),
     "samples, grey": lambda: utils.plot_samples(
         pictures(3, channels=1), [0, 1, 1], CLASSES, data=DATA
