@@ -233,7 +233,7 @@ def plot_lr_range_test(search: Any, *, data: str) -> Figure:
     bottom, top = _loss_limits(raw, smoothed)
     figure, axes = _figure("Learning rate range test", data, 8.5, 4.8)
     seeds = f"{len(raw)} seed" + "s" * (len(raw) != 1)
-    # An exploded loss leaves through the top; drawn at 1e30 it would overflow.
+    # A loss that explodes, even to inf, is drawn leaving through the top.
     ceiling = top + 10 * (top - bottom)
     for curves, label, look in (
         (raw, "loss of each batch", {"color": SKY_BLUE, "alpha": 0.5, "lw": 1}),

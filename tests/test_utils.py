@@ -263,9 +263,11 @@ def test_denormalize_stays_between_0_and_1():
 
 
 def test_samples_hold_the_first_images_of_each_class():
+    images, step = pictures(10), 9  # 8 pixels and a gap of 1
+    fewest = samples(per_class=1).axes[0].images[0].get_array()
+    np.testing.assert_array_equal(fewest[step : step + 8, :8], images[1])
     figure = samples(per_class=4)
     sheet = figure.axes[0].images[0].get_array()
-    images, step = pictures(10), 9  # 8 pixels and a gap of 1
     for row in range(3):
         for column, image in enumerate(images[row::3][:4]):
             y, x = row * step, column * step
@@ -293,6 +295,8 @@ def test_range_test_shows_the_fall_although_losses_explode():
     assert 0 < low < 1.5 and 2.3 < high < 4
     upright = [line.get_xdata()[0] for line in axes.lines if len(line.get_xdata()) == 2]
     assert upright == [0.05, 0.4]
+    stopped = [line.get_ydata() for line in axes.lines if len(line.get_xdata()) == 52]
+    assert [high < curve[50] < math.inf for curve in stopped] == [True, True]
     written = " ".join(texts(axes))
     assert "maximum 0.05" in written and "divergence 0.4" in written
 
