@@ -71,14 +71,21 @@ class _Job:
         return self.target.with_name(self.target.name + ".part")
 
     def have(self) -> int:
-        return self.part.stat().st_size if self.part.exists() else 0
+        """The part's bytes."""
+        try:
+            return self.part.stat().st_size
+        except FileNotFoundError:
+            return 0
 
     def finished(self) -> bool:
         """Move a complete part to target; return whether target is complete."""
         if has_md5(self.part, self.md5):
             with suppress(FileNotFoundError):  # another process was faster
                 os.replace(self.part, self.target)
-        return has_md5(self.target, self.md5)
+        done = has_md5(self.target, self.md5)
+        if done:
+            self.part.unlink(missing_ok=True)
+        return done
 
 
 def download(
@@ -105,7 +112,9 @@ def download(
         target.parent.mkdir(parents=True, exist_ok=True)
         if job.finished():
             return target
-        _make_room(job)
+        free = shutil.disk_usage(target.parent).free
+        if size is not None and free < size - job.have():
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         for url in urls:
             host = urlsplit(url).netloc
             print(f"downloading {target.name} from {host} …", flush=True)
@@ -126,16 +135,6 @@ def download(
         f"no address gave {target.name} ({'; '.join(reasons)}): put the archive, or an "
         f"image folder, into the folder {target.parent}"
     )
-
-
-def _make_room(job: _Job) -> None:
-    """Drop a part that is wrong for its size, and see that the disk has the space."""
-    if job.size is None:
-        return
-    if job.have() >= job.size:
-        job.part.unlink()
-    if shutil.disk_usage(job.target.parent).free < job.size - job.have():
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
 def _fetch(url: str, job: _Job) -> None:
@@ -159,6 +158,10 @@ def _fetch(url: str, job: _Job) -> None:
         print("wrong MD5 after resuming: once more from the start", flush=True)
 
 
+def _create(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_CREAT, 0o666)
+
+
 def _transfer(url: str, job: _Job) -> bool:
     """Complete the part from url; return whether bytes that lay there were kept."""
     response, start, total = _connect(url, job.have(), job.timeout)
@@ -166,11 +169,10 @@ def _transfer(url: str, job: _Job) -> bool:
         if job.size is not None and total not in (None, job.size):
             raise _GivenUp(f"it announces {total} bytes instead of {job.size}")
         total = total if job.size is None else job.size
-        job.part.touch()
         # Written in place, not appended: processes that download the same archive at
         # the same time then put the same bytes at the same places.
         with (
-            open(job.part, "r+b") as file,
+            open(job.part, "r+b", opener=_create) as file,
             tqdm(total=total, initial=start, **_BAR) as bar,
         ):
             file.seek(start)

@@ -24,6 +24,7 @@ class Row(NamedTuple):
     receptive_field: side of the square that a unit sees, in pixels of the input. It can exceed the
         image: padding is seen too.
     jump: distance between the squares of neighbouring units, in pixels of the input.
+    kernel: side of the square that a unit sees of the layer's own input, in its units.
     """
 
     name: str
@@ -32,24 +33,28 @@ class Row(NamedTuple):
     receptive_field: int
     jump: int
     parameters: int
+    kernel: int
 
 
 class Field(NamedTuple):
     """What the first unit of a feature map sees along one axis, in pixels of the input.
 
     side: units along the axis, those included that flattening folded into features.
+    kernel: of the layer just passed.
     """
 
     first: int
     last: int
     jump: int
     side: int
+    kernel: int = 1
 
     def through(self, *, kernel: int, stride: int, padding: int = 0, dilation: int = 1):
         """The field of a unit that looks at `kernel` units of this map."""
         first = self.first - padding * self.jump
         last = self.last + (dilation * (kernel - 1) - padding) * self.jump
-        return self._replace(first=first, last=last, jump=self.jump * stride)
+        jump = self.jump * stride
+        return self._replace(first=first, last=last, jump=jump, kernel=kernel)
 
     def whole(self):
         """The field of a unit that looks at all units of this map."""
@@ -173,5 +178,7 @@ def receptive_field_table(
         if kind:
             parameters = sum(p.numel() for p in module.parameters()) if module else 0
             span = field.last - field.first + 1
-            rows.append(Row(name, kind, shape, span, field.jump, parameters))
+            rows.append(
+                Row(name, kind, shape, span, field.jump, parameters, field.kernel)
+            )
     return rows

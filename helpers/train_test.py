@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim import Adam, Optimizer
 from torch.optim.lr_scheduler import LRScheduler, OneCycleLR
-from tqdm.auto import tqdm
+from tqdm import tqdm
 
 from helpers.checkpoint import load_checkpoint, save_checkpoint
 from helpers.lr_range import LRRangeTest, run_range_test
@@ -298,7 +298,7 @@ def somebody_watches() -> bool:
     if kernel := getattr(shell, "kernel", None):
         # A front end can ask the person for input; a batch execution says it can't.
         return getattr(kernel, "_allow_stdin", True)
-    return sys.stderr.isatty()
+    return sys.stdout.isatty()
 
 
 class NonFiniteLoss(FloatingPointError):
@@ -336,6 +336,7 @@ def train_one_epoch(
         f"epoch {epoch}",
         unit="step",
         leave=False,
+        file=sys.stdout,
         disable=not somebody_watches(),
     )
     for images, labels in bar:

@@ -5,6 +5,7 @@ import io
 import math
 import platform
 import random
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -86,6 +87,50 @@ def describe_run(profile: str, data: str, device: torch.device | str) -> str:
     versions += [f"{name} {importlib.metadata.version(name)}" for name in packages]
     run = f"profile {profile} | data {data} | device {device} ({hardware})"
     return f"{run} | {', '.join(versions)}"
+
+
+def banner(text: str) -> str:
+    """Return `text` in a frame that nobody overlooks."""
+    lines = textwrap.wrap(text, 76)
+    edge = "#" * 80
+    return "\n".join([edge, *(f"# {line:76} #" for line in lines), edge])
+
+
+def receptive_field_markdown(rows: Sequence[Any]) -> str:
+    """Return a Markdown table of the rows that `models.receptive_field_table` gives.
+
+    Convolutions, poolings and linear layers have a line each; what only BatchNorm adds,
+    parameters, is summed up in the last but one.
+    """
+    shown = [row for row in rows if row.kind.endswith(("Conv2d", "Pool2d", "Linear"))]
+    total, listed = (sum(row.parameters for row in some) for some in (rows, shown))
+    head = (
+        "layer",
+        "kind",
+        "output",
+        "receptive field",
+        "jump",
+        "kernel",
+        "parameters",
+    )
+    lines = [
+        (
+            f"`{row.name}`",
+            row.kind,
+            "×".join(map(str, row.output_size)),
+            f"**{row.receptive_field}**",
+            row.jump,
+            f"{row.kernel}×{row.kernel}" if row.kind != "Linear" else "",
+            f"{row.parameters:,}" if row.parameters else "",
+        )
+        for row in shown
+    ]
+    lines.append(("all BatchNorm layers", "", "", "", "", "", f"{total - listed:,}"))
+    lines.append(("all", "", "", "", "", "", f"**{total:,}**"))
+    rule = (":--", ":--", "--:", "--:", "--:", "--:", "--:")
+    return "\n".join(
+        f"| {' | '.join(map(str, line))} |" for line in (head, rule, *lines)
+    )
 
 
 def class_accuracy(

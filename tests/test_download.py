@@ -6,6 +6,7 @@ import gzip
 import hashlib
 import io
 import os
+import random
 import re
 import shutil
 import socket
@@ -159,6 +160,11 @@ class Handler(BaseHTTPRequestHandler):
         self.server.target.write_bytes(BODY)
         self.server.target.with_name("a.tgz.part").unlink(missing_ok=True)
         self.wfile.write(rest[HALF:])
+
+    def overtaken_at_once(self):
+        self.server.target.write_bytes(BODY)
+        self.server.target.with_name("a.tgz.part").unlink()
+        self.good()
 
 
 @pytest.fixture
@@ -334,7 +340,8 @@ def test_part_beyond_the_end(site):
 def test_part_of_full_size_with_wrong_bytes(site):
     site.leave(WRONG)
     site.get("good")
-    assert site.files() == {"a.tgz": BODY} and site.log == [("good", None)]
+    assert site.files() == {"a.tgz": BODY}
+    assert site.log == [("good", from_byte(len(BODY))), ("good", None)]
 
 
 def test_wrong_part_costs_one_more_try_from_zero(site, capsys):
@@ -360,8 +367,10 @@ def test_wrong_target_is_replaced(site):
     assert site.files() == {"a.tgz": BODY}
 
 
-def test_other_process_is_faster(site):
-    site.get("overtaken")
+@pytest.mark.parametrize("manner", ["overtaken", "overtaken_at_once"])
+def test_other_process_is_faster(site, manner):
+    site.leave(BODY[:1234])
+    site.get(manner)
     assert site.files() == {"a.tgz": BODY} and len(site.log) == 1
 
 
@@ -392,8 +401,9 @@ class FullFile(io.FileIO):
 
 
 def test_disk_full(site, monkeypatch):
-    def open_full(path, mode):
-        return FullFile(path, mode) if "+" in mode else builtins.open(path, mode)
+    def open_full(path, mode, **options):
+        kind = FullFile if "+" in mode else builtins.open
+        return kind(path, mode, **options)
 
     monkeypatch.setattr(net, "open", open_full, raising=False)
     with pytest.raises(OSError, match=r"cannot take a.tgz .*1\.0 MB") as caught:
@@ -414,7 +424,7 @@ def test_disk_too_small(site, monkeypatch):
 
 
 def test_folder_that_cannot_be_written(site, monkeypatch):
-    def refuse(path, mode):
+    def refuse(path, mode, **options):
         raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
 
     site.leave(b"")
@@ -552,6 +562,15 @@ def test_damaged_archive(archive, folder, damage):
     with pytest.raises(ValueError, match="damaged or unsafe") as caught:
         extract(archive, folder, "top")
     assert str(archive) in str(caught.value) and "\n" not in str(caught.value)
+    assert_untouched(folder)
+
+
+def test_damage_inside_a_long_file(tmp_path, folder):
+    noise = random.Random(0).randbytes(300_000)
+    archive = pack(tmp_path / "a.tgz", files={"top/noise": noise})
+    archive.write_bytes(archive.read_bytes()[:100_000] + b"\xff" * 200_000)
+    with pytest.raises(ValueError, match="damaged or unsafe"):
+        extract(archive, folder, "top")
     assert_untouched(folder)
 
 

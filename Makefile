@@ -1,0 +1,42 @@
+# make run    execute the notebook, leave it and an HTML page in build/
+# make test   lint, unit tests, and the notebook cell by cell (nbval)
+# make readme bring the README's tables and figures up to date with results/
+#
+# Packages go to .venv; with VENV= (empty) the Python at hand is used and nothing installed.
+
+VENV ?= .venv
+BASE ?= python3
+
+ifeq ($(strip $(VENV)),)
+PYTHON := $(BASE)
+else
+PYTHON := $(VENV)/bin/python
+FOR_RUN := $(VENV)/.for-run
+FOR_TEST := $(VENV)/.for-test
+endif
+
+.PHONY: run test readme
+
+run: $(FOR_RUN)
+	$(PYTHON) tools/run_notebook.py
+
+test: $(FOR_TEST)
+	$(PYTHON) -m ruff check
+	$(PYTHON) -m ruff format --check
+	$(PYTHON) -m pytest
+
+readme: $(FOR_TEST)
+	$(PYTHON) -m tools.readme
+
+$(VENV)/bin/python:
+	@$(BASE) -c 'import sys; sys.exit(sys.version_info < (3, 11, 4) and "Python 3.11.4 or newer is needed and " + sys.executable + " is older: make BASE=python3.13, say")'
+	$(BASE) -m venv $(VENV)
+
+$(VENV)/.for-run: requirements.txt constraints.txt | $(VENV)/bin/python
+	@echo "Installing packages into $(VENV): several GB, some minutes, once"
+	$(PYTHON) -m pip install --quiet --disable-pip-version-check -r requirements.txt -c constraints.txt
+	@touch $@
+
+$(VENV)/.for-test: tests/requirements.txt $(VENV)/.for-run
+	$(PYTHON) -m pip install --quiet --disable-pip-version-check -r tests/requirements.txt -c constraints.txt
+	@touch $@
