@@ -18,7 +18,7 @@ endif
 .PHONY: run test readme
 
 run: $(FOR_RUN)
-	$(PYTHON) tools/run_notebook.py
+	$(PYTHON) -m tools.run_notebook
 
 test: $(FOR_TEST)
 	$(PYTHON) -m ruff check

@@ -1,0 +1,108 @@
+"""The committed notebook is what a reader opens, and nbval would notice if it lied."""
+
+import ast
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+PROJECT = Path(__file__).parent.parent
+NOTEBOOK = PROJECT / "S10.ipynb"
+
+
+@pytest.fixture(scope="module")
+def cells():
+    return json.loads(NOTEBOOK.read_text(encoding="utf-8"))["cells"]
+
+
+@pytest.fixture(scope="module")
+def code(cells):
+    return [cell for cell in cells if cell["cell_type"] == "code"]
+
+
+def text_of(cell):
+    return "".join("".join(o["text"]) for o in cell["outputs"] if "text" in o)
+
+
+def is_compared(cell):
+    return "nbval-ignore-output" not in cell["metadata"].get("tags", [])
+
+
+def test_notebook_is_thin(code):
+    assert 12 <= len(code) <= 18
+    for cell in code:
+        tree = ast.parse("".join(cell["source"]))
+        kinds = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef, ast.Lambda)
+        assert not [node for node in ast.walk(tree) if isinstance(node, kinds)]
+
+
+def test_outputs_are_of_one_whole_run_without_errors(code):
+    counts = [cell["execution_count"] for cell in code]
+    assert counts == list(range(1, len(code) + 1))
+    outputs = [output for cell in code for output in cell["outputs"]]
+    assert not [o for o in outputs if o["output_type"] == "error"]
+    assert not [o for o in outputs if o.get("name") == "stderr"]
+    assert NOTEBOOK.stat().st_size < 2_000_000
+
+
+def test_first_and_last_printed_lines_say_what_the_outputs_are_about(code):
+    printed = "".join(text_of(cell) for cell in code).splitlines()
+    assert printed[0].startswith("profile ")
+    assert all(word in printed[0] for word in ("| data ", "| device ", "torch "))
+    assert printed[-1].startswith("Done. Data: ")
+    assert "Last-epoch test accuracy: " in printed[-1]
+
+
+def test_every_figure_has_a_label_that_says_what_it_is_about(code):
+    figures = [c for c in code if "plot_" in "".join(c["source"])]
+    assert len(figures) >= 7
+    for cell in figures:
+        assert "data=DATA" in "".join(cell["source"])
+        assert any("image/png" in output.get("data", {}) for output in cell["outputs"])
+
+
+def test_compared_cells_hold_what_no_profile_or_device_changes(code):
+    compared = "".join(json.dumps(c["outputs"]) for c in code if is_compared(c))
+    for fact in ("6,574,090 parameters", "**88**", "step 490, the last of epoch 5"):
+        assert fact in compared
+    assert "%" not in compared  # an accuracy would vary
+
+
+def nbval(notebook):
+    command = [sys.executable, "-m", "pytest", "--nbval", "--nbval-current-env", "-q"]
+    command += [
+        "-p",
+        "no:cacheprovider",
+        "--rootdir",
+        str(notebook.parent),
+        str(notebook),
+    ]
+    return subprocess.run(
+        command, capture_output=True, text=True, check=False, cwd=notebook.parent
+    )
+
+
+def test_nbval_fails_when_one_stored_number_is_changed(tmp_path):
+    whole = json.loads(NOTEBOOK.read_text(encoding="utf-8"))
+    end = next(
+        n for n, c in enumerate(whole["cells"]) if "summarize(" in "".join(c["source"])
+    )
+    # Up to the network's summary, without the figures, which take longer than the rest.
+    kept = [c for c in whole["cells"][: end + 1] if "plot_" not in "".join(c["source"])]
+    (tmp_path / "helpers").symlink_to(PROJECT / "helpers")
+    path = tmp_path / "S10.ipynb"
+
+    path.write_text(json.dumps({**whole, "cells": kept}), encoding="utf-8")
+    honest = nbval(path)
+    assert honest.returncode == 0, honest.stdout
+
+    altered = json.dumps({**whole, "cells": kept}).replace(
+        "6,574,090 parameters", "6,574,091 parameters"
+    )
+    path.write_text(altered, encoding="utf-8")
+    lying = nbval(path)
+    assert lying.returncode == 1
+    assert "6,574,091 parameters" in lying.stdout
+    assert "1 failed" in lying.stdout
