@@ -222,6 +222,26 @@ def synthetic_cifar10(
     return sets[0], sets[1]
 
 
+def load_or_draw(
+    root: str | os.PathLike | None, *, train_images: int | None, test_images: int | None
+) -> tuple[ImageSet, ImageSet, str | None]:
+    """Subsets of CIFAR-10, or of drawn images and the reason why.
+
+    The third is None with CIFAR-10 itself. Images are drawn where `root` is None or the
+    dataset can't be had; an image folder with faults is an error, as in `load_cifar10`.
+    """
+    reason = "asked for"
+    try:
+        if root is not None:
+            train, test = load_cifar10(root)
+            return train.subset(train_images), test.subset(test_images), None
+    except DatasetUnavailable as error:
+        reason = str(error)
+    sizes = {"train": train_images, "test": test_images}
+    sizes = {split: size for split, size in sizes.items() if size is not None}
+    return *synthetic_cifar10(**sizes), reason
+
+
 # --------------------------------------------------------------------------------------
 # Augmentation: one contract, run in two places
 # --------------------------------------------------------------------------------------

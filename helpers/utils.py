@@ -314,13 +314,13 @@ def plot_learning_rate(
             "pass the whole plan, which is at least as long as the run"
         )
     _positive("steps_per_epoch", steps_per_epoch)
-    epochs = np.arange(len(plan)) / steps_per_epoch
+    epochs = np.arange(1, len(plan) + 1) / steps_per_epoch
     figure, axes = _figure("Learning rate at each step", data, 8.5, 4.2)
     axes.plot(epochs, plan, color=SKY_BLUE, lw=6, alpha=0.6, label="planned")
     text = f"actual ({len(used)} of {len(plan)} steps)"
     axes.plot(epochs[: len(used)], used, "--", color=BLACK, lw=1.4, label=text)
     peak = int(plan.argmax())
-    text = f"peak {plan[peak]:.4g} at epoch {epochs[peak]:.2f}"
+    text = f"peak {plan[peak]:.3g} after epoch {epochs[peak]:g}"
     axes.plot(epochs[peak], plan[peak], "o", color=VERMILLION, label=text)
     _dress(axes, "epochs done", "learning rate")
     _legend_below(figure)

@@ -244,6 +244,27 @@ def test_synthetic_images_repeat_by_seed_and_by_seed_alone():
     assert "synthetic" in train.source
 
 
+def test_images_are_drawn_where_cifar10_cannot_be_had_and_the_reason_is_told(
+    folder, tmp_path_factory, monkeypatch
+):
+    sizes = {"train_images": 10, "test_images": 5}
+    train, test, reason = dataset.load_or_draw(folder, **sizes)
+    assert (len(train), len(test), reason) == (10, 5, None)
+    assert train.source == "CIFAR-10, PNG copy"
+    train, test, reason = dataset.load_or_draw(None, **sizes)
+    assert (len(train), len(test), reason) == (10, 5, "asked for")
+    monkeypatch.setattr("helpers.download.ARCHIVE_URLS", ("http://127.0.0.1:9/c",))
+    empty = tmp_path_factory.mktemp("empty")
+    train, test, reason = dataset.load_or_draw(empty, **sizes)
+    assert (len(train), len(test)) == (10, 5)
+    assert "127.0.0.1" in reason
+    assert "synthetic" in train.source
+    # A folder with faults is somebody's dataset: it is not replaced by drawings.
+    damage_class(folder)
+    with pytest.raises(ValueError, match="is missing or empty"):
+        dataset.load_or_draw(folder, **sizes)
+
+
 # --- augmentation: what both ways of running it promise --------------------------------
 
 

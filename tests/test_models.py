@@ -7,7 +7,7 @@ import torch
 import torchvision
 from torch import nn
 
-from helpers import models
+from helpers import models, utils
 
 NETWORKS = [models.CustomResNet, models.ResNet18]
 
@@ -65,6 +65,17 @@ def test_table_accounts_for_every_parameter(network):
     model = network()
     rows = models.receptive_field_table(model)
     assert sum(row.parameters for row in rows) == models.count_parameters(model)
+
+
+def test_markdown_table_adds_up():
+    text = utils.receptive_field_markdown(
+        models.receptive_field_table(models.CustomResNet())
+    )
+    lines = [line.split(" | ") for line in text.splitlines()]
+    parameters = [line[-1].strip(" |*").replace(",", "") for line in lines[2:]]
+    *parts, total = [int(p) for p in parameters if p]
+    assert sum(parts) == total == 6_574_090
+    assert "| **88** | 32 | 4×4 |" in text
 
 
 def positive(model: nn.Module) -> nn.Module:

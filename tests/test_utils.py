@@ -319,9 +319,9 @@ def test_learning_rate_names_the_peak_in_epochs():
     )
     planned, actual, peak = figure.axes[0].lines
     assert (len(planned.get_xdata()), len(actual.get_xdata())) == (40, 8)
-    assert actual.get_xdata()[-1] == 7 / 4
-    assert (peak.get_xdata()[0], peak.get_ydata()[0]) == (2.5, 0.05)
-    assert "peak 0.05 at epoch 2.50" in texts(figure)
+    assert actual.get_xdata()[-1] == 8 / 4
+    assert (peak.get_xdata()[0], peak.get_ydata()[0]) == (2.75, 0.05)
+    assert "peak 0.05 after epoch 2.75" in texts(figure)
 
 
 def test_history_names_the_last_and_the_highest_accuracy():
@@ -473,3 +473,12 @@ def test_bad_input_is_named_with_its_remedy(message):
     with pytest.raises(ValueError) as caught:
         BAD[message]()
     assert str(caught.value).startswith(message)
+
+
+def test_banner_keeps_every_word_inside_its_frame():
+    words = "SYNTHETIC IMAGES, NOT CIFAR-10: " + "no such host " * 20
+    lines = utils.banner(words).splitlines()
+    assert {len(line) for line in lines} == {80}
+    assert (
+        " ".join(" ".join(line[1:-1] for line in lines[1:-1]).split()) == words.strip()
+    )
