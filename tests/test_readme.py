@@ -1,0 +1,82 @@
+"""The README tells the truth: its tables are fresh, its example runs, its paths exist."""
+
+import re
+import runpy
+import tomllib
+from pathlib import Path
+
+import pytest
+
+from tools import readme
+
+PROJECT = Path(__file__).parent.parent
+
+
+@pytest.fixture(scope="module")
+def text():
+    return (PROJECT / "README.md").read_text(encoding="utf-8")
+
+
+def test_tables_are_what_records_and_networks_give(text):
+    assert readme.render(text) == text, "run make readme"
+
+
+def test_a_record_that_changes_makes_the_table_stale(text, monkeypatch):
+    records = readme.read_records()
+    records[0]["last_epoch_accuracy"] += 0.01
+    monkeypatch.setattr(readme, "read_records", lambda: records)
+    assert readme.render(text) != text
+
+
+def test_mean_and_deviation_stand_where_there_are_several_runs():
+    assert readme.spread([0.9]) == "90.00%"
+    assert readme.spread([0.9, 0.91, 0.92]) == "91.00% ± 1.00"
+
+
+def test_the_example_runs(text, capsys, tmp_path):
+    (example,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    path = tmp_path / "example.py"
+    path.write_text(example, encoding="utf-8")
+    names = runpy.run_path(path)
+    assert len(names["history"].epochs) == 2
+    assert "epoch   2" in capsys.readouterr().out
+
+
+def test_what_it_links_to_and_lists_is_there(text):
+    links = re.findall(r"\]\((?!http)([^)]+)\)", text)
+    tree = text.split("## What is where")[1].split("## Sources")[0]
+    listed = re.findall(r"\b[\w.]+\.(?:py|ipynb|txt)\b|\b\w+/", tree)
+    assert len(links) > 6
+    assert len(listed) > 15
+    places = [PROJECT, *(PROJECT / d for d in ("helpers", "tests", "tools"))]
+    missing = [
+        name
+        for name in links + listed
+        if not any((place / name).exists() for place in places)
+    ]
+    assert missing == []
+
+
+def test_figures_have_alternative_texts_and_exist(text):
+    figures = re.findall(r"!\[(.*?)\]\((.*?)\)", text)
+    assert {path for _, path in figures} == {
+        f"Images/{path.name}" for path in (PROJECT / "Images").glob("*.png")
+    }
+    assert all(len(alternative) > 20 for alternative, _ in figures)
+
+
+def test_public_names_in_its_table_exist(text):
+    import importlib
+
+    for module, names in re.findall(
+        r"^\| `(helpers\.\w+)` \| (.*) \|$", text, re.MULTILINE
+    ):
+        found = importlib.import_module(module)
+        for name in re.findall(r"`(\w+)`", names):
+            assert hasattr(found, name), f"{module}.{name}"
+
+
+def test_package_and_requirements_agree():
+    project = tomllib.loads((PROJECT / "pyproject.toml").read_text())["project"]
+    required = (PROJECT / "requirements.txt").read_text().splitlines()
+    assert set(project["dependencies"]) <= set(required)
