@@ -1,6 +1,7 @@
 # make run    execute the notebook, leave it and an HTML page in build/
 # make test   lint, unit tests, and the notebook cell by cell (nbval)
 # make readme bring the README's tables and figures up to date with results/
+# make records train what results/ should hold; meant for a GPU (ARGS: options of python -m helpers)
 #
 # Packages go to .venv; with VENV= (empty) the Python at hand is used and nothing installed.
 
@@ -15,7 +16,7 @@ FOR_RUN := $(VENV)/.for-run
 FOR_TEST := $(VENV)/.for-test
 endif
 
-.PHONY: run test readme
+.PHONY: run test readme records
 
 run: $(FOR_RUN)
 	$(PYTHON) -m tools.run_notebook
@@ -40,3 +41,9 @@ $(VENV)/.for-run: requirements.txt constraints.txt | $(VENV)/bin/python
 $(VENV)/.for-test: tests/requirements.txt $(VENV)/.for-run
 	$(PYTHON) -m pip install --quiet --disable-pip-version-check -r tests/requirements.txt -c constraints.txt
 	@touch $@
+
+# What the README's results are made from, on a GPU: five seeds, ResNet18, the notebook.
+records: $(FOR_RUN)
+	$(PYTHON) -m helpers $(ARGS) --seeds 0 1 2 3 4
+	$(PYTHON) -m helpers $(ARGS) --model ResNet18
+	$(PYTHON) -m tools.run_notebook

@@ -1,48 +1,57 @@
 """Seeds, device, accuracy by class, misclassified images and every figure."""
 
 import importlib.metadata
-import io
-import math
 import platform
 import random
 import textwrap
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-import matplotlib
 import numpy as np
 import torch
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
-from numpy.typing import ArrayLike
 
-# Okabe and Ito's colours (Color Universal Design, 2008), told apart by colour-blind readers.
-BLACK, ORANGE, SKY_BLUE, GREEN = "#000000", "#E69F00", "#56B4E9", "#009E73"
-BLUE, VERMILLION = "#0072B2", "#D55E00"
-SMALL = 9  # points; the smallest text that is legible in a README column 800 px wide
-Z_95 = 1.959963984540054  # 97.5% quantile of the standard normal distribution
+from helpers.figures import (
+    plot_augmentations,
+    plot_class_accuracy,
+    plot_confusion_matrix,
+    plot_history,
+    plot_learning_rate,
+    plot_lr_range_test,
+    plot_misclassified,
+    plot_samples,
+)
+from helpers.measures import (
+    ClassAccuracy,
+    Mistake,
+    class_accuracy,
+    confusion_matrix,
+    denormalize,
+    misclassified,
+)
 
-
-class ClassAccuracy(NamedTuple):
-    """One class: images right, images in all, and fractions in [0, 1] with a 95% interval."""
-
-    name: str
-    correct: int
-    count: int
-    accuracy: float
-    low: float
-    high: float
-
-
-class Mistake(NamedTuple):
-    """One wrong answer: image number, both classes, and the wrong class's probability."""
-
-    index: int
-    label: int
-    prediction: int
-    probability: float
+__all__ = [
+    "ClassAccuracy",
+    "Mistake",
+    "banner",
+    "class_accuracy",
+    "confusion_matrix",
+    "denormalize",
+    "describe_run",
+    "device_name",
+    "get_device",
+    "misclassified",
+    "plot_augmentations",
+    "plot_class_accuracy",
+    "plot_confusion_matrix",
+    "plot_history",
+    "plot_learning_rate",
+    "plot_lr_range_test",
+    "plot_misclassified",
+    "plot_samples",
+    "receptive_field_markdown",
+    "set_seed",
+]
 
 
 def set_seed(seed: int) -> None:
@@ -131,482 +140,3 @@ def receptive_field_markdown(rows: Sequence[Any]) -> str:
     return "\n".join(
         f"| {' | '.join(map(str, line))} |" for line in (head, rule, *lines)
     )
-
-
-def class_accuracy(
-    labels: ArrayLike, predictions: ArrayLike, classes: Sequence[str]
-) -> list[ClassAccuracy]:
-    """Return each class's accuracy with its 95% score interval, from two (N,) integers.
-
-    Interval: E. B. Wilson, J. Am. Stat. Assoc. 22 (1927) 209-212; a class without images
-    has accuracy nan and interval (0, 1). Raises ValueError as `confusion_matrix` does.
-    """
-    matrix = confusion_matrix(labels, predictions, len(classes))
-    rows = []
-    for index, name in enumerate(classes):
-        correct, count = int(matrix[index, index]), int(matrix[index].sum())
-        accuracy = correct / count if count else math.nan
-        rows.append(
-            ClassAccuracy(name, correct, count, accuracy, *_wilson(correct, count))
-        )
-    return rows
-
-
-def confusion_matrix(
-    labels: ArrayLike, predictions: ArrayLike, num_classes: int
-) -> np.ndarray:
-    """Return the (C, C) int64 counts, rows true and columns predicted, from (N,) integers.
-
-    Raises ValueError where lengths differ or a value is not a class number.
-    """
-    true = _class_numbers("labels", labels, num_classes)
-    predicted = _class_numbers("predictions", predictions, num_classes, len(true))
-    cells = np.bincount(true * num_classes + predicted, minlength=num_classes**2)
-    return cells.reshape(num_classes, num_classes).astype(np.int64)
-
-
-def misclassified(
-    labels: ArrayLike, probabilities: ArrayLike, *, most: int = 20
-) -> list[Mistake]:
-    """Return up to `most` wrong answers, most confident first, from (N,) and (N, C).
-
-    Raises ValueError for wrong shapes, or values that are not probabilities.
-    """
-    scores = _array(probabilities)
-    if scores.ndim != 2:
-        raise ValueError(f"probabilities has shape {scores.shape}; pass (N, C)")
-    # Rounding can put the exponential of a log-softmax slightly above 1.
-    if not ((scores >= 0) & (scores <= 1.001)).all():
-        raise ValueError(
-            f"probabilities holds values from {scores.min():.4g} to {scores.max():.4g}; "
-            "apply softmax to the model's output first"
-        )
-    _positive("most", most)
-    true = _class_numbers("labels", labels, scores.shape[1], len(scores))
-    predicted = scores.argmax(axis=1)
-    wrong = np.flatnonzero(predicted != true)
-    confidence = scores[wrong, predicted[wrong]]
-    first = wrong[np.argsort(-confidence, kind="stable")][:most]
-    return [
-        Mistake(int(i), int(true[i]), int(predicted[i]), float(scores[i, predicted[i]]))
-        for i in first
-    ]
-
-
-def denormalize(
-    images: ArrayLike, mean: Sequence[float], std: Sequence[float]
-) -> np.ndarray:
-    """Undo (x - mean) / std: normalized (N, C, H, W) to floats (N, H, W, C) in [0, 1].
-
-    Raises ValueError where the images have another shape or number of channels.
-    """
-    pixels = _array(images)
-    if pixels.ndim != 4 or not pixels.shape[1] == len(mean) == len(std):
-        raise ValueError(
-            f"images has shape {pixels.shape} with {len(mean)} means and {len(std)} "
-            "deviations; pass (N, C, H, W) with one of each a channel"
-        )
-    scale, shift = np.asarray(std, np.float32), np.asarray(mean, np.float32)
-    return np.clip(pixels.transpose(0, 2, 3, 1) * scale + shift, 0.0, 1.0)
-
-
-def plot_samples(
-    images: ArrayLike,
-    labels: ArrayLike,
-    classes: Sequence[str],
-    *,
-    data: str,
-    per_class: int = 8,
-) -> Figure:
-    """Draw the first images of each class, one row a class, from uint8 (N, H, W, C).
-
-    Raises ValueError for wrong shapes or labels outside the classes.
-    """
-    pixels = _rgb("images", images, "N, H, W, C")
-    numbers = _class_numbers("labels", labels, len(classes), len(pixels))
-    _positive("per_class", per_class)
-    grid = np.full((len(classes), per_class, *pixels.shape[1:]), 255, np.uint8)
-    for row in range(len(classes)):
-        chosen = pixels[np.flatnonzero(numbers == row)[:per_class]]
-        grid[row, : len(chosen)] = chosen
-    return _image_grid("Sample images of each class", data, grid, classes)
-
-
-def plot_augmentations(
-    originals: ArrayLike,
-    views: ArrayLike,
-    mean: Sequence[float],
-    std: Sequence[float],
-    *,
-    data: str,
-) -> Figure:
-    """Draw uint8 originals (R, H, W, C) beside normalized views (R, K, C, H, W) of them.
-
-    Raises ValueError for wrong shapes.
-    """
-    first = _rgb("originals", originals, "R, H, W, C")
-    changed = _array(views)
-    if changed.ndim != 5 or changed.shape[::3] != first.shape[:2]:
-        raise ValueError(
-            f"views has shape {changed.shape} for originals {first.shape[:3]}; "
-            "pass (R, K, C, H, W) with the originals' R, H and W"
-        )
-    flat = denormalize(changed.reshape(-1, *changed.shape[2:]), mean, std)
-    flat = _rgb("views", np.rint(255 * flat).astype(np.uint8), "R, K, C, H, W")
-    grid = flat.reshape(*changed.shape[:2], *flat.shape[1:])
-    grid = np.concatenate([first[:, None], grid], axis=1)
-    heads = ["original", *(f"view {number}" for number in range(1, grid.shape[1]))]
-    title = "Augmented views, as the network sees them in training"
-    return _image_grid(title, data, grid, column_names=heads)
-
-
-def plot_lr_range_test(search: Any, *, data: str) -> Figure:
-    """Draw loss (nats per example) against learning rate, with the rates it led to.
-
-    Range test: L. N. Smith, "Cyclical learning rates for training neural networks",
-    WACV 2017. Raises ValueError where a curve is longer than the learning rates.
-    """
-    rates = np.asarray(search.learning_rates, float)
-    raw = [np.asarray(losses, float) for losses in search.losses]
-    smoothed = [np.asarray(losses, float) for losses in search.smoothed]
-    for losses in (*raw, *smoothed):
-        if len(losses) > len(rates):
-            raise ValueError(
-                f"a loss curve has {len(losses)} values for {len(rates)} learning rates; "
-                "pass at most one a rate"
-            )
-    bottom, top = _loss_limits(raw, smoothed)
-    figure, axes = _figure("Learning rate range test", data, 8.5, 4.8)
-    seeds = f"{len(raw)} seed" + "s" * (len(raw) != 1)
-    # A loss that explodes, even to inf, is drawn leaving through the top.
-    ceiling = top + 10 * (top - bottom)
-    for curves, label, look in (
-        (raw, "loss of each batch", {"color": SKY_BLUE, "alpha": 0.5, "lw": 1}),
-        (smoothed, f"smoothed loss, {seeds}", {"color": BLUE, "lw": 2}),
-    ):
-        for losses in curves:
-            shown = np.minimum(losses, ceiling)
-            axes.plot(rates[: len(losses)], shown, label=label, **look)
-            label = None  # one entry in the legend for all the seeds
-    axes.set_xscale("log")
-    axes.set_ylim(bottom, top)
-    _mark_rates(axes, search.max_lr, search.divergence_lr)
-    _dress(axes, "learning rate", "loss (nats per example)")
-    _legend_below(figure)
-    return figure
-
-
-def plot_learning_rate(
-    planned: Sequence[float],
-    actual: Sequence[float],
-    *,
-    steps_per_epoch: int,
-    data: str,
-) -> Figure:
-    """Draw the learning rates planned and used, one value a step, against epochs done.
-
-    Raises ValueError for an empty plan, or more actual steps than planned.
-    """
-    plan, used = np.asarray(planned, float), np.asarray(actual, float)
-    if len(plan) == 0 or len(used) > len(plan):
-        raise ValueError(
-            f"planned has {len(plan)} steps and actual {len(used)}; "
-            "pass the whole plan, which is at least as long as the run"
-        )
-    _positive("steps_per_epoch", steps_per_epoch)
-    epochs = np.arange(1, len(plan) + 1) / steps_per_epoch
-    figure, axes = _figure("Learning rate at each step", data, 8.5, 4.2)
-    axes.plot(epochs, plan, color=SKY_BLUE, lw=6, alpha=0.6, label="planned")
-    text = f"actual ({len(used)} of {len(plan)} steps)"
-    axes.plot(epochs[: len(used)], used, "--", color=BLACK, lw=1.4, label=text)
-    peak = int(plan.argmax())
-    text = f"peak {plan[peak]:.3g} after epoch {epochs[peak]:g}"
-    axes.plot(epochs[peak], plan[peak], "o", color=VERMILLION, label=text)
-    _dress(axes, "epochs done", "learning rate")
-    _legend_below(figure)
-    return figure
-
-
-def plot_history(history: Any, *, data: str) -> Figure:
-    """Draw loss (nats per example) and accuracy (%), train and test, against epoch.
-
-    Raises ValueError for a history without epochs.
-    """
-    rows = history.epochs
-    if not rows:
-        raise ValueError("history.epochs is empty; train for at least one epoch")
-    epochs = [row.epoch for row in rows]
-    figure, panels = _figure("Loss and accuracy", data, 10, 4.6, columns=2)
-    for axes, name, scale, unit in (
-        (panels[0], "loss", 1, "nats per example"),
-        (panels[1], "accuracy", 100, "%"),
-    ):
-        for part, colour, style in (("train", ORANGE, "--"), ("test", BLUE, "-")):
-            values = [scale * getattr(row, f"{part}_{name}") for row in rows]
-            axes.plot(epochs, values, style, color=colour, marker=".", label=part)
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
-        axes.set_xlim(epochs[0] - 0.5, epochs[-1] + 0.5)
-        _dress(axes, "epoch", f"{name} ({unit})")
-    # The maximum is chosen by the test set and so flatters: a small, hollow mark.
-    last, best = rows[-1], max(rows, key=lambda row: row.test_accuracy)
-    for row, name, size, fill in (
-        (last, "last", 8, BLUE),
-        (best, "maximum", 5, "white"),
-    ):
-        percent = 100 * row.test_accuracy
-        text = f"test, {name} (epoch {row.epoch}): {percent:.2f}%"
-        look = {"ls": "", "mec": BLUE, "mfc": fill, "ms": size}
-        panels[1].plot(row.epoch, percent, "o", label=text, **look)
-    for axes in panels:
-        axes.legend()
-    return figure
-
-
-def plot_class_accuracy(rows: list[ClassAccuracy], *, data: str) -> Figure:
-    """Draw each class's accuracy (%) as a bar, best on top, with its 95% interval.
-
-    Raises ValueError for an empty list.
-    """
-    if not rows:
-        raise ValueError("rows is empty; pass what class_accuracy returns")
-    ranked = sorted(rows, key=lambda row: row.accuracy if row.count else -1.0)
-    places = np.arange(len(ranked))
-    figure, axes = _figure("Accuracy by class", data, 8.5, 1.8 + 0.34 * len(ranked))
-    shares = [100 * row.accuracy if row.count else 0.0 for row in ranked]
-    axes.barh(places, shares, height=0.7, color=SKY_BLUE, label="accuracy")
-    low, high = 100 * np.array([(row.low, row.high) for row in ranked]).T
-    middle, half = (low + high) / 2, (high - low) / 2
-    look = {"fmt": "none", "ecolor": BLACK, "capsize": 3}
-    axes.errorbar(middle, places, xerr=half, label="95% Wilson interval", **look)
-    total = sum(row.count for row in ranked)
-    if total:
-        mean = 100 * sum(row.correct for row in ranked) / total
-        axes.axvline(mean, color=VERMILLION, ls="--", label=f"all images: {mean:.2f}%")
-    for place, row in zip(places, ranked):
-        axes.text(101.5, place, f"{row.correct} / {row.count}", va="center", size=SMALL)
-    axes.set_yticks(places, [row.name for row in ranked])
-    axes.set(xlim=(0, 100), ylim=(-0.6, len(ranked) - 0.4))
-    _dress(axes, "accuracy (%), with correct / count at the right", "class")
-    _legend_below(figure)
-    return figure
-
-
-def plot_confusion_matrix(
-    matrix: ArrayLike, classes: Sequence[str], *, data: str
-) -> Figure:
-    """Draw (C, C) counts; mistakes are coloured by their share (%) of the true class.
-
-    The diagonal has one colour of its own, as its shares would drown the mistakes.
-    Raises ValueError where the matrix does not fit the classes.
-    """
-    counts = _array(matrix)
-    size = len(classes)
-    if counts.shape != (size, size) or counts.dtype.kind not in "iu":
-        raise ValueError(
-            f"matrix has shape {counts.shape} and type {counts.dtype} for {size} "
-            f"classes; pass the integers of confusion_matrix, shape ({size}, {size})"
-        )
-    shares = 100 * counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
-    mistakes = np.ma.masked_array(shares, np.eye(size, dtype=bool))
-    highest = float(mistakes.filled(0).max()) or 1.0
-    title = "Confusion matrix, correct answers on the diagonal"
-    figure, axes = _figure(title, data, 8.5, 7.6)
-    colours = matplotlib.colormaps["Blues"].with_extremes(bad=(ORANGE, 0.4))
-    picture = axes.imshow(mistakes, cmap=colours, vmin=0, vmax=highest)
-    figure.colorbar(picture, label="mistakes (% of the true class)", shrink=0.8)
-    if size <= 20:
-        for row, column in zip(*np.nonzero(counts)):
-            dark = row != column and shares[row, column] > 0.55 * highest
-            look = {"color": "white" if dark else BLACK, "size": SMALL}
-            look["weight"] = "bold" if row == column else "normal"
-            axes.text(
-                column, row, counts[row, column], ha="center", va="center", **look
-            )
-    shown = range(0, size, math.ceil(size / 36))  # more names would overlap
-    names = [classes[index] for index in shown]
-    look = {"rotation": 90 if size > 20 else 45, "rotation_mode": "anchor"}
-    axes.set_xticks(shown, names, ha="right", va="center", **look)
-    axes.set_yticks(shown, names)
-    axes.set(xlabel="predicted class", ylabel="true class")
-    return figure
-
-
-def plot_misclassified(
-    images: ArrayLike,
-    mistakes: Sequence[Mistake],
-    classes: Sequence[str],
-    *,
-    data: str,
-    most: int = 20,
-) -> Figure:
-    """Draw mistakes on uint8 originals (N, H, W, C) as "true → predicted", probability (%).
-
-    Raises ValueError where a mistake is not one of the images or classes.
-    """
-    pixels = _rgb("images", images, "N, H, W, C")
-    _positive("most", most)
-    shown = list(mistakes)[:most]
-    for mistake in shown:
-        _class_numbers("mistakes", [mistake.label, mistake.prediction], len(classes))
-        if not 0 <= mistake.index < len(pixels):
-            raise ValueError(
-                f"mistakes names image {mistake.index} of {len(pixels)}; "
-                "pass the images that were predicted, in the same order"
-            )
-    lines = max(1, math.ceil(len(shown) / 5))
-    title = "Misclassified images: true → predicted class and its probability"
-    figure, cells = _figure(title, data, 9.5, 0.8 + 2.1 * lines, lines, 5)
-    for axes in cells.flat:
-        axes.axis("off")
-    if not shown:
-        cells.flat[2].text(0.5, 0.5, "There are no misclassified images.", ha="center")
-    for axes, mistake in zip(cells.flat, shown):
-        axes.imshow(pixels[mistake.index], interpolation="nearest")
-        names = f"{classes[mistake.label]} → {classes[mistake.prediction]}"
-        axes.set_title(f"{names}\n{100 * mistake.probability:.1f}%", size=SMALL)
-    return figure
-
-
-def _array(values: ArrayLike) -> np.ndarray:
-    if isinstance(values, torch.Tensor):
-        values = values.detach().cpu()
-        if values.dtype == torch.bfloat16:  # NumPy has no such type
-            values = values.float()
-        return values.numpy()
-    return np.asarray(values)
-
-
-def _class_numbers(
-    name: str, values: ArrayLike, num_classes: int, length: int | None = None
-) -> np.ndarray:
-    numbers = _array(values)
-    if numbers.ndim != 1 or (numbers.size and numbers.dtype.kind not in "iu"):
-        raise ValueError(
-            f"{name} has shape {numbers.shape} and type {numbers.dtype}; "
-            "pass one integer an image, shape (N,)"
-        )
-    if length is not None and len(numbers) != length:
-        raise ValueError(
-            f"{name} has {len(numbers)} entries for {length}; pass as many"
-        )
-    outside = numbers[(numbers < 0) | (numbers >= num_classes)]
-    if outside.size:
-        raise ValueError(
-            f"{name} holds {outside[0]}, outside the {num_classes} classes; "
-            f"pass class numbers from 0 to {num_classes - 1}"
-        )
-    return numbers.astype(np.int64)
-
-
-def _positive(name: str, value: int) -> None:
-    if value < 1:
-        raise ValueError(f"{name} is {value}; choose 1 or more")
-
-
-def _rgb(name: str, images: ArrayLike, axes: str) -> np.ndarray:
-    """Return uint8 images of 1 or 3 channels as RGB, without a copy."""
-    pixels = _array(images)
-    if pixels.ndim != 4 or pixels.shape[3] not in (1, 3) or pixels.dtype != np.uint8:
-        raise ValueError(
-            f"{name} has shape {pixels.shape} and type {pixels.dtype}; pass the "
-            f"untouched uint8 images, shape ({axes}) with 1 or 3 channels"
-        )
-    return np.broadcast_to(pixels, (*pixels.shape[:3], 3))
-
-
-def _wilson(correct: int, count: int) -> tuple[float, float]:
-    if not count:
-        return 0.0, 1.0
-    share, z2 = correct / count, Z_95**2
-    centre = share + z2 / (2 * count)
-    half = Z_95 * math.sqrt(share * (1 - share) / count + z2 / (4 * count**2))
-    scale = 1 + z2 / count
-    return max(0.0, (centre - half) / scale), min(1.0, (centre + half) / scale)
-
-
-class _Picture(Figure):
-    """A figure that a notebook shows once, with or without `%matplotlib inline`."""
-
-    def _repr_png_(self) -> bytes:
-        buffer = io.BytesIO()
-        self.savefig(buffer, format="png")
-        return buffer.getvalue()
-
-
-def _figure(
-    title: str, data: str, width: float, height: float, lines: int = 1, columns: int = 1
-) -> tuple[Figure, Any]:
-    """Return a figure of that size in inches, outside pyplot's global state, and axes."""
-    figure = _Picture(figsize=(width, height), layout="constrained")
-    figure.get_layout_engine().set(w_pad=0.08, h_pad=0.08)  # inches
-    figure.suptitle(f"{title}\n{data}")
-    return figure, figure.subplots(lines, columns)
-
-
-def _dress(axes: Axes, x_label: str, y_label: str) -> None:
-    axes.set(xlabel=x_label, ylabel=y_label)
-    axes.grid(alpha=0.3)
-    axes.set_axisbelow(True)
-    axes.spines[["top", "right"]].set_visible(False)
-
-
-def _legend_below(figure: Figure) -> None:
-    figure.legend(loc="outside lower center", ncols=4, frameon=False)
-
-
-def _image_grid(
-    title: str,
-    data: str,
-    grid: np.ndarray,
-    row_names: Sequence[str] = (),
-    column_names: Sequence[str] = (),
-) -> Figure:
-    """Draw uint8 (R, K, H, W, 3) as one picture, with names at its rows and columns."""
-    rows, columns, height, width, _ = grid.shape
-    gap = max(1, height // 16)  # pixels of white after each image
-    margins = ((0, 0), (0, 0), (0, gap), (0, gap), (0, 0))
-    sheet = np.pad(grid, margins, constant_values=255).transpose(0, 2, 1, 3, 4)
-    sheet = sheet.reshape(rows * (height + gap), columns * (width + gap), 3)
-    names = 1.2 if row_names else 0.2  # inches, as the next three
-    cell = min(1.1, (8.5 - names) / columns)
-    width_inches = max(6.0, names + columns * cell)
-    height_inches = 0.9 + rows * cell * height / width
-    figure, axes = _figure(title, data, width_inches, height_inches)
-    axes.imshow(sheet, interpolation="nearest")
-    # Were it centred, the layout would leave too little room for the rows' names.
-    axes.set_anchor("NW" if row_names else "N")
-    for axis, labels, side in (
-        (axes.yaxis, row_names, height),
-        (axes.xaxis, column_names, width),
-    ):
-        centres = np.arange(len(labels)) * (side + gap) + (side - 1) / 2
-        axis.set_ticks(centres, labels)
-    axes.tick_params(length=0, top=True, labeltop=True, labelbottom=False)
-    axes.spines[:].set_visible(False)
-    return figure
-
-
-def _loss_limits(
-    raw: list[np.ndarray], smoothed: list[np.ndarray]
-) -> tuple[float, float]:
-    """Return y limits that show the fall and the first part of an explosion."""
-    starts = [row[0] for row in smoothed if len(row) and np.isfinite(row[0])]
-    if not starts:
-        return 0.0, 1.0
-    values = np.concatenate([*raw, *smoothed])
-    values = values[np.isfinite(values)]
-    start, low = float(np.median(starts)), float(values.min())
-    span = max(start - low, 0.2 * abs(start), 1e-3)
-    top = min(float(values.max()), start + 0.8 * span)
-    return low - 0.1 * span, top + 0.1 * span
-
-
-def _mark_rates(axes: Axes, max_lr: float, divergence_lr: float | None) -> None:
-    marks = [(max_lr, "chosen maximum", GREEN, "-")]
-    if divergence_lr is not None:
-        marks.append((divergence_lr, "divergence", VERMILLION, "--"))
-    # Written above the axes and away from one another, close lines stay legible.
-    for (rate, name, colour, style), side in zip(sorted(marks), ("right", "left")):
-        axes.axvline(rate, color=colour, ls=style, lw=1.8)
-        look = {"transform": axes.get_xaxis_transform(), "color": colour, "ha": side}
-        axes.text(rate, 1.02, f" {name} {rate:.3g} ", **look)

@@ -1,0 +1,165 @@
+"""Accuracy by class and the mistakes, from labels and predictions; no figures."""
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike
+
+Z_95 = 1.959963984540054  # 97.5% quantile of the standard normal distribution
+
+
+class ClassAccuracy(NamedTuple):
+    """One class: images right, images in all, and fractions in [0, 1] with a 95% interval."""
+
+    name: str
+    correct: int
+    count: int
+    accuracy: float
+    low: float
+    high: float
+
+
+class Mistake(NamedTuple):
+    """One wrong answer: image number, both classes, and the wrong class's probability."""
+
+    index: int
+    label: int
+    prediction: int
+    probability: float
+
+
+def class_accuracy(
+    labels: ArrayLike, predictions: ArrayLike, classes: Sequence[str]
+) -> list[ClassAccuracy]:
+    """Return each class's accuracy with its 95% score interval, from two (N,) integers.
+
+    Interval: E. B. Wilson, J. Am. Stat. Assoc. 22 (1927) 209-212; a class without images
+    has accuracy nan and interval (0, 1). Raises ValueError as `confusion_matrix` does.
+    """
+    matrix = confusion_matrix(labels, predictions, len(classes))
+    rows = []
+    for index, name in enumerate(classes):
+        correct, count = int(matrix[index, index]), int(matrix[index].sum())
+        accuracy = correct / count if count else math.nan
+        rows.append(
+            ClassAccuracy(name, correct, count, accuracy, *wilson(correct, count))
+        )
+    return rows
+
+
+def confusion_matrix(
+    labels: ArrayLike, predictions: ArrayLike, num_classes: int
+) -> np.ndarray:
+    """Return the (C, C) int64 counts, rows true and columns predicted, from (N,) integers.
+
+    Raises ValueError where lengths differ or a value is not a class number.
+    """
+    true = class_numbers("labels", labels, num_classes)
+    predicted = class_numbers("predictions", predictions, num_classes, len(true))
+    cells = np.bincount(true * num_classes + predicted, minlength=num_classes**2)
+    return cells.reshape(num_classes, num_classes).astype(np.int64)
+
+
+def misclassified(
+    labels: ArrayLike, probabilities: ArrayLike, *, most: int = 20
+) -> list[Mistake]:
+    """Return up to `most` wrong answers, most confident first, from (N,) and (N, C).
+
+    Raises ValueError for wrong shapes, or values that are not probabilities.
+    """
+    scores = as_array(probabilities)
+    if scores.ndim != 2:
+        raise ValueError(f"probabilities has shape {scores.shape}; pass (N, C)")
+    # Rounding can put the exponential of a log-softmax slightly above 1.
+    if not ((scores >= 0) & (scores <= 1.001)).all():
+        raise ValueError(
+            f"probabilities holds values from {scores.min():.4g} to {scores.max():.4g}; "
+            "apply softmax to the model's output first"
+        )
+    require_positive("most", most)
+    true = class_numbers("labels", labels, scores.shape[1], len(scores))
+    predicted = scores.argmax(axis=1)
+    wrong = np.flatnonzero(predicted != true)
+    confidence = scores[wrong, predicted[wrong]]
+    first = wrong[np.argsort(-confidence, kind="stable")][:most]
+    return [
+        Mistake(int(i), int(true[i]), int(predicted[i]), float(scores[i, predicted[i]]))
+        for i in first
+    ]
+
+
+def denormalize(
+    images: ArrayLike, mean: Sequence[float], std: Sequence[float]
+) -> np.ndarray:
+    """Undo (x - mean) / std: normalized (N, C, H, W) to floats (N, H, W, C) in [0, 1].
+
+    Raises ValueError where the images have another shape or number of channels.
+    """
+    pixels = as_array(images)
+    if pixels.ndim != 4 or not pixels.shape[1] == len(mean) == len(std):
+        raise ValueError(
+            f"images has shape {pixels.shape} with {len(mean)} means and {len(std)} "
+            "deviations; pass (N, C, H, W) with one of each a channel"
+        )
+    scale, shift = np.asarray(std, np.float32), np.asarray(mean, np.float32)
+    return np.clip(pixels.transpose(0, 2, 3, 1) * scale + shift, 0.0, 1.0)
+
+
+def wilson(correct: int, count: int) -> tuple[float, float]:
+    if not count:
+        return 0.0, 1.0
+    share, z2 = correct / count, Z_95**2
+    centre = share + z2 / (2 * count)
+    half = Z_95 * math.sqrt(share * (1 - share) / count + z2 / (4 * count**2))
+    scale = 1 + z2 / count
+    return max(0.0, (centre - half) / scale), min(1.0, (centre + half) / scale)
+
+
+def as_array(values: ArrayLike) -> np.ndarray:
+    if isinstance(values, torch.Tensor):
+        values = values.detach().cpu()
+        if values.dtype == torch.bfloat16:  # NumPy has no such type
+            values = values.float()
+        return values.numpy()
+    return np.asarray(values)
+
+
+def class_numbers(
+    name: str, values: ArrayLike, num_classes: int, length: int | None = None
+) -> np.ndarray:
+    numbers = as_array(values)
+    if numbers.ndim != 1 or (numbers.size and numbers.dtype.kind not in "iu"):
+        raise ValueError(
+            f"{name} has shape {numbers.shape} and type {numbers.dtype}; "
+            "pass one integer an image, shape (N,)"
+        )
+    if length is not None and len(numbers) != length:
+        raise ValueError(
+            f"{name} has {len(numbers)} entries for {length}; pass as many"
+        )
+    outside = numbers[(numbers < 0) | (numbers >= num_classes)]
+    if outside.size:
+        raise ValueError(
+            f"{name} holds {outside[0]}, outside the {num_classes} classes; "
+            f"pass class numbers from 0 to {num_classes - 1}"
+        )
+    return numbers.astype(np.int64)
+
+
+def require_positive(name: str, value: int) -> None:
+    if value < 1:
+        raise ValueError(f"{name} is {value}; choose 1 or more")
+
+
+def as_rgb(name: str, images: ArrayLike, axes: str) -> np.ndarray:
+    """Return uint8 images of 1 or 3 channels as RGB, without a copy."""
+    pixels = as_array(images)
+    if pixels.ndim != 4 or pixels.shape[3] not in (1, 3) or pixels.dtype != np.uint8:
+        raise ValueError(
+            f"{name} has shape {pixels.shape} and type {pixels.dtype}; pass the "
+            f"untouched uint8 images, shape ({axes}) with 1 or 3 channels"
+        )
+    return np.broadcast_to(pixels, (*pixels.shape[:3], 3))
