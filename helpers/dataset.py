@@ -178,23 +178,18 @@ def read_batches(root: Path) -> tuple[ImageSet, ImageSet] | None:
 
 def fetch_archive(root: Path, *, download: bool) -> None:
     """Leave the official batches in `root`, extracted from the archive."""
-    from torchvision.datasets.utils import check_integrity
-
     from helpers import download as net
 
     archive = root / net.ARCHIVE_NAME
+    if not (download or net.has_md5(archive, net.ARCHIVE_MD5)):
+        raise DatasetUnavailable(
+            f"no CIFAR-10 in {root}: neither cifar-10-batches-py, nor the folders train "
+            f"and test, nor {net.ARCHIVE_NAME}; put one there or allow the download"
+        )
     try:
-        if not (archive.exists() and check_integrity(archive, net.ARCHIVE_MD5)):
-            if not download:
-                raise DatasetUnavailable(
-                    f"no CIFAR-10 in {root}: neither cifar-10-batches-py, nor the folders "
-                    f"train and test, nor {net.ARCHIVE_NAME}; put one there or allow "
-                    "the download"
-                )
-            root.mkdir(parents=True, exist_ok=True)
-            net.download(
-                net.ARCHIVE_URLS, archive, md5=net.ARCHIVE_MD5, size=net.ARCHIVE_BYTES
-            )
+        net.download(
+            net.ARCHIVE_URLS, archive, md5=net.ARCHIVE_MD5, size=net.ARCHIVE_BYTES
+        )
         net.extract(archive, root, "cifar-10-batches-py")
     except net.DownloadError as error:
         raise DatasetUnavailable(str(error)) from error

@@ -1,6 +1,9 @@
 """From files or noise to batches: what is read, what is refused, what augmentation does."""
 
+import hashlib
 import pickle
+import shutil
+import tarfile
 from collections import Counter
 
 import numpy as np
@@ -176,6 +179,22 @@ def test_altered_batch_is_not_taken_for_the_dataset(batches):
         pytest.raises(dataset.DatasetUnavailable),
     ):
         dataset.load_cifar10(batches, download=False)
+
+
+def test_archive_in_the_root_is_extracted_and_read(batches, monkeypatch):
+    from helpers import download
+
+    base = batches / "cifar-10-batches-py"
+    archive = batches / download.ARCHIVE_NAME
+    with tarfile.open(archive, "w:gz") as tar:
+        tar.add(base, base.name)
+    shutil.rmtree(base)
+    md5 = hashlib.md5(archive.read_bytes(), usedforsecurity=False).hexdigest()
+    monkeypatch.setattr(download, "ARCHIVE_MD5", md5)
+    monkeypatch.setattr(download, "ARCHIVE_BYTES", archive.stat().st_size)
+    for _ in range(2):  # the second time from the batches
+        train, test = dataset.load_cifar10(batches, download=False)
+        assert (len(train), len(test), train.source) == (20, 4, "CIFAR-10")
 
 
 # --- image sets ------------------------------------------------------------------------

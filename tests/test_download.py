@@ -74,6 +74,10 @@ class Handler(BaseHTTPRequestHandler):
     def wrong(self):
         self.wfile.write(self.start(WRONG))
 
+    def wrong_and_cut(self):
+        rest = self.start(WRONG)
+        self.wfile.write(rest if self.headers.get("Range") else rest[:HALF])
+
     def bigger(self):
         self.wfile.write(self.start(length=len(BODY) + 1))
 
@@ -360,6 +364,14 @@ def test_wrong_file_is_not_retried_without_end(site):
     assert site.files() == {}
 
 
+def test_wrong_file_is_restarted_once(site):
+    site.leave(BODY[:1234])
+    with pytest.raises(DownloadError, match="MD5"):
+        site.get("wrong_and_cut")
+    assert [asked for _, asked in site.log] == [from_byte(1234), None, from_byte(HALF)]
+    assert site.files() == {}
+
+
 def test_wrong_target_is_replaced(site):
     site.target.parent.mkdir()
     site.target.write_bytes(WRONG)
@@ -602,12 +614,14 @@ def test_no_folder(archive, tmp_path):
 @pytest.mark.parametrize(
     "old",
     [
+        {},
         {"one": b"1"},
         {"one": b"0" * 5000, "sub/two": b"2" * 70_000},
         {"one": b"1" * 5000, "sub": b""},
     ],
 )
 def test_old_folder_is_replaced(archive, folder, old):
+    (folder / "top").mkdir()
     for name, content in old.items():
         path = folder / "top" / name
         path.parent.mkdir(parents=True, exist_ok=True)
