@@ -350,6 +350,86 @@ def evaluate(
     return predict(model, loader, device=device, dtype=dtype).metrics
 
 
+class Training:
+    """All that changes while `fit` works, which is what a checkpoint holds."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        recipe: Recipe,
+        history: History,
+        *,
+        steps_per_epoch: int,
+        device: torch.device,
+    ):
+        self.device, self.history = device, history
+        self.dtype = choose_dtype(recipe.precision, device)
+        self.model = model
+        self.optimizer = make_optimizer(model, lr=history.max_lr)
+        # Before the optimizer's state is loaded: building it resets the learning rate.
+        self.scheduler = make_scheduler(
+            self.optimizer,
+            recipe,
+            max_lr=history.max_lr,
+            steps_per_epoch=steps_per_epoch,
+        )
+        self.scaler = torch.amp.GradScaler(
+            device.type, enabled=self.dtype == torch.float16
+        )
+
+    def state_dict(self) -> dict[str, Any]:
+        cuda = self.device.type == "cuda"
+        return {
+            **{name: getattr(self, name).state_dict() for name in STATEFUL},
+            "history": self.history.as_dict(),
+            "random": torch.get_rng_state(),
+            "random_cuda": torch.cuda.get_rng_state(self.device) if cuda else None,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        for name in STATEFUL:
+            getattr(self, name).load_state_dict(state[name])
+        torch.set_rng_state(state["random"])
+        if state["random_cuda"] is not None:
+            torch.cuda.set_rng_state(state["random_cuda"], self.device)
+
+    def run_epoch(self, train, test) -> Epoch:
+        """Train, evaluate, and add a row to the history."""
+        number, sizes = len(self.history.epochs) + 1, []
+
+        def on_step(images: int, learning_rate: float) -> None:
+            sizes.append(images)
+            self.history.learning_rates.append(learning_rate)
+
+        start = time.perf_counter()
+        trained = train_one_epoch(
+            self.model,
+            train,
+            self.optimizer,
+            device=self.device,
+            scheduler=self.scheduler,
+            scaler=self.scaler,
+            dtype=self.dtype,
+            epoch=number,
+            on_step=on_step,
+        )
+        seconds = time.perf_counter() - start
+        tested = evaluate(self.model, test, device=self.device)
+        row = Epoch(
+            number,
+            *trained,
+            *tested,
+            learning_rate=self.history.learning_rates[-1],
+            seconds=time.perf_counter() - start,
+            images_per_second=sum(sizes) / seconds,
+        )
+        self.history.epochs.append(row)
+        return row
+
+
+STATEFUL = ("model", "optimizer", "scheduler", "scaler")
+
+
 def fit(
     model: nn.Module,
     loaders,
@@ -371,91 +451,47 @@ def fit(
     """
     device, path = torch.device(device), Path(checkpoint) if checkpoint else None
     train, test = loaders
-    if getattr(train, "batch_size", recipe.batch_size) != recipe.batch_size:
+    batch_size = getattr(train, "batch_size", recipe.batch_size)
+    if batch_size != recipe.batch_size:
         raise ValueError(
-            f"the training loader's batch_size is {train.batch_size} and the recipe's "
+            f"the training loader's batch_size is {batch_size} and the recipe's "
             f"{recipe.batch_size}; make them the same"
         )
+    # A range test that is run again may choose a neighbour of what the schedule began
+    # with, which the history holds: that alone may differ when training goes on.
+    fixed = {**asdict(recipe), "max_lr": None}
     saved = None
     if path and path.exists():
         if not resume:
             raise FileExistsError(
                 f"{path} exists; pass resume=True or name another file"
             )
-        saved = load_checkpoint(path, recipe=asdict(recipe))
+        saved = load_checkpoint(path, recipe=fixed)
 
     model.to(device, memory_format=torch.channels_last)
-    dtype = choose_dtype(recipe.precision, device)
     if saved:
         history = History.from_dict(saved["history"])
-    elif recipe.max_lr:
-        history = History(recipe.max_lr)
     else:
-        history = History(lr_range_test(model, train, recipe, device=device).max_lr)
-    optimizer = make_optimizer(model, lr=history.max_lr)
-    # Before the optimizer's state is loaded: building it resets the learning rate.
-    scheduler = make_scheduler(
-        optimizer, recipe, max_lr=history.max_lr, steps_per_epoch=len(train)
+        max_lr = (
+            recipe.max_lr or lr_range_test(model, train, recipe, device=device).max_lr
+        )
+        history = History(max_lr)
+    training = Training(
+        model, recipe, history, steps_per_epoch=len(train), device=device
     )
-    scaler = torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
-    stateful = {
-        "model": model,
-        "optimizer": optimizer,
-        "scheduler": scheduler,
-        "scaler": scaler,
-    }
     if saved:
-        for name, thing in stateful.items():
-            thing.load_state_dict(saved[name])
-        torch.set_rng_state(saved["random"])
-        print(f"{path}: going on after epoch {len(history.epochs)} of {recipe.epochs}")
-
-    sizes = []
-
-    def on_step(images: int, learning_rate: float) -> None:
-        sizes.append(images)
-        history.learning_rates.append(learning_rate)
+        training.load_state_dict(saved)
+        print(
+            f"{path}: going on after epoch {len(history.epochs)} of {recipe.epochs}, with "
+            f"max_lr {history.max_lr:.2e} as it began"
+        )
 
     for epoch in range(len(history.epochs), recipe.epochs):
-        sizes.clear()
         for loader in loaders:
             if hasattr(loader, "set_epoch"):
                 loader.set_epoch(epoch)
-        start = time.perf_counter()
-        trained = train_one_epoch(
-            model,
-            train,
-            optimizer,
-            device=device,
-            scheduler=scheduler,
-            scaler=scaler,
-            dtype=dtype,
-            epoch=epoch + 1,
-            on_step=on_step,
-        )
-        middle = time.perf_counter()
-        tested = evaluate(model, test, device=device)
-        end = time.perf_counter()
-        history.epochs.append(
-            Epoch(
-                epoch + 1,
-                *trained,
-                *tested,
-                history.learning_rates[-1],
-                end - start,
-                sum(sizes) / (middle - start),
-            )
-        )
-        print(history.last)
+        print(training.run_epoch(train, test))
         if path:
-            states = {name: thing.state_dict() for name, thing in stateful.items()}
-            save_checkpoint(
-                path,
-                {
-                    **states,
-                    "recipe": asdict(recipe),
-                    "history": history.as_dict(),
-                    "random": torch.get_rng_state(),
-                },
-            )
+            state = training.state_dict()
+            save_checkpoint(path, {"recipe": fixed, **state})
     return history
