@@ -1,52 +1,126 @@
-"""A training's state in one file, written so that a crash leaves the previous one."""
+"""A training's state in one file that is whole or isn't there, and the one before it.
 
+The file is torch.save's, followed by its SHA-256: torch itself doesn't notice a flipped
+bit. It is read with weights_only, so that nothing in it can run.
+"""
+
+import hashlib
+import io
 import os
 import pickle
+import warnings
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 FORMAT = 1
+DIGEST = hashlib.sha256().digest_size  # bytes at the end of the file
+
+
+class Damaged(ValueError):
+    """The file is not a whole checkpoint."""
+
+
+def previous(path: Path) -> Path:
+    return path.with_name(path.name + ".previous")
+
+
+def kept_checkpoints(path: Path) -> list[Path]:
+    """The files that a training under this name has left, the latest first."""
+    return [file for file in (path, previous(path)) if file.exists()]
 
 
 def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
-    """Write beside `path`, flush, then rename: the name always holds a whole file."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".new")
-    with open(temporary, "wb") as file:
-        torch.save({"format": FORMAT, **state}, file)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
+    """Write `state`; whenever this is interrupted, a whole checkpoint is there.
 
-
-def load_checkpoint(path: Path, *, recipe: dict[str, Any]) -> dict[str, Any]:
-    """The state in `path`, which must come from a training by the same recipe.
-
-    Raises ValueError, saying what is wrong, for a damaged file, another format, another
-    recipe (field by field).
+    Where the file can't be written, warns and leaves what was there: what has been
+    computed is worth more than its copy.
     """
+    buffer = io.BytesIO()
+    torch.save({"format": FORMAT, **state}, buffer)
+    content = buffer.getbuffer()
+    new = path.with_name(path.name + ".new")
     try:
-        # weights_only refuses everything that could run code.
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(new, "wb") as file:
+            file.write(content)
+            file.write(hashlib.sha256(content).digest())
+            file.flush()
+            os.fsync(file.fileno())
+        if path.exists():
+            os.replace(path, previous(path))
+        os.replace(new, path)
+    except OSError as error:
+        new.unlink(missing_ok=True)
+        warnings.warn(
+            f"{path} can't be written ({error.strerror}): training goes on, and the "
+            "checkpoint before it is kept",
+            stacklevel=3,
+        )
+
+
+def load_checkpoint(
+    path: Path, *, plan: dict[str, Any], model: dict[str, Tensor]
+) -> dict[str, Any] | None:
+    """The state in `path`, or in the one before it where `path` is damaged, with a warning.
+
+    None where there is neither. It must have been written under the same `plan` for a
+    model with the same state dict as `model`. Raises ValueError, saying what differs, where it doesn't,
+    and where all that is there is damaged.
+    """
+    kept = kept_checkpoints(path)
+    for file in kept:
+        try:
+            state = read_checkpoint(file)
+        except Damaged as error:
+            if file == kept[-1]:
+                raise
+            warnings.warn(f"{error}; trying the one before it", stacklevel=3)
+            continue
+        if differing := [*differences(state["plan"], plan)]:
+            raise ValueError(
+                f"{file} comes from another training: {', '.join(differing)}; name another "
+                "file or use that recipe"
+            )
+        if differing := [*differences(shapes(state["model"]), shapes(model))]:
+            raise ValueError(
+                f"{file} comes from another model: {', '.join(differing[:3])}"
+                f"{' and so on' if differing[3:] else ''}; name another file or use that "
+                "model"
+            )
+        return state
+    return None
+
+
+def read_checkpoint(path: Path) -> dict[str, Any]:
+    """What `save_checkpoint` wrote. Raises Damaged for anything else."""
+    content = path.read_bytes()
+    body, digest = content[:-DIGEST], content[-DIGEST:]
+    if hashlib.sha256(body).digest() != digest:
+        raise Damaged(f"{path} is damaged or no checkpoint of this project; remove it")
+    try:
+        state = torch.load(io.BytesIO(body), map_location="cpu", weights_only=True)
     except (RuntimeError, EOFError, pickle.UnpicklingError) as error:
-        raise ValueError(
-            f"{path} is not a whole checkpoint ({str(error).splitlines()[0]}); remove it to "
-            "start anew"
+        raise Damaged(
+            f"{path} is no checkpoint ({type(error).__name__}); remove it"
         ) from error
     if not isinstance(state, dict) or state.get("format") != FORMAT:
+        theirs = state.get("format") if isinstance(state, dict) else "no"
         raise ValueError(
-            f"{path} is not a checkpoint of format {FORMAT}; remove it to start anew"
-        )
-    differing = [
-        f"{name} is {state['recipe'].get(name)!r} there and {value!r} here"
-        for name, value in recipe.items()
-        if state["recipe"].get(name) != value
-    ]
-    if differing:
-        raise ValueError(
-            f"{path} comes from another recipe: {', '.join(differing)}; name another file "
-            "or use that recipe"
+            f"{path} is of format {theirs} and this version reads {FORMAT}; use the version "
+            "that wrote it, or remove it"
         )
     return state
+
+
+def shapes(state: dict[str, Tensor]) -> dict[str, tuple[int, ...]]:
+    return {name: tuple(tensor.shape) for name, tensor in state.items()}
+
+
+def differences(there: dict[str, Any], here: dict[str, Any]):
+    """A phrase for each name whose values differ."""
+    for name in {**there, **here}:
+        if there.get(name) != here.get(name):
+            yield f"{name} is {there.get(name)!r} there and {here.get(name)!r} here"

@@ -9,12 +9,14 @@ import copy
 import io
 import itertools
 import math
+import random
 import statistics
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from unittest.mock import patch
 
+import numpy as np
 import torch
 from torch import nn
 from torch.optim import Adam
@@ -55,12 +57,13 @@ def run_range_test(
     Works on copies, so that the model is as before, and so are the random generators and
     the loader's epoch.
     """
-    epoch = getattr(loader, "epoch", None)
-    cuda = [device] if device.type == "cuda" else []
+    if not len(loader):
+        raise ValueError("the loader has no batch; give it at least one")
+    epoch = loader.epoch if hasattr(loader, "set_epoch") else None
     losses = []
     try:
         for seed in range(seeds):
-            with torch.random.fork_rng(devices=cuda):
+            with untouched_generators(device):
                 torch.manual_seed(seed)
                 if epoch is not None:
                     loader.set_epoch(seed)
@@ -70,6 +73,18 @@ def run_range_test(
         if epoch is not None:
             loader.set_epoch(epoch)
     return choose_max_lr(rates, losses)
+
+
+@contextlib.contextmanager
+def untouched_generators(device: torch.device) -> Iterator[None]:
+    """Afterwards Python's, NumPy's and torch's generators are as they were."""
+    python, numpy = random.getstate(), np.random.get_state()
+    try:
+        with torch.random.fork_rng([device] if device.type == "cuda" else []):
+            yield
+    finally:
+        random.setstate(python)
+        np.random.set_state(numpy)
 
 
 def sweep(

@@ -2,6 +2,7 @@
 
 import sys
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
@@ -16,7 +17,12 @@ from torch.optim import Adam, Optimizer
 from torch.optim.lr_scheduler import LRScheduler, OneCycleLR
 from tqdm import tqdm
 
-from helpers.checkpoint import load_checkpoint, save_checkpoint
+from helpers.checkpoint import (
+    kept_checkpoints,
+    load_checkpoint,
+    read_checkpoint,
+    save_checkpoint,
+)
 from helpers.lr_range import LRRangeTest, run_range_test
 from helpers.recipe import PROFILES, Recipe
 
@@ -37,6 +43,7 @@ __all__ = [
     "make_scheduler",
     "planned_learning_rates",
     "predict",
+    "read_history",
     "train_one_epoch",
 ]
 
@@ -382,6 +389,7 @@ class Training:
         return {
             **{name: getattr(self, name).state_dict() for name in STATEFUL},
             "history": self.history.as_dict(),
+            "threads": torch.get_num_threads(),
             "random": torch.get_rng_state(),
             "random_cuda": torch.cuda.get_rng_state(self.device) if cuda else None,
         }
@@ -389,6 +397,12 @@ class Training:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         for name in STATEFUL:
             getattr(self, name).load_state_dict(state[name])
+        if self.device.type == "cpu" and state["threads"] != torch.get_num_threads():
+            warnings.warn(
+                f"the training began with {state['threads']} threads and goes on with "
+                f"{torch.get_num_threads()}: its results will differ in the last digits",
+                stacklevel=3,
+            )
         torch.set_rng_state(state["random"])
         if state["random_cuda"] is not None:
             torch.cuda.set_rng_state(state["random_cuda"], self.device)
@@ -427,6 +441,44 @@ class Training:
         return row
 
 
+def require_fitting(
+    model: nn.Module, loaders, recipe: Recipe, *, device: torch.device
+) -> None:
+    """Raise ValueError for what would otherwise fail, or be wrong, after hours."""
+    train, test = loaders
+    if not len(train) or not len(test):
+        raise ValueError(
+            f"the loaders have {len(train)} training and {len(test)} test batches; both "
+            "need at least one"
+        )
+    # A DataLoader whose batches a sampler makes has None.
+    batch_size = getattr(train, "batch_size", None) or recipe.batch_size
+    if batch_size != recipe.batch_size:
+        raise ValueError(
+            f"the training loader's batch_size is {batch_size} and the recipe's "
+            f"{recipe.batch_size}; make them the same"
+        )
+    if recipe.peak_epoch * len(train) <= 1:
+        raise ValueError(
+            f"peak_epoch is {recipe.peak_epoch} and an epoch has {len(train)} steps: the "
+            "learning rate has no step to rise in; make either larger"
+        )
+    with torch.random.fork_rng([]), evaluating(model), torch.inference_mode():
+        images, labels = next(iter(test))
+        logits = model(images.to(device, memory_format=torch.channels_last))
+    if logits.shape[:-1] != labels.shape:
+        raise ValueError(
+            f"the model gives {tuple(logits.shape)} for {len(labels)} images; a classifier "
+            "gives (images, classes)"
+        )
+    low, high, classes = int(labels.min()), int(labels.max()), logits.shape[1]
+    if low < 0 or high >= classes:
+        raise ValueError(
+            f"the labels run from {low} to {high} and the model tells {classes} classes "
+            "apart, from 0; give it as many outputs as there are classes"
+        )
+
+
 STATEFUL = ("model", "optimizer", "scheduler", "scaler")
 
 
@@ -451,24 +503,18 @@ def fit(
     """
     device, path = torch.device(device), Path(checkpoint) if checkpoint else None
     train, test = loaders
-    batch_size = getattr(train, "batch_size", recipe.batch_size)
-    if batch_size != recipe.batch_size:
-        raise ValueError(
-            f"the training loader's batch_size is {batch_size} and the recipe's "
-            f"{recipe.batch_size}; make them the same"
+    if path and not resume and (kept := kept_checkpoints(path)):
+        raise FileExistsError(
+            f"{kept[0]} exists; pass resume=True or name another file"
         )
-    # A range test that is run again may choose a neighbour of what the schedule began
-    # with, which the history holds: that alone may differ when training goes on.
-    fixed = {**asdict(recipe), "max_lr": None}
+    # What must be the same when training goes on. A range test that is run again may
+    # choose a neighbour of what the schedule began with, and the history holds that.
+    plan = {**asdict(recipe), "max_lr": None, "steps_per_epoch": len(train)}
     saved = None
-    if path and path.exists():
-        if not resume:
-            raise FileExistsError(
-                f"{path} exists; pass resume=True or name another file"
-            )
-        saved = load_checkpoint(path, recipe=fixed)
-
+    if path and resume:
+        saved = load_checkpoint(path, plan=plan, model=model.state_dict())
     model.to(device, memory_format=torch.channels_last)
+    require_fitting(model, loaders, recipe, device=device)
     if saved:
         history = History.from_dict(saved["history"])
     else:
@@ -486,12 +532,26 @@ def fit(
             f"max_lr {history.max_lr:.2e} as it began"
         )
 
-    for epoch in range(len(history.epochs), recipe.epochs):
-        for loader in loaders:
-            if hasattr(loader, "set_epoch"):
-                loader.set_epoch(epoch)
-        print(training.run_epoch(train, test))
-        if path:
-            state = training.state_dict()
-            save_checkpoint(path, {"recipe": fixed, **state})
+    try:
+        for epoch in range(len(history.epochs), recipe.epochs):
+            for loader in loaders:
+                if hasattr(loader, "set_epoch"):
+                    loader.set_epoch(epoch)
+            print(training.run_epoch(train, test))
+            if path:
+                save_checkpoint(path, {"plan": plan, **training.state_dict()})
+    except KeyboardInterrupt:
+        print(
+            f"interrupted in epoch {len(history.epochs) + 1}; "
+            + (f"{path} holds those before it" if path else "no checkpoint was kept")
+        )
+        raise
     return history
+
+
+def read_history(checkpoint: str | PathLike) -> History:
+    """The epochs that the training behind a checkpoint has completed.
+
+    Raises ValueError for a file that is damaged or no checkpoint.
+    """
+    return History.from_dict(read_checkpoint(Path(checkpoint))["history"])

@@ -1,0 +1,592 @@
+"""python -m helpers: what a run writes, where it goes on, and how it says no."""
+
+import dataclasses
+import importlib.metadata
+import json
+import os
+import platform
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import helpers
+from helpers import __main__ as program
+from helpers import dataset, models, train_test, utils
+from helpers.train_test import PROFILES, Recipe
+
+PROJECT = Path(__file__).parent.parent
+FIELDS = [field.name for field in dataclasses.fields(Recipe)]
+SMALL = {
+    "train_images": 64,
+    "test_images": 24,
+    "batch_size": 16,
+    "lr_test_steps": 40,
+}
+
+
+class Tiny(nn.Sequential):
+    def __init__(self, *, num_classes=10, in_channels=3):
+        super().__init__(
+            nn.Conv2d(in_channels, 8, 3, stride=2, padding=1),
+            nn.BatchNorm2d(8),
+            nn.ReLU(),
+            nn.AdaptiveAvgPool2d(4),
+            nn.Flatten(),
+            nn.Dropout(0.2),
+            nn.Linear(8 * 4 * 4, num_classes),
+        )
+
+
+@pytest.fixture(autouse=True, scope="module")
+def tiny():
+    """A network that trains in no time, on the CPU wherever the tests run."""
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setitem(models.MODELS, "Tiny", Tiny)
+        patched.setattr(utils, "get_device", lambda: torch.device("cpu"))
+        yield
+
+
+def as_options(values):
+    return [f"--{name.replace('_', '-')}={value}" for name, value in values.items()]
+
+
+def main(out, *options):
+    run = ["--profile=smoke", "--model=Tiny", f"--out={out}"]
+    program.main([*run, *as_options(SMALL), *options])
+
+
+def refuse_constant(name):
+    raise ValueError(f"{name} is not JSON")
+
+
+def records(out):
+    """The records in `out`, in the order of their names, read as strict JSON."""
+    return [
+        json.loads(path.read_text(encoding="utf-8"), parse_constant=refuse_constant)
+        for path in sorted(out.glob("*.json"))
+    ]
+
+
+def record(out):
+    (only,) = records(out)
+    return only
+
+
+def untimed(record):
+    """All of it that a second run can repeat."""
+    rows = [
+        {k: v for k, v in row.items() if k not in ("seconds", "images_per_second")}
+        for row in record["history"]
+    ]
+    return {**record, "seconds": None, "history": rows}
+
+
+# --- the record ------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def ran(tmp_path_factory):
+    out = tmp_path_factory.mktemp("runs") / "new"
+    main(out, "--seeds", "3")
+    return out
+
+
+@pytest.fixture(scope="module")
+def images():
+    return dataset.synthetic_cifar10(train=64, test=24)
+
+
+def test_run_writes_one_record_and_its_checkpoint(ran):
+    names = sorted(path.name for path in ran.iterdir())
+    assert len(names) == 2
+    assert re.fullmatch(r"\d{8}-\d{6}-Tiny-smoke-seed3.*\.json", names[0])
+    assert names[1] == names[0].replace(".json", ".pt")
+
+
+def test_record_tells_what_was_done(ran):
+    got = record(ran)
+    expected = dataclasses.replace(PROFILES["smoke"], **SMALL)
+    assert got["recipe"] == dataclasses.asdict(expected)
+    assert (got["profile"], got["model"], got["seed"]) == ("smoke", "Tiny", 3)
+    assert got["parameters"] == sum(p.numel() for p in Tiny().parameters())
+    assert got["format"] == 1
+
+
+def test_record_tells_by_what_code_and_on_which_machine(ran):
+    got = record(ran)
+    # Somebody may edit files while this runs.
+    head = program.commit().removesuffix("-dirty")
+    assert got["commit"].removesuffix("-dirty") == head
+    assert got["versions"] == {
+        "helpers": helpers.__version__,
+        "python": platform.python_version(),
+        **{
+            name: importlib.metadata.version(name)
+            for name in (
+                "torch",
+                "torchvision",
+                "albumentations",
+                "torch-lr-finder",
+                "numpy",
+            )
+        },
+    }
+    auto = train_test.choose_dtype("auto", torch.device("cpu"))
+    assert got["hardware"] == {
+        "device": utils.device_name(torch.device("cpu")),
+        "threads": torch.get_num_threads(),
+        "precision": str(auto).removeprefix("torch."),
+    }
+
+
+def test_record_tells_which_images_were_used(ran, images):
+    train, test = images
+    assert record(ran)["data"] == {
+        "source": "synthetic images, not CIFAR-10",
+        "train_images": 64,
+        "test_images": 24,
+        "evaluated_on": "test set",
+        "train_fingerprint": train.fingerprint(),
+        "test_fingerprint": test.fingerprint(),
+    }
+
+
+def test_record_agrees_with_itself(ran, images):
+    got = record(ran)
+    rows = got["history"]
+    assert [row["epoch"] for row in rows] == [1, 2, 3]
+    assert got["last_epoch_accuracy"] == rows[-1]["test_accuracy"]
+    accuracies = [row["test_accuracy"] for row in rows]
+    assert got["maximum_accuracy"] == max(accuracies)
+    assert got["maximum_epoch"] == 1 + accuracies.index(max(accuracies))
+    assert got["seconds"] == pytest.approx(sum(row["seconds"] for row in rows))
+    # One epoch up, so the first row's rate is the peak.
+    assert rows[0]["learning_rate"] == pytest.approx(got["max_lr"])
+    test = images[1]
+    assert tuple(got["class_accuracy"]) == test.classes
+    counts = np.bincount(test.labels, minlength=10)
+    total = np.average(list(got["class_accuracy"].values()), weights=counts)
+    assert total == pytest.approx(got["last_epoch_accuracy"])
+
+
+def test_checkpoint_of_a_record_is_the_network_it_is_about(ran, images):
+    (path,) = ran.glob("*.pt")
+    model = Tiny()
+    model.load_state_dict(torch.load(path, weights_only=True)["model"])
+    test = dataset.make_loaders(*images, batch_size=16, device="cpu").test
+    accuracy = train_test.evaluate(model, test, device="cpu").accuracy
+    assert accuracy == record(ran)["last_epoch_accuracy"]
+
+
+def test_run_prints_what_it_is_about_and_what_came_of_it(tmp_path, capsys):
+    main(tmp_path)
+    first, second, *epochs, last = capsys.readouterr().out.splitlines()
+    got = record(tmp_path)
+    assert first.startswith("profile smoke | data synthetic images, not CIFAR-10 |")
+    assert second == f"Tiny, {got['parameters']:,} parameters, seed 0"
+    assert [line[:11] for line in epochs] == [f"epoch   {i} |" for i in (1, 2, 3)]
+    assert last.startswith("synthetic images, not CIFAR-10, seed 0: last epoch ")
+    assert f"last epoch {got['last_epoch_accuracy']:.2%}, " in last
+    assert f"maximum {got['maximum_accuracy']:.2%} in epoch" in last
+    assert "on the test set" in last
+    assert Path(last.partition("; record ")[2]).is_file()
+
+
+def test_each_seed_gets_a_record(tmp_path):
+    main(tmp_path, "--seeds", "0", "1")
+    by_seed = {got["seed"]: got for got in records(tmp_path)}
+    assert sorted(by_seed) == [0, 1]
+    assert by_seed[0]["data"] == by_seed[1]["data"]
+    assert by_seed[0]["history"] != by_seed[1]["history"]
+
+
+@pytest.mark.parametrize("where", ["cpu", "device"])
+def test_run_repeats_by_seed_wherever_images_are_augmented(where, tmp_path):
+    for out in ("one", "two"):
+        torch.rand(3)  # what happened before doesn't matter
+        main(tmp_path / out, "--augment-on", where)
+    one, two = record(tmp_path / "one"), record(tmp_path / "two")
+    assert untimed(one) == untimed(two)
+    assert one["augment_on"] == where
+
+
+OTHER = {
+    "epochs": 2,
+    "batch_size": 32,
+    "train_images": 96,
+    "test_images": 30,
+    "padding": 1,
+    "flip": 0.25,
+    "cutout": 3,
+    "max_lr": 0.02,
+    "peak_epoch": 0.75,
+    "div_factor": 5.5,
+    "final_div_factor": 100,
+    "lr_test_steps": 10,
+    "lr_test_seeds": 1,
+    "precision": "bfloat16",
+}
+
+
+def test_every_recipe_option_reaches_the_recipe(tmp_path):
+    assert list(OTHER) == FIELDS
+    main(tmp_path, *as_options(OTHER))
+    got = record(tmp_path)
+    assert got["recipe"] == OTHER
+    assert got["max_lr"] == 0.02
+    assert len(got["history"]) == 2
+    assert got["data"]["train_images"] == 96
+    assert got["data"]["test_images"] == 30
+    assert got["hardware"]["precision"] == "bfloat16"
+
+
+@pytest.mark.parametrize(
+    ("text", "value"), [("1e-2", 0.01), ("none", None), ("None", None), ("1", 1)]
+)
+def test_numbers_are_read_as_people_write_them(text, value):
+    altered = program.parse(["--max-lr", text])
+    assert altered.max_lr == value
+    assert type(altered.max_lr) is type(value)
+
+
+@pytest.mark.parametrize("where", ["cpu", "device"])
+def test_augmentation_options_reach_the_images(where, tmp_path, monkeypatch, images):
+    made = []
+
+    def keep(*args, **options):
+        made.append(real(*args, **options))
+        return made[-1]
+
+    real = dataset.make_loaders
+    monkeypatch.setattr(dataset, "make_loaders", keep)
+    main(tmp_path, "--augment-on", where, "--padding=0", "--flip=0", "--cutout=0")
+    # Nothing is left but the order: what comes out is what goes in.
+    train = images[0]
+    plain = real(train, train, batch_size=16, device="cpu", augment_on=where).test
+    seen, expected = (
+        sorted(image.numpy().tobytes() for batch, _ in loader for image in batch)
+        for loader in (made[0].train, plain)
+    )
+    assert seen == expected
+
+
+def test_class_without_images_has_no_accuracy_and_leaves_the_record_json(tmp_path):
+    main(tmp_path, "--test-images", "4")
+    accuracies = record(tmp_path)["class_accuracy"]
+    assert len(accuracies) == 10
+    assert sum(value is None for value in accuracies.values()) == 6
+
+
+# --- held-out images -------------------------------------------------------------------
+
+
+def test_holdout_evaluates_on_training_images_that_are_not_trained_on(tmp_path):
+    main(tmp_path, "--holdout", "20")
+    data = record(tmp_path)["data"]
+    train, held = dataset.synthetic_cifar10(train=84, test=24)[0].split(20)
+    assert data["evaluated_on"] == "held-out training images"
+    assert data["test_images"] == 20
+    assert data["train_images"] == 64
+    assert data["train_fingerprint"] == train.fingerprint()
+    assert data["test_fingerprint"] == held.fingerprint()
+
+
+def test_holdout_never_touches_the_test_set(tmp_path, monkeypatch, capsys):
+    main(tmp_path / "one", "--holdout", "20")
+    assert "on the held-out training images" in capsys.readouterr().out
+
+    def without_test_set(**sizes):
+        train, test = real(**sizes)
+        return train, test.take(np.arange(0))
+
+    real = dataset.synthetic_cifar10
+    monkeypatch.setattr(dataset, "synthetic_cifar10", without_test_set)
+    main(tmp_path / "two", "--holdout", "20")
+    assert untimed(record(tmp_path / "one")) == untimed(record(tmp_path / "two"))
+
+
+# --- interruptions ---------------------------------------------------------------------
+
+
+def interrupt_in_second_epoch(monkeypatch):
+    """Ctrl+C, once."""
+    real = train_test.train_one_epoch
+
+    def interrupted(*args, epoch, **options):
+        if epoch == 2:
+            raise KeyboardInterrupt
+        return real(*args, epoch=epoch, **options)
+
+    monkeypatch.setattr(train_test, "train_one_epoch", interrupted)
+
+
+@pytest.fixture
+def interrupted(tmp_path):
+    """The folder of a run that broke off after its first epoch."""
+    with pytest.MonkeyPatch.context() as patched:
+        interrupt_in_second_epoch(patched)
+        with pytest.raises(KeyboardInterrupt):
+            main(tmp_path, "--seeds", "3")
+    return tmp_path
+
+
+def checkpoints(out):
+    """The files in `out` that a run can go on from, with their content."""
+    return {path: path.read_bytes() for path in out.glob("Tiny-*")}
+
+
+def test_interrupted_run_leaves_a_checkpoint_and_no_record(interrupted):
+    (path,) = interrupted.iterdir()
+    assert path.name.startswith("Tiny-smoke-seed3")
+    assert [row.epoch for row in train_test.read_history(path).epochs] == [1]
+
+
+def test_resumed_run_ends_with_the_record_of_an_uninterrupted_one(
+    interrupted, ran, capsys
+):
+    main(interrupted, "--seeds=3", "--resume")
+    out = capsys.readouterr().out
+    assert "going on after epoch 1 of 3" in out
+    assert not re.search(r"^epoch   1", out, re.MULTILINE)
+    assert untimed(record(interrupted)) == untimed(record(ran))
+    assert checkpoints(interrupted) == {}
+
+
+def test_without_resume_the_interrupted_run_is_kept(interrupted):
+    before = checkpoints(interrupted)
+    with pytest.raises(SystemExit, match=r"^error: .*Tiny-smoke-seed3.*pt exists"):
+        main(interrupted, "--seeds=3")
+    assert checkpoints(interrupted) == before != {}
+    assert records(interrupted) == []
+
+
+def test_other_seed_is_not_in_the_way_of_an_interrupted_run(interrupted):
+    before = checkpoints(interrupted)
+    main(interrupted, "--seeds=4", "--max-lr=0.01")
+    assert record(interrupted)["seed"] == 4
+    assert checkpoints(interrupted) == before
+
+
+def test_resume_by_another_recipe_is_refused_and_says_what_differs(interrupted):
+    before = checkpoints(interrupted)
+    with pytest.raises(SystemExit, match="cutout is 8 there and 4 here"):
+        main(interrupted, "--seeds=3", "--resume", "--cutout=4")
+    assert checkpoints(interrupted) == before
+
+
+def test_run_on_other_images_is_not_gone_on_with(tmp_path, ran):
+    with pytest.MonkeyPatch.context() as patched:
+        interrupt_in_second_epoch(patched)
+        with pytest.raises(KeyboardInterrupt):
+            main(tmp_path, "--seeds=3", "--holdout=20")
+    try:
+        main(tmp_path, "--seeds=3", "--resume")
+    except SystemExit:  # refused, or begun anew: not gone on with
+        return
+    assert untimed(record(tmp_path)) == untimed(record(ran))
+
+
+def test_resume_with_nothing_to_go_on_from_is_a_run(tmp_path):
+    main(tmp_path, "--resume")
+    assert len(record(tmp_path)["history"]) == 3
+
+
+@pytest.mark.parametrize("options", [[], ["--resume"]])
+def test_run_that_is_done_can_be_repeated_in_the_same_folder(
+    options, tmp_path, monkeypatch, capsys
+):
+    stamps = iter(["20250101-000000", "20250101-000001"])
+    monkeypatch.setattr(program.time, "strftime", lambda form: next(stamps))
+    main(tmp_path)
+    capsys.readouterr()
+    main(tmp_path, *options)
+    assert "\nepoch   1 |" in capsys.readouterr().out
+    one, two = records(tmp_path)
+    assert untimed(one) == untimed(two)
+
+
+# --- how it says no --------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        (["--epochs", "0"], "epochs must be a whole number from 1, not 0"),
+        (["--epochs", "2.5"], "epochs must be a whole number from 1, not 2.5"),
+        (["--max-lr", "-1"], "max_lr must be a number above 0, or None"),
+        (["--max-lr", "nan"], "max_lr must be a number above 0, or None"),
+        (["--flip", "1.5"], "flip must be a probability from 0 to 1, not 1.5"),
+        (["--flip", "none"], "flip must be a probability from 0 to 1, not None"),
+        (["--peak-epoch", "3"], "peak_epoch must be below epochs, which is 3, not 3"),
+        (["--precision", "half"], "precision must be one of auto, float32, .* 'half'"),
+        (["--padding", "32"], "padding must be 0 to 31 pixels, not 32"),
+        (["--batch-size", "65"], "batch_size must be 1 to 64"),
+        (["--batch-size", "64", "--max-lr", "1e-2"], "peak_epoch 1 "),
+        (["--holdout", "-5"], "holdout must be 1 to 58 of 59 images, not -5"),
+        (["--seeds", "-1"], "seed is -1; choose one from 0"),
+        (["--max-lr", "1e30"], "the loss is (nan|inf) in epoch 1, step"),
+    ],
+)
+def test_bad_value_is_one_sentence_and_leaves_no_record(options, sentence, tmp_path):
+    with pytest.raises(SystemExit) as caught:
+        main(tmp_path, *options)
+    assert re.fullmatch(f"error: {sentence}.*", caught.value.code)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        (["--profile", "huge"], "argument --profile: invalid choice: 'huge'"),
+        (["--model", "VGG"], "argument --model: invalid choice: 'VGG'"),
+        (["--augment-on", "gpu"], "argument --augment-on: invalid choice: 'gpu'"),
+        (["--max-lr", "x"], "argument --max-lr: invalid number value: 'x'"),
+        (["--seeds", "a"], "argument --seeds: invalid int value: 'a'"),
+        (["--epoch-count", "3"], "unrecognized arguments: --epoch-count"),
+    ],
+)
+def test_unknown_choice_is_one_sentence_with_the_usage(
+    options, sentence, tmp_path, capsys
+):
+    with pytest.raises(SystemExit) as caught:
+        main(tmp_path, *options)
+    assert caught.value.code == 2
+    err = capsys.readouterr().err
+    assert err.startswith("usage: python -m helpers")
+    assert sentence in err.splitlines()[-1]
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_data_that_is_a_file_is_said(tmp_path):
+    path = tmp_path / "cifar"
+    path.write_text("")
+    with pytest.raises(SystemExit, match=r"^error: .*cifar is a file; name the folder"):
+        main(tmp_path / "out", "--profile", "quick", "--data", str(path))
+    assert not (tmp_path / "out").exists()
+
+
+def test_data_that_is_nowhere_says_what_to_do(tmp_path, monkeypatch):
+    def unavailable(root, *, download):
+        raise dataset.DatasetUnavailable("no CIFAR-10 here; put one there")
+
+    monkeypatch.setattr(dataset, "fetch_archive", unavailable)
+    with pytest.raises(SystemExit, match=r"^error: no CIFAR-10 here; put one there$"):
+        main(tmp_path / "out", "--profile", "quick", "--data", str(tmp_path / "data"))
+
+
+def test_out_that_is_a_file_is_said_before_training(tmp_path, capsys):
+    path = tmp_path / "runs"
+    path.write_text("mine")
+    with pytest.raises(SystemExit, match=r"^error: .*runs"):
+        main(path)
+    assert "epoch" not in capsys.readouterr().out
+    assert path.read_text() == "mine"
+
+
+def test_word_synthetic_needs_no_dataset_in_any_profile(tmp_path, monkeypatch):
+    monkeypatch.setattr(dataset, "load_cifar10", None)
+    quick = ["--profile", "quick", "--data", "synthetic", "--epochs", "2"]
+    main(tmp_path, *quick, "--max-lr", "0.01", "--peak-epoch", "1")
+    got = record(tmp_path)
+    assert got["profile"] == "quick"
+    assert "synthetic" in got["data"]["source"]
+
+
+def test_dataset_on_the_disk_is_called_by_its_source(tmp_path, monkeypatch):
+    train, test = (
+        dataclasses.replace(part, source="CIFAR-10, made up")
+        for part in dataset.synthetic_cifar10(train=80, test=40)
+    )
+    monkeypatch.setattr(dataset, "load_cifar10", lambda root: (train, test))
+    small = ["--profile", "quick", "--epochs", "2", "--peak-epoch", "1"]
+    main(tmp_path, *small, "--max-lr", "0.01", "--data", str(tmp_path / "data"))
+    data = record(tmp_path)["data"]
+    assert data["source"] == "CIFAR-10, made up"
+    assert data["train_fingerprint"] == train.subset(64).fingerprint()
+    assert data["test_fingerprint"] == test.subset(24).fingerprint()
+
+
+# --- which code it was -----------------------------------------------------------------
+
+
+@pytest.fixture
+def elsewhere(tmp_path, monkeypatch):
+    """The code as it is unpacked from an archive: outside any checkout."""
+    monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
+    package = tmp_path / "helpers"
+    package.mkdir()
+    (package / "__main__.py").write_text("")
+    monkeypatch.setattr(program, "__file__", str(package / "__main__.py"))
+    monkeypatch.delenv("S10_COMMIT", raising=False)
+    return package
+
+
+def test_commit_without_a_checkout_is_that_of_the_environment(elsewhere, monkeypatch):
+    assert program.commit() == "unknown"
+    monkeypatch.setenv("S10_COMMIT", "0123abc")
+    assert program.commit() == "0123abc"
+
+
+def test_commit_without_git_is_that_of_the_environment(monkeypatch, tmp_path):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setenv("S10_COMMIT", "0123abc")
+    assert program.commit() == "0123abc"
+
+
+@pytest.mark.skipif(not shutil.which("git"), reason="needs git")
+def test_commit_is_gits_and_tells_of_changed_files(elsewhere, monkeypatch):
+    def git(*words):
+        identity = ["-c", "user.name=test", "-c", "user.email=test@example.org"]
+        command = ["git", "-C", str(elsewhere.parent), *identity, *words]
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
+        return done.stdout.strip()
+
+    git("init", "--quiet")
+    git("add", "--all")
+    git("commit", "--quiet", "--no-verify", "--no-gpg-sign", "-m", "first")
+    monkeypatch.setenv("S10_COMMIT", "not asked for")
+    head = git("rev-parse", "HEAD")
+    assert program.commit() == head
+    (elsewhere / "__main__.py").write_text("changed")
+    assert program.commit() == f"{head}-dirty"
+
+
+def test_record_names_the_code_that_the_run_started_from(tmp_path, monkeypatch):
+    def moves_on(*args, **options):
+        head.append("after")
+        return real(*args, **options)
+
+    head, real = ["before"], train_test.train_one_epoch
+    monkeypatch.setattr(program, "commit", lambda: head[-1])
+    monkeypatch.setattr(train_test, "train_one_epoch", moves_on)
+    main(tmp_path)
+    assert record(tmp_path)["commit"] == "before"
+
+
+# --- as a person types it --------------------------------------------------------------
+
+
+def test_help_explains_every_option_and_recipe_field():
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-m", "helpers", "--help"],
+        cwd=PROJECT,
+        env={**os.environ, "COLUMNS": "200", "NO_COLOR": "1"},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stderr == ""
+    assert done.stdout.startswith("usage: python -m helpers")
+    shown = " ".join(done.stdout.partition("\nrecipe:")[2].split())
+    for name in FIELDS:
+        option = f"--{name.replace('_', '-')} VALUE"
+        assert re.search(rf"{option} \w\S* \w", shown), name
+    assert "--padding VALUE pixels by which a random crop moves an image" in shown
+    assert "--test-images VALUE how many of the images are used" in shown

@@ -1,0 +1,1276 @@
+"""From a recipe to a history: what is planned, trained, measured, kept and refused."""
+
+import copy
+import dataclasses
+import json
+import math
+import os
+import pickle
+import random
+import re
+import sys
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+from torch.utils.data import BatchSampler, DataLoader, Dataset, TensorDataset
+
+from helpers import dataset, lr_range, train_test
+from helpers.train_test import PROFILES, Epoch, History, Recipe
+
+CPU = torch.device("cpu")
+FIELDS = [field.name for field in dataclasses.fields(Recipe)]
+
+
+# --- the smallest training -------------------------------------------------------------
+
+
+def network(*, seed=0, dropout=0.0):
+    torch.manual_seed(seed)
+    return nn.Sequential(
+        nn.Conv2d(3, 8, 3, padding=1),
+        nn.BatchNorm2d(8),
+        nn.ReLU(),
+        nn.AdaptiveAvgPool2d(4),
+        nn.Flatten(),
+        nn.Dropout(dropout),
+        nn.Linear(8 * 4 * 4, 10),
+    )
+
+
+def recipe(**changes):
+    tiny = {
+        "epochs": 3,
+        "batch_size": 16,
+        "peak_epoch": 1,
+        "max_lr": 0.01,
+        "lr_test_steps": 30,
+        "lr_test_seeds": 2,
+        "precision": "float32",
+    }
+    return Recipe(**{**tiny, **changes})
+
+
+def noise(count=40):
+    """Images (N, 3, 8, 8) and labels (N,) that have nothing to do with each other."""
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.randint(10, (count,), generator=generator)
+    return torch.randn(count, 3, 8, 8, generator=generator), labels
+
+
+def batches(*sizes):
+    """A loader that is a list."""
+    images, labels = noise(sum(sizes))
+    return list(zip(images.split(sizes), labels.split(sizes), strict=True))
+
+
+IMAGES = dataset.synthetic_cifar10(train=40, test=20)
+
+
+def loaders(*, on="device", seed=0):
+    """Two whole batches and a partial one to train on, augmented."""
+    return dataset.make_loaders(
+        *IMAGES, batch_size=16, device=CPU, augment_on=on, seed=seed
+    )
+
+
+def fit(model, pair, recipe, **options):
+    return train_test.fit(model, pair, recipe, device=CPU, **options)
+
+
+def untimed(history):
+    """All of it that a second run can repeat."""
+    rows = [row._replace(seconds=0, images_per_second=0) for row in history.epochs]
+    return history.max_lr, history.learning_rates, rows
+
+
+def state_of(model):
+    return {name: value.clone() for name, value in model.state_dict().items()}
+
+
+def assert_same_state(one, other):
+    assert one.keys() == other.keys()
+    for name in one:
+        assert torch.equal(one[name], other[name]), name
+
+
+BOTH = pytest.mark.parametrize("on", ["cpu", "device"])
+
+
+# --- recipes ---------------------------------------------------------------------------
+
+
+def test_recipe_without_arguments_is_the_assignment():
+    assert dataclasses.asdict(Recipe()) == {
+        "epochs": 24,
+        "batch_size": 512,
+        "train_images": None,
+        "test_images": None,
+        "padding": 4,
+        "flip": 0.5,
+        "cutout": 8,
+        "max_lr": None,
+        "peak_epoch": 5,
+        "div_factor": 25,
+        "final_div_factor": 10_000,
+        "lr_test_steps": 100,
+        "lr_test_seeds": 3,
+        "precision": "auto",
+    }
+
+
+REFUSED = {
+    "a whole number from 1": {
+        "epochs": [0, -1, 1.5, True, "24", None, math.nan],
+        "batch_size": [0, -512, 512.0, None],
+        "lr_test_seeds": [0, 2.5, False],
+    },
+    "a whole number from 1, or None": {
+        "train_images": [0, -1, 1e3, "all"],
+        "test_images": [0, -1, 1e3, True],
+    },
+    "a whole number of pixels from 0": {
+        "padding": [-1, 4.0, None, True],
+        "cutout": [-1, 8.5, "8"],
+    },
+    "a probability from 0 to 1": {"flip": [1.1, -0.1, math.nan, "x", None, True]},
+    "a number above 0, or None for the range test": {
+        "max_lr": [0, -1, math.nan, math.inf, "x", True],
+    },
+    "a number above 0, below epochs": {
+        "peak_epoch": [0, -1, math.nan, math.inf, None, "5"],
+    },
+    "a number from 1": {
+        "div_factor": [0.9, -25, math.nan, math.inf, None],
+        "final_div_factor": [0, 0.5, math.inf, "x"],
+    },
+    "a whole number from 10": {"lr_test_steps": [9, 0, 100.0, None]},
+    "one of auto, float32, bfloat16, float16": {
+        "precision": ["half", "FLOAT32", "", None, 16, torch.float32],
+    },
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "allowed"),
+    [
+        (name, value, allowed)
+        for allowed, fields in REFUSED.items()
+        for name, values in fields.items()
+        for value in values
+    ],
+)
+def test_refused_value_is_named_with_its_field_and_what_is_allowed(
+    name, value, allowed
+):
+    sentence = re.escape(f"{name} must be {allowed}, not {value!r}")
+    with pytest.raises(ValueError, match=f"^{sentence}$"):
+        Recipe(**{name: value})
+
+
+def test_no_field_goes_unchecked():
+    assert {name for fields in REFUSED.values() for name in fields} == set(FIELDS)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"epochs": 1, "peak_epoch": 0.5},
+        {"flip": 0, "padding": 0, "cutout": 0},
+        {"flip": 1, "max_lr": 1, "div_factor": 1, "final_div_factor": 1.5},
+        {"lr_test_steps": 10, "lr_test_seeds": 1, "batch_size": 1},
+        {"train_images": 1, "test_images": 1, "precision": "float16"},
+    ],
+)
+def test_values_at_the_edge_of_what_is_allowed_are_taken(changes):
+    made = Recipe(**changes)
+    assert {name: getattr(made, name) for name in changes} == changes
+
+
+@pytest.mark.parametrize("peak", [24, 24.0, 25])
+def test_peak_that_is_not_below_the_epochs_is_refused(peak):
+    sentence = f"peak_epoch must be below epochs, which is 24, not {peak}"
+    with pytest.raises(ValueError, match=sentence):
+        Recipe(peak_epoch=peak)
+    with pytest.raises(ValueError, match="below epochs, which is 5, not 5"):
+        Recipe(epochs=5)
+
+
+def test_recipe_cannot_be_changed_only_replaced():
+    original = Recipe()
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        original.epochs = 1
+    assert dataclasses.replace(original, batch_size=64).batch_size == 64
+    with pytest.raises(ValueError, match="batch_size must be"):
+        dataclasses.replace(original, batch_size=0)
+
+
+def test_misspelt_and_positional_fields_are_errors():
+    with pytest.raises(TypeError, match="epoch"):
+        Recipe(epoch=3)
+    with pytest.raises(TypeError):
+        Recipe(24)
+
+
+@pytest.mark.parametrize("name", PROFILES)
+def test_profile_differs_from_the_assignment_in_numbers_alone(name):
+    profile, assignment = PROFILES[name], Recipe()
+    for field in FIELDS:
+        value = getattr(profile, field)
+        assert value == getattr(assignment, field) or type(value) in (int, float)
+    # What is learned with is the same everywhere: the range test's rate, the same
+    # augmentation and shape of the cycle.
+    for field in ("max_lr", "precision", "padding", "flip", "cutout", "div_factor"):
+        assert getattr(profile, field) == getattr(assignment, field)
+
+
+def test_full_profile_is_the_assignment_and_the_others_are_smaller():
+    assert PROFILES["full"] == Recipe()
+    for name in ("quick", "smoke"):
+        assert PROFILES[name].epochs < Recipe().epochs
+        assert PROFILES[name].train_images < 50_000
+
+
+def test_every_field_is_explained_in_the_docstring():
+    for name in FIELDS:
+        entry = rf"^    (\w+, )*{name}(, \w+)*: \w+"
+        assert re.search(entry, Recipe.__doc__, re.MULTILINE), name
+
+
+def test_augmentation_is_what_make_loaders_takes():
+    changed = recipe(padding=1, flip=0.25, cutout=2)
+    train = dataset.make_loaders(
+        *IMAGES, batch_size=16, device=CPU, augment_on="device", **changed.augmentation
+    ).train
+    assert (train.padding, train.flip, train.cutout) == (1, 0.25, 2)
+
+
+# --- the cycle of the learning rate ----------------------------------------------------
+
+
+def test_assignments_cycle_rises_for_5_of_24_epochs_and_falls_to_nothing():
+    rates = train_test.planned_learning_rates(Recipe(), max_lr=0.01, steps_per_epoch=98)
+    assert len(rates) == 2352
+    assert rates.index(max(rates)) == 489  # the last step of epoch 5
+    assert rates[489] == pytest.approx(0.01)
+    assert rates[0] == pytest.approx(0.01 / 25)
+    assert rates[-1] == pytest.approx(0.01 / 25 / 10_000)
+    up, down = np.diff(rates[:490]), np.diff(rates[489:])
+    assert (up > 0).all()
+    assert (down < 0).all()
+
+
+@pytest.mark.parametrize(
+    ("peak", "steps", "at"), [(1, 10, 9), (2.5, 4, 9), (0.5, 8, 3)]
+)
+def test_peak_is_at_the_end_of_its_epoch_or_of_a_fraction_of_one(peak, steps, at):
+    rates = train_test.planned_learning_rates(
+        recipe(peak_epoch=peak), max_lr=0.3, steps_per_epoch=steps
+    )
+    assert len(rates) == 3 * steps
+    assert rates.index(max(rates)) == at
+
+
+def test_factors_divide_the_peak():
+    changed = recipe(div_factor=4, final_div_factor=8)
+    rates = train_test.planned_learning_rates(changed, max_lr=0.8, steps_per_epoch=5)
+    assert (rates[0], max(rates), rates[-1]) == pytest.approx((0.2, 0.8, 0.025))
+
+
+def test_cycle_leaves_adams_betas_alone():
+    weight = torch.zeros(1, requires_grad=True)
+    optimizer = torch.optim.Adam([weight], lr=0.1)
+    scheduler = train_test.make_scheduler(
+        optimizer, recipe(), max_lr=0.1, steps_per_epoch=4
+    )
+    for _ in range(6):
+        optimizer.step()
+        scheduler.step()
+        assert optimizer.param_groups[0]["betas"] == (0.9, 0.999)
+
+
+def test_training_follows_the_plan():
+    done = fit(network(), loaders(), recipe())
+    assert done.learning_rates == train_test.planned_learning_rates(
+        recipe(), max_lr=0.01, steps_per_epoch=3
+    )
+
+
+def test_first_step_is_adams_at_the_first_rate_of_the_plan():
+    model, seen = network(), []
+
+    def keep(layer, _):
+        if layer.training:
+            seen.append(layer.weight.detach().clone())
+
+    model[-1].register_forward_pre_hook(keep)
+    fit(model, (batches(16, 16), batches(16)), recipe())
+    # Adam's first step is the learning rate times the gradient's sign.
+    moves = (seen[1] - seen[0]).abs()
+    assert float(moves.median()) == pytest.approx(0.01 / 25, rel=1e-2)
+
+
+def test_cycle_without_room_to_rise_is_an_error_before_training():
+    model = network()
+    before = state_of(model)
+    with pytest.raises(ValueError, match="peak_epoch"):
+        fit(model, (batches(16), batches(16)), recipe(max_lr=None))
+    assert_same_state(state_of(model), before)
+
+
+# --- training --------------------------------------------------------------------------
+
+
+@BOTH
+def test_seed_decides_weights_and_history_bit_by_bit(on):
+    def weights_and_history(seed):
+        model = network(seed=seed, dropout=0.2)
+        history = fit(model, loaders(on=on, seed=seed), recipe())
+        return state_of(model), untimed(history)
+
+    one, again, other = (weights_and_history(seed) for seed in (0, 0, 1))
+    assert_same_state(one[0], again[0])
+    assert one[1] == again[1]
+    assert other[1] != one[1]
+
+
+def test_few_images_are_learned_by_heart():
+    model, train = network(), batches(16, 16)
+    history = fit(model, (train, train), recipe(epochs=30, peak_epoch=5, max_lr=0.03))
+    assert history.last.train_accuracy == 1
+    assert train_test.evaluate(model, train, device=CPU).accuracy == 1
+    assert history.last.train_loss < 0.1 < history.epochs[0].train_loss
+
+
+def test_partial_batch_is_trained_on():
+    whole, partial = batches(16, 3)
+
+    def weights_after(train):
+        model = network()
+        optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
+        train_test.train_one_epoch(model, train, optimizer, device=CPU)
+        return model[-1].weight.detach()
+
+    assert not torch.equal(weights_after([whole, partial]), weights_after([whole]))
+    history = fit(network(), ([whole, partial], [whole]), recipe())
+    assert len(history.learning_rates) == 3 * 2
+
+
+def test_on_step_tells_images_and_rate_of_each_step():
+    model, steps = network(), []
+    train_test.train_one_epoch(
+        model,
+        batches(16, 16, 3),
+        torch.optim.SGD(model.parameters(), lr=0.25),
+        device=CPU,
+        on_step=lambda images, rate: steps.append((images, rate)),
+    )
+    assert steps == [(16, 0.25), (16, 0.25), (3, 0.25)]
+
+
+def test_model_that_was_left_in_evaluation_mode_is_trained_in_training_mode():
+    model = network().eval()
+    fit(model, (batches(16, 16), batches(16)), recipe())
+    assert float(model[1].num_batches_tracked) == 3 * 2
+    assert all(module.training for module in model.modules())
+
+
+def test_history_tells_each_epoch():
+    model, (train, test) = network(), (batches(16, 16, 8), batches(16))
+    history = fit(model, (train, test), recipe())
+    assert [row.epoch for row in history.epochs] == [1, 2, 3]
+    assert history.max_lr == 0.01
+    assert [row.learning_rate for row in history.epochs] == history.learning_rates[2::3]
+    assert all(row.seconds > 0 for row in history.epochs)
+    assert all(row.images_per_second > 40 / row.seconds for row in history.epochs)
+    assert history.last is history.epochs[-1]
+    tested = train_test.evaluate(model, test, device=CPU)
+    assert tested == (history.last.test_loss, history.last.test_accuracy)
+
+
+def rows(*test_accuracies):
+    return [
+        Epoch(i, 2.0, 0.1, 2.0, accuracy, 0.01, 1.0, 10.0)
+        for i, accuracy in enumerate(test_accuracies, start=1)
+    ]
+
+
+def test_best_epoch_is_the_first_with_the_highest_test_accuracy():
+    history = History(0.01, rows(0.1, 0.7, 0.3, 0.7, 0.5))
+    assert history.best.epoch == 2
+    assert history.last.epoch == 5
+
+
+def test_history_goes_through_json():
+    history = History(0.01, rows(0.1, 0.7), [0.001, 0.01])
+    assert History.from_dict(json.loads(json.dumps(history.as_dict()))) == history
+
+
+def test_plain_dataloader_and_somebody_elses_classifier_are_trained():
+    class Theirs(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = nn.Linear(3 * 8 * 8, 10)
+
+        def forward(self, images):
+            return self.layer(images.flatten(1))
+
+    data = TensorDataset(*noise(40))
+    torch.manual_seed(0)
+    model = Theirs()
+    pair = DataLoader(data, batch_size=16, shuffle=True), DataLoader(data, 40)
+    history = fit(model, pair, recipe(epochs=20, peak_epoch=4, max_lr=None))
+    assert len(history.learning_rates) == 20 * 3
+    assert history.last.test_accuracy == 1
+
+
+def test_dataloader_whose_batches_a_sampler_makes_is_taken():
+    data = TensorDataset(*noise(32))
+    sampler = BatchSampler(range(32), batch_size=16, drop_last=False)
+    train = DataLoader(data, batch_sampler=sampler)
+    assert len(fit(network(), (train, train), recipe()).epochs) == 3
+
+
+def test_each_epoch_prints_one_line_and_nothing_else(capsys):
+    history = fit(network(), loaders(), recipe(max_lr=None))
+    printed = capsys.readouterr()
+    assert printed.out.splitlines() == [str(row) for row in history.epochs]
+    assert printed.err == ""
+
+
+def test_lines_of_the_epochs_stay_below_a_progress_bar(capsys, monkeypatch):
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    history = fit(network(), loaders(), recipe())
+    out = capsys.readouterr().out
+    assert "step" in out  # there was a bar
+    # A terminal shows of each line what follows its last carriage return.
+    shown = [line.rpartition("\r")[2] for line in out.split("\n")]
+    assert shown == [*(str(row) for row in history.epochs), ""]
+
+
+def test_line_of_an_epoch_tells_its_numbers():
+    row = Epoch(7, 1.23456, 0.54321, 2.34567, 0.4, 0.0123, 3.0, 12345.6)
+    assert str(row) == (
+        "epoch   7 | train loss 1.2346 acc  54.32% | test loss 2.3457 acc  40.00% | "
+        "lr 1.23e-02 |  12,346 images/s"
+    )
+
+
+def test_loader_of_another_batch_size_is_an_error_before_training():
+    model, pair = network(), loaders()
+    before = state_of(model)
+    sentence = "batch_size is 16 and the recipe's 8"
+    with pytest.raises(ValueError, match=sentence):
+        fit(model, pair, recipe(batch_size=8))
+    assert_same_state(state_of(model), before)
+    data = DataLoader(TensorDataset(*noise(40)), batch_size=16)
+    with pytest.raises(ValueError, match=sentence):
+        fit(model, (data, data), recipe(batch_size=8))
+
+
+@pytest.mark.parametrize(("trained", "tested"), [(0, 1), (1, 0)])
+def test_loader_without_batches_is_an_error(trained, tested):
+    pair = batches(16)[:trained], batches(16)[:tested]
+    sentence = f"the loaders have {trained} training and {tested} test batches"
+    with pytest.raises(ValueError, match=sentence):
+        fit(network(), pair, recipe(max_lr=None))
+
+
+@pytest.mark.parametrize("label", [-1, 10])
+def test_label_that_the_model_has_no_output_for_is_an_error_before_training(label):
+    model, (images, labels) = network(), noise(32)
+    labels[3] = label
+    before = state_of(model)
+    with pytest.raises(ValueError, match=rf"{label} .*10 classes"):
+        fit(model, (batches(16, 16), [(images, labels)]), recipe())
+    assert_same_state(state_of(model), before)
+
+
+def test_model_that_is_no_classifier_is_an_error_before_training():
+    model = network()[:3]
+    with pytest.raises(ValueError, match=r"gives \(16, 8, 8, 8\) for 16 images"):
+        fit(model, (batches(16, 16), batches(16)), recipe())
+
+
+class Lying(list):
+    """A loader that says it is longer than it is."""
+
+    excess = 1
+
+    def __len__(self):
+        return super().__len__() + self.excess
+
+
+@pytest.mark.parametrize("excess", [-1, 1])
+def test_loader_whose_length_lies_is_an_error(excess):
+    train = Lying(batches(16, 16, 16))
+    train.excess = excess
+    with pytest.raises(ValueError, match=rf"says it has {3 + excess} batches and gave"):
+        fit(network(), (train, batches(16)), recipe())
+
+
+def test_loader_is_told_which_epoch_begins():
+    class Told(list):
+        def set_epoch(self, epoch):
+            told.append(epoch)
+
+    told = []
+    fit(network(), (Told(batches(16, 16)), batches(16)), recipe())
+    assert told == [0, 1, 2]
+
+
+def test_without_max_lr_the_range_test_finds_it_and_leaves_the_training_as_it_is():
+    free, fixed = network(dropout=0.2), network(dropout=0.2)
+    torch.manual_seed(7)
+    searched = fit(free, loaders(), recipe(max_lr=None))
+    torch.manual_seed(7)
+    given = fit(fixed, loaders(), recipe(max_lr=searched.max_lr))
+    assert max(searched.learning_rates) == pytest.approx(searched.max_lr)
+    assert 1e-5 < searched.max_lr < 1
+    assert untimed(searched) == untimed(given)
+    assert_same_state(state_of(free), state_of(fixed))
+
+
+# --- metrics ---------------------------------------------------------------------------
+
+
+def by_hand(model, images, labels):
+    logits = model(images).detach().double()
+    loss = F.cross_entropy(logits, labels)
+    return float(loss), float((logits.argmax(1) == labels).double().mean())
+
+
+def test_size_of_the_batches_does_not_alter_the_evaluation():
+    model = network()
+    images, labels = noise(40)
+    whole = train_test.evaluate(model, [(images, labels)], device=CPU)
+    for sizes in ((16, 16, 8), (39, 1), (1, 2, 37)):
+        parts = zip(images.split(sizes), labels.split(sizes), strict=True)
+        split = train_test.evaluate(model, list(parts), device=CPU)
+        assert split.accuracy == whole.accuracy
+        assert split.loss == pytest.approx(whole.loss, rel=1e-6)
+    assert whole == pytest.approx(by_hand(model.eval(), images, labels), rel=1e-6)
+    assert 0 <= whole.accuracy <= 1
+
+
+def test_accuracy_is_a_fraction_from_0_to_1():
+    images, labels = noise(16)
+
+    class Knows(nn.Module):
+        def __init__(self, shift):
+            super().__init__()
+            self.shift = shift
+
+        def forward(self, images):
+            return 5.0 * F.one_hot((labels + self.shift) % 10, 10)
+
+    right = train_test.evaluate(Knows(0), [(images, labels)], device=CPU)
+    wrong = train_test.evaluate(Knows(1), [(images, labels)], device=CPU)
+    assert (right.accuracy, wrong.accuracy) == (1, 0)
+    assert wrong.loss - right.loss == pytest.approx(5)
+
+
+def test_training_metrics_weight_each_example_alike():
+    model, train = network(), batches(16, 16, 3)
+    expected, correct, count = 0.0, 0.0, 35
+    twin = copy.deepcopy(model).train()
+    for images, labels in train:
+        loss, accuracy = by_hand(twin, images, labels)
+        expected += loss * len(labels) / count
+        correct += accuracy * len(labels) / count
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
+    got = train_test.train_one_epoch(model, train, optimizer, device=CPU)
+    assert got == pytest.approx((expected, correct), rel=1e-6)
+    batch_means = [by_hand(twin, *batch)[0] for batch in train]
+    assert abs(np.mean(batch_means) - expected) > 1e-3  # weighting makes a difference
+
+
+def test_evaluation_gives_each_layer_its_mode_back_and_changes_no_statistics():
+    model = network(dropout=0.5)
+    model[1].eval()  # a frozen BatchNorm in a model that is being trained
+    modes = [module.training for module in model.modules()]
+    assert len(set(modes)) == 2
+    before = state_of(model)
+    results = {train_test.evaluate(model, batches(16), device=CPU) for _ in range(2)}
+    assert len(results) == 1  # no dropout
+    assert [module.training for module in model.modules()] == modes
+    assert_same_state(state_of(model), before)
+
+
+def test_evaluation_that_fails_gives_each_layer_its_mode_back():
+    model = network()
+    modes = [module.training for module in model.modules()]
+    wrong = [*batches(16), (torch.randn(4, 5, 8, 8), torch.zeros(4, dtype=torch.int64))]
+    with pytest.raises(RuntimeError):
+        train_test.evaluate(model, wrong, device=CPU)
+    assert [module.training for module in model.modules()] == modes
+
+
+def dtypes_of_linear(model):
+    """For each pass from now on: whether it is one of training, and its precision."""
+    seen = []
+    model[-1].register_forward_hook(
+        lambda layer, _, out: seen.append((layer.training, out.dtype))
+    )
+    return seen
+
+
+def test_evaluation_computes_in_float32_unless_told_otherwise():
+    model = network()
+    seen = dtypes_of_linear(model)
+    test = batches(16)
+    train_test.evaluate(model, test, device=CPU)
+    rough = train_test.predict(model, test, device=CPU, dtype=torch.bfloat16)
+    assert seen == [(False, torch.float32), (False, torch.bfloat16)]
+    assert rough.logits.dtype == torch.float32
+    seen.clear()
+    fit(model, (batches(16, 16), test), recipe(precision="bfloat16", epochs=2))
+    assert set(seen) == {(True, torch.bfloat16), (False, torch.float32)}
+
+
+def test_predictions_come_in_the_loaders_order():
+    model = network().eval()
+    test = batches(16, 5)
+    got = train_test.predict(model, test, device=CPU)
+    images, labels = noise(21)
+    assert torch.equal(got.labels, labels)
+    assert torch.allclose(got.logits, model(images).detach(), atol=1e-5)
+    assert torch.allclose(got.probabilities.sum(1), torch.ones(21))
+    assert got.metrics == train_test.evaluate(model, test, device=CPU)
+
+
+def test_nothing_to_evaluate_is_said():
+    with pytest.raises(ValueError, match="nothing to evaluate"):
+        train_test.evaluate(network(), [], device=CPU)
+
+
+# --- a loss that is no number ----------------------------------------------------------
+
+
+def test_infinite_weight_is_an_error_that_tells_epoch_step_and_rate():
+    model = network()
+    with torch.no_grad():
+        model[-1].bias[0] = math.inf
+    sentence = (
+        r"loss is (inf|nan) in epoch 1, step 1, at learning rate 4\.00e-04; .*lower"
+    )
+    with pytest.raises(train_test.NonFiniteLoss, match=sentence):
+        fit(model, (batches(16, 16), batches(16)), recipe())
+
+
+def test_huge_learning_rate_ends_training_with_an_error():
+    with pytest.raises(train_test.NonFiniteLoss, match=r"epoch 1, step \d"):
+        fit(network(), (batches(16, 16, 16), batches(16)), recipe(max_lr=1e30))
+
+
+class Failing:
+    """A loader like `inner` that does `failure` instead of a batch, in one epoch.
+
+    Epochs and batches count from 0.
+    """
+
+    def __init__(self, inner, failure, *, epoch, batch=1):
+        self.inner, self.failure, self.at, self.batch = inner, failure, epoch, batch
+        self.epoch = 0
+
+    def __len__(self):
+        return len(self.inner)
+
+    def set_epoch(self, epoch):
+        self.epoch = epoch
+        if hasattr(self.inner, "set_epoch"):
+            self.inner.set_epoch(epoch)
+
+    def __iter__(self):
+        now, self.epoch = self.epoch, self.epoch + 1
+        for number, (images, labels) in enumerate(self.inner):
+            if (now, number) == (self.at, self.batch):
+                images = self.failure(images)
+            yield images, labels
+
+
+class Interrupted(Exception):
+    pass
+
+
+def interrupt(images):
+    raise Interrupted
+
+
+def test_failure_later_on_is_located_and_leaves_the_checkpoint_before_it(tmp_path):
+    path = tmp_path / "training.pt"
+    rates = train_test.planned_learning_rates(recipe(), max_lr=0.01, steps_per_epoch=3)
+    nans = Failing(loaders().train, lambda images: images * math.nan, epoch=2, batch=1)
+    sentence = f"nan in epoch 3, step 2, at learning rate {rates[7]:.2e}"
+    with pytest.raises(train_test.NonFiniteLoss, match=sentence):
+        fit(network(), (nans, loaders().test), recipe(), checkpoint=path)
+    model = network(seed=1)
+    resumed = fit(model, loaders(), recipe(), checkpoint=path, resume=True)
+    straight = network()
+    assert untimed(resumed) == untimed(fit(straight, loaders(), recipe()))
+    assert_same_state(state_of(model), state_of(straight))
+
+
+# --- the learning-rate range test ------------------------------------------------------
+
+
+class Drawing(Dataset):
+    """Augments with every global generator that there is."""
+
+    def __init__(self):
+        self.images, self.labels = noise(40)
+
+    def __len__(self):
+        return 40
+
+    def __getitem__(self, i):
+        drawn = random.random() + np.random.random() + torch.rand(()).item()
+        return self.images[i] + drawn, self.labels[i]
+
+
+def generators():
+    numpy = np.random.get_state()
+    return (
+        torch.get_rng_state().tolist(),
+        (numpy[0], numpy[1].tolist(), *numpy[2:]),
+        random.getstate(),
+    )
+
+
+@pytest.fixture
+def used():
+    """A model and optimizer in the middle of a training, some layers frozen."""
+    model = network(dropout=0.2)
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
+    for images, labels in batches(16, 16):
+        optimizer.zero_grad()
+        F.cross_entropy(model(images), labels).backward()
+        optimizer.step()
+    model[1].eval()
+    return model, optimizer
+
+
+@pytest.mark.parametrize("kind", ["cpu", "device", "plain"])
+def test_range_test_leaves_no_trace(used, kind, capsys):
+    model, optimizer = used
+    random.seed(1)
+    np.random.seed(2)
+    torch.manual_seed(3)
+    if kind == "plain":
+        train = DataLoader(Drawing(), batch_size=16, shuffle=True)
+    else:
+        train = loaders(on=kind).train
+        train.set_epoch(5)
+
+    def traces():
+        return {
+            "weights": {k: v.tolist() for k, v in model.state_dict().items()},
+            "gradients": [p.grad.tolist() for p in model.parameters()],
+            "memory": [(p.data_ptr(), p.stride()) for p in model.parameters()],
+            "modes": [module.training for module in model.modules()],
+            "optimizer": repr(optimizer.state_dict()),
+            "generators": generators(),
+            "epoch": getattr(train, "epoch", None),
+        }
+
+    before = traces()
+    first = train_test.lr_range_test(model, train, recipe(), device=CPU)
+    after = traces()
+    for name in before:
+        assert after[name] == before[name], name
+    assert train_test.lr_range_test(model, train, recipe(), device="cpu") == first
+    assert capsys.readouterr() == ("", "")
+
+
+def test_failed_range_test_puts_the_loader_back():
+    train = Failing(loaders().train, interrupt, epoch=1)
+    train.set_epoch(4)
+    torch.manual_seed(3)
+    model, before = network(), generators()
+    with pytest.raises(Interrupted):
+        train_test.lr_range_test(model, train, recipe(), device=CPU)
+    assert train.epoch == 4
+    assert generators() == before
+
+
+def test_range_test_goes_from_nothing_to_too_much_once_a_seed():
+    result = train_test.lr_range_test(
+        network(), loaders().train, recipe(lr_test_seeds=3), device=CPU
+    )
+    rates = result.learning_rates
+    assert len(rates) == 30
+    assert (rates[0], rates[-1]) == pytest.approx((1e-5, 1))
+    assert np.diff(np.log(rates)) == pytest.approx(np.log(1e5) / 29)
+    assert len(result.losses) == len(result.smoothed) == 3
+    # Other batches each time, of one model: as it was, not as the test before left it.
+    first = [one[0] for one in result.losses]
+    assert len(set(first)) == 3
+    assert max(first) - min(first) < 0.5
+    assert lr_range.choose_max_lr(rates, result.losses) == result
+
+
+def test_range_test_without_images_is_said():
+    with pytest.raises(ValueError, match="batch"):
+        train_test.lr_range_test(network(), [], recipe(), device=CPU)
+
+
+def test_range_test_takes_a_loader_that_counts_epochs_in_its_own_way():
+    class Counting(list):
+        epoch = 3
+
+    train = Counting(batches(16, 16))
+    assert train_test.lr_range_test(network(), train, recipe(), device=CPU).max_lr > 0
+    assert train.epoch == 3
+
+
+# From 1e-5 to 1 in steps of a tenth of a decade.
+RATES = [10 ** (-5 + step / 10) for step in range(51)]
+
+
+def valley(rate, *, bottom=1e-2, high=2.0, low=1.0):
+    """Falls to `low` at `bottom`, then climbs as fast as the whole depth in 2 decades."""
+    x = math.log10(rate / bottom)
+    return low + (high - low) * (x / 2 if x > 0 else x / math.log10(1e-5 / bottom))
+
+
+def test_clean_valley_gives_a_third_of_where_it_is_left():
+    losses = [valley(rate) for rate in RATES]
+    result = lr_range.choose_max_lr(RATES, [losses])
+    # A quarter of the depth is climbed half a decade beyond the bottom.
+    assert result.divergence_lr == pytest.approx(10**-1.5, rel=0.3)
+    assert result.divergence_lr in RATES
+    assert result.max_lr == pytest.approx(result.divergence_lr / 3)
+    assert result.losses == [losses]
+
+
+def test_deeper_and_shifted_valleys_are_read_alike():
+    def at(**shape):
+        losses = [valley(rate, **shape) for rate in RATES]
+        return lr_range.choose_max_lr(RATES, [losses]).divergence_lr
+
+    assert at(high=20, low=2) == at()
+    assert at(bottom=1e-3) == pytest.approx(10**-2.5, rel=0.3)
+
+
+def test_hill_before_the_bottom_is_no_divergence():
+    losses = [valley(rate) for rate in RATES]
+    clean = lr_range.choose_max_lr(RATES, [losses])
+    losses[8:13] = [3.0] * 5
+    assert lr_range.choose_max_lr(RATES, [losses]).max_lr == clean.max_lr
+
+
+@pytest.mark.parametrize("worst", [math.nan, math.inf])
+def test_test_ends_where_its_loss_is_no_number(worst):
+    falling = [valley(rate, bottom=1) for rate in RATES]
+    broken = falling[:35] + [worst] + [0.1] * 15
+    result = lr_range.choose_max_lr(RATES, [broken])
+    assert result.divergence_lr == RATES[35]
+    assert result.max_lr == pytest.approx(RATES[35] / 3)
+    assert [len(one) for one in result.smoothed] == [35]
+
+
+def test_test_that_was_ended_diverges_there_at_the_latest():
+    ended = [valley(rate, bottom=1) for rate in RATES[:40]]
+    assert lr_range.choose_max_lr(RATES, [ended]).divergence_lr == RATES[40]
+    exploded = [*ended, 100.0]
+    assert lr_range.choose_max_lr(RATES, [exploded]).divergence_lr <= RATES[40]
+
+
+@pytest.mark.parametrize("place", [0, 1, 2])
+def test_one_noisy_seed_among_three_does_not_decide(place):
+    clean = [valley(rate) for rate in RATES]
+    noisy = [loss + 3 * (step % 7 == 0) for step, loss in enumerate(clean)]
+    noisy[32:] = [8.0] * 19  # and it leaves the valley early
+    tests = [clean, clean, clean]
+    alone = lr_range.choose_max_lr(RATES, tests)
+    tests[place] = noisy
+    among = lr_range.choose_max_lr(RATES, tests)
+    assert among.max_lr == alone.max_lr
+    assert among.divergence_lr == alone.divergence_lr
+    assert lr_range.choose_max_lr(RATES, [noisy]).max_lr < alone.max_lr
+
+
+def test_loss_that_falls_to_the_end_diverges_nowhere():
+    falling = [valley(rate, bottom=1) for rate in RATES]
+    result = lr_range.choose_max_lr(RATES, [falling, falling])
+    assert result.divergence_lr is None
+    assert result.max_lr == pytest.approx(1 / 3)
+
+
+@pytest.mark.parametrize(
+    "losses",
+    [
+        [2.3] * 51,
+        [2.3 + step / 10 for step in range(51)],
+        [math.nan] * 51,
+        [2.3],
+    ],
+)
+def test_loss_that_never_falls_is_an_error_that_names_the_remedy(losses):
+    sentence = (
+        r"never fell between learning rates 1e-05 and 1e\+00; .*lr_test_steps.*max_lr"
+    )
+    with pytest.raises(ValueError, match=sentence):
+        lr_range.choose_max_lr(RATES, [losses])
+
+
+# --- checkpoints -----------------------------------------------------------------------
+
+
+@BOTH
+@pytest.mark.parametrize("epoch", [1, 2])
+def test_interrupted_and_resumed_is_bit_by_bit_as_if_nothing_had_happened(
+    on, epoch, tmp_path
+):
+    straight, path = network(dropout=0.3), tmp_path / "training.pt"
+    history = fit(straight, loaders(on=on), recipe())
+
+    train, test = loaders(on=on)
+    pair = Failing(train, interrupt, epoch=epoch), test
+    with pytest.raises(Interrupted):
+        fit(network(dropout=0.3), pair, recipe(), checkpoint=path)
+
+    model = network(seed=9, dropout=0.3)
+    resumed = fit(model, loaders(on=on), recipe(), checkpoint=path, resume=True)
+    assert untimed(resumed) == untimed(history)
+    assert_same_state(state_of(model), state_of(straight))
+
+
+def test_resumed_training_goes_on_at_the_rate_that_was_found(tmp_path):
+    plan, path = recipe(max_lr=None, precision="bfloat16"), tmp_path / "training.pt"
+    straight = network()
+    history = fit(straight, loaders(), plan)
+
+    train, test = loaders()
+    pair = train, Failing(test, interrupt, epoch=1)  # after training, before its record
+    with pytest.raises(Interrupted):
+        fit(network(), pair, plan, checkpoint=path)
+
+    model = network(seed=9)
+    resumed = fit(model, loaders(), plan, checkpoint=path, resume=True)
+    assert untimed(resumed) == untimed(history)
+    assert_same_state(state_of(model), state_of(straight))
+
+
+@pytest.fixture
+def interrupted(tmp_path):
+    """The checkpoint of a training by recipe() that broke off in its second epoch."""
+    path = tmp_path / "training.pt"
+    train, test = loaders()
+    with pytest.raises(Interrupted):
+        fit(
+            network(),
+            (Failing(train, interrupt, epoch=1), test),
+            recipe(),
+            checkpoint=path,
+        )
+    return path
+
+
+def test_checkpoint_in_the_way_is_an_error_and_stays(interrupted):
+    content, model = interrupted.read_bytes(), network()
+    before = state_of(model)
+    with pytest.raises(FileExistsError, match=r"training.pt exists; pass resume=True"):
+        fit(model, loaders(), recipe(), checkpoint=interrupted)
+    assert interrupted.read_bytes() == content
+    assert_same_state(state_of(model), before)
+
+
+def test_resume_without_a_checkpoint_starts_anew(tmp_path):
+    path = tmp_path / "new" / "training.pt"
+    history = fit(network(), loaders(), recipe(), checkpoint=path, resume=True)
+    assert untimed(history) == untimed(fit(network(), loaders(), recipe()))
+    assert path.exists()
+
+
+def test_resumed_training_keeps_the_rate_that_it_began_with_and_says_so(
+    interrupted, capsys
+):
+    plan = recipe(max_lr=0.02)
+    resumed = fit(network(), loaders(), plan, checkpoint=interrupted, resume=True)
+    assert resumed.max_lr == 0.01
+    assert "max_lr 1.00e-02 as it began" in capsys.readouterr().out
+    assert untimed(resumed) == untimed(fit(network(), loaders(), recipe()))
+
+
+def test_resume_with_another_number_of_threads_is_said(interrupted):
+    threads = torch.get_num_threads()
+    torch.set_num_threads(threads + 1)
+    try:
+        with pytest.warns(
+            UserWarning, match=rf"{threads} threads .* with {threads + 1}"
+        ):
+            fit(network(), loaders(), recipe(), checkpoint=interrupted, resume=True)
+    finally:
+        torch.set_num_threads(threads)
+
+
+def test_resume_says_where_it_goes_on(interrupted, capsys):
+    fit(network(), loaders(), recipe(), checkpoint=interrupted, resume=True)
+    lines = capsys.readouterr().out.splitlines()
+    assert "training.pt: going on after epoch 1 of 3" in lines[-3]
+    assert [line[:11] for line in lines[-2:]] == ["epoch   2 |", "epoch   3 |"]
+
+
+def test_finished_training_is_not_gone_on_with(tmp_path):
+    path, first, second = tmp_path / "training.pt", network(), network(seed=1)
+    history = fit(first, loaders(), recipe(), checkpoint=path)
+    again = fit(second, loaders(), recipe(), checkpoint=path, resume=True)
+    assert again == history
+    assert_same_state(state_of(second), state_of(first))
+
+
+def refusal(path, *, model=None, pair=None, plan=None):
+    """The one sentence with which a checkpoint is refused, which names it."""
+    content = path.read_bytes()
+    with pytest.raises(ValueError, match=r"^[^\n]+$") as caught:
+        fit(
+            model or network(),
+            pair or loaders(),
+            plan or recipe(),
+            checkpoint=path,
+            resume=True,
+        )
+    assert path.read_bytes() == content
+    assert str(path) in str(caught.value)
+    return str(caught.value)
+
+
+def test_another_recipe_is_named_field_by_field(interrupted):
+    sentence = refusal(interrupted, plan=recipe(div_factor=5, padding=2))
+    assert "div_factor is 25 there and 5 here" in sentence
+    assert "padding is 4 there and 2 here" in sentence
+    for name in set(FIELDS) - {"div_factor", "padding"}:
+        assert f"{name} is" not in sentence
+
+
+def test_another_model_is_an_error(interrupted):
+    other = nn.Sequential(nn.Flatten(), nn.Linear(3 * 32 * 32, 10))
+    before = state_of(other)
+    assert "model" in refusal(interrupted, model=other)
+    assert_same_state(state_of(other), before)
+
+
+def test_another_number_of_steps_is_an_error(interrupted):
+    train, test = loaders()
+    assert "steps" in refusal(interrupted, pair=([*train, *train], test))
+
+
+@pytest.mark.parametrize("part", [0, 1, 0.05, 0.3, 0.5, 0.7, 0.9, 0.99, 0.999])
+def test_truncated_checkpoint_is_an_error(interrupted, part):
+    content = interrupted.read_bytes()
+    size = part if isinstance(part, int) else int(part * len(content))
+    interrupted.write_bytes(content[:size])
+    assert "remove it" in refusal(interrupted)
+
+
+def test_flipped_bit_is_an_error(interrupted):
+    content = interrupted.read_bytes()
+    for place in np.random.default_rng(0).integers(len(content), size=20):
+        damaged = bytearray(content)
+        damaged[place] ^= 1
+        interrupted.write_bytes(damaged)
+        refusal(interrupted)
+
+
+def test_damaged_checkpoint_is_said_and_the_one_before_it_is_gone_on_from(tmp_path):
+    path, model = tmp_path / "training.pt", network(seed=1)
+    train, test = loaders()
+    pair = Failing(train, interrupt, epoch=2), test
+    with pytest.raises(Interrupted):
+        fit(network(), pair, recipe(), checkpoint=path)
+    path.write_bytes(path.read_bytes()[:1000])
+    with pytest.warns(UserWarning, match=r"training.pt is damaged"):
+        resumed = fit(model, loaders(), recipe(), checkpoint=path, resume=True)
+    straight = network()
+    assert untimed(resumed) == untimed(fit(straight, loaders(), recipe()))
+    assert_same_state(state_of(model), state_of(straight))
+
+
+class Malicious:
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return open, (str(self.path), "w")
+
+
+def json_file(path, marker):
+    path.write_text('{"epochs": 3}')
+
+
+def text_file(path, marker):
+    path.write_text("hello world, this is no checkpoint\n")
+
+
+def noise_file(path, marker):
+    path.write_bytes(np.random.default_rng(0).bytes(1000))
+
+
+def pickle_with_code(path, marker):
+    path.write_bytes(pickle.dumps(Malicious(marker), protocol=4))
+
+
+def checkpoint_with_code(path, marker):
+    torch.save({"format": 1, "recipe": Malicious(marker)}, path)
+
+
+def weights_alone(path, marker):
+    torch.save(network().state_dict(), path)
+
+
+def other_format(path, marker):
+    torch.save({"format": 99, "recipe": dataclasses.asdict(recipe())}, path)
+
+
+def nothing_but_a_format(path, marker):
+    torch.save({"format": 1}, path)
+
+
+@pytest.mark.parametrize(
+    "write",
+    [
+        json_file,
+        text_file,
+        noise_file,
+        pickle_with_code,
+        checkpoint_with_code,
+        weights_alone,
+        other_format,
+        nothing_but_a_format,
+    ],
+)
+def test_foreign_file_is_an_error_and_its_code_does_not_run(write, tmp_path):
+    path, marker = tmp_path / "training.pt", tmp_path / "ran"
+    write(path, marker)
+    # torch's own sentence recommends to run the code; that advice isn't passed on.
+    assert "weights_only" not in refusal(path)
+    assert not marker.exists()
+
+
+@pytest.mark.parametrize("failing", ["os.fsync", "os.replace"])
+def test_failing_write_is_said_and_costs_neither_training_nor_checkpoint(
+    interrupted, failing, monkeypatch
+):
+    def refuse(*args):
+        raise OSError(28, "No space left on device")
+
+    content, model, straight = interrupted.read_bytes(), network(), network()
+    expected = untimed(fit(straight, loaders(), recipe()))
+    with monkeypatch.context() as patched:
+        patched.setattr(failing, refuse)
+        with pytest.warns(UserWarning, match="training.pt can't be written .No space"):
+            done = fit(model, loaders(), recipe(), checkpoint=interrupted, resume=True)
+    assert untimed(done) == expected
+    assert_same_state(state_of(model), state_of(straight))
+    assert interrupted.read_bytes() == content
+    resumed = fit(network(), loaders(), recipe(), checkpoint=interrupted, resume=True)
+    assert untimed(resumed) == expected
+
+
+@pytest.mark.parametrize("renames", [0, 1])
+def test_crash_while_a_checkpoint_is_renamed_loses_at_most_an_epoch(
+    interrupted, renames, monkeypatch
+):
+    """What is there afterwards is gone on from, and isn't overwritten by a new start."""
+
+    class Crash(BaseException):
+        pass
+
+    def crash(*args):
+        done.append(args)
+        if len(done) > renames:
+            raise Crash
+        return real(*args)
+
+    done, real = [], os.replace
+    with monkeypatch.context() as patched, pytest.raises(Crash):
+        patched.setattr(os, "replace", crash)
+        fit(network(), loaders(), recipe(), checkpoint=interrupted, resume=True)
+    with pytest.raises(FileExistsError):
+        fit(network(), loaders(), recipe(), checkpoint=interrupted)
+    model, straight = network(seed=1), network()
+    resumed = fit(model, loaders(), recipe(), checkpoint=interrupted, resume=True)
+    assert untimed(resumed) == untimed(fit(straight, loaders(), recipe()))
+    assert_same_state(state_of(model), state_of(straight))
+
+
+def test_training_that_went_well_leaves_nothing_half_written(tmp_path):
+    history = fit(
+        network(), loaders(), recipe(), checkpoint=str(tmp_path / "training.pt")
+    )
+    for path in tmp_path.iterdir():
+        rows = train_test.read_history(path).epochs
+        assert rows == history.epochs[: len(rows)]
+    assert train_test.read_history(tmp_path / "training.pt") == history
+
+
+# --- precision -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["float32", "bfloat16", "float16"])
+def test_named_precision_is_taken_whatever_the_hardware(name):
+    for device in ("cpu", "cuda"):
+        chosen = train_test.choose_dtype(name, torch.device(device))
+        assert chosen is getattr(torch, name)
+
+
+@pytest.mark.parametrize(
+    ("capabilities", "chosen"),
+    [
+        ({}, torch.float32),
+        ({"avx512_f": True, "avx512_bf16": False, "amx_bf16": False}, torch.float32),
+        ({"avx512_bf16": True, "amx_bf16": False}, torch.bfloat16),
+        ({"amx_bf16": True}, torch.bfloat16),
+    ],
+)
+def test_auto_on_a_cpu_is_bfloat16_where_the_hardware_has_it(
+    capabilities, chosen, monkeypatch
+):
+    monkeypatch.setattr(
+        torch.cpu, "get_capabilities", lambda: capabilities, raising=False
+    )
+    assert train_test.choose_dtype("auto", CPU) is chosen
+
+
+def test_auto_on_a_cpu_is_float32_where_torch_does_not_tell(monkeypatch):
+    monkeypatch.delattr(torch.cpu, "get_capabilities", raising=False)
+    assert train_test.choose_dtype("auto", CPU) is torch.float32
+
+
+@pytest.mark.parametrize(
+    ("capability", "chosen"),
+    [
+        ((7, 5), torch.float16),
+        ((8, 0), torch.bfloat16),
+        ((9, 0), torch.bfloat16),
+        ((12, 0), torch.bfloat16),
+    ],
+)
+def test_auto_on_a_gpu_goes_by_its_capability(capability, chosen, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    assert train_test.choose_dtype("auto", torch.device("cuda")) is chosen
+
+
+@pytest.mark.parametrize("precision", ["bfloat16", "float16"])
+def test_first_steps_agree_with_float32_within_2_percent(precision):
+    def losses(dtype):
+        model = network()
+        optimizer = train_test.make_optimizer(model, lr=0.003)
+        scaler = torch.amp.GradScaler("cpu", enabled=dtype == torch.float16)
+        seen = dtypes_of_linear(model)
+        got = [
+            train_test.train_one_epoch(
+                model, [batch], optimizer, device=CPU, dtype=dtype, scaler=scaler
+            ).loss
+            for batch in batches(16, 16, 16, 16, 16)
+        ]
+        assert set(seen) == {(True, dtype)}
+        assert {p.dtype for p in model.parameters()} == {torch.float32}
+        return got
+
+    exact, rough = losses(torch.float32), losses(getattr(torch, precision))
+    assert rough != exact
+    assert rough == pytest.approx(exact, rel=0.02)
