@@ -19,6 +19,7 @@ from typing import Any
 import torch
 
 from helpers import __version__, dataset, models, train_test, utils
+from helpers.checkpoint import previous
 
 FORMAT = 1  # of the records
 
@@ -123,6 +124,7 @@ def run(options: argparse.Namespace, seed: int) -> None:
     }
     recipe = dataclasses.replace(train_test.PROFILES[options.profile], **altered)
     train, test = load(options, recipe)
+    options.out.mkdir(parents=True, exist_ok=True)
     device = utils.get_device()
     utils.set_seed(seed)
     model = models.MODELS[options.model](
@@ -182,7 +184,9 @@ def run(options: argparse.Namespace, seed: int) -> None:
         "last_epoch_accuracy": history.last.test_accuracy,
         "maximum_accuracy": history.best.test_accuracy,
         "maximum_epoch": history.best.epoch,
-        "class_accuracy": {row.name: row.accuracy for row in classes},
+        "class_accuracy": {
+            row.name: row.accuracy if row.count else None for row in classes
+        },
         "seconds": sum(row.seconds for row in history.epochs),
         "history": [row._asdict() for row in history.epochs],
     }
@@ -190,6 +194,7 @@ def run(options: argparse.Namespace, seed: int) -> None:
     stem.with_suffix(".json").write_text(json.dumps(record, indent=1) + "\n")
     # The run is over: its checkpoint becomes the record's, and the name is free again.
     checkpoint.replace(stem.with_suffix(".pt"))
+    previous(checkpoint).unlink(missing_ok=True)
     print(
         f"{train.source}, seed {seed}: last epoch {history.last.test_accuracy:.2%}, "
         f"maximum {history.best.test_accuracy:.2%} in epoch {history.best.epoch} on the "

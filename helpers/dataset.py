@@ -390,15 +390,18 @@ def make_loaders(
     colours = {"mean": mean, "std": std}
     if augment_on == "device":
         build = partial(DeviceLoader, **common, **colours)
-        return Loaders(
+        loaders = Loaders(
             build(train.images, train.labels, seed=seed, **augmentation),
             build(test.images, test.labels),
         )
-    if num_workers is None:
-        num_workers = 0 if device.type == "cpu" else min(8, os.cpu_count() or 1)
-    build = partial(WorkerLoader, **common, num_workers=num_workers)
-    transform = train_transform(**augmentation, size=shape[:2], **colours)
-    return Loaders(
-        build(train.images, train.labels, transform=transform, seed=seed),
-        build(test.images, test.labels, transform=eval_transform(**colours)),
-    )
+    else:
+        if num_workers is None:
+            num_workers = 0 if device.type == "cpu" else min(8, os.cpu_count() or 1)
+        build = partial(WorkerLoader, **common, num_workers=num_workers)
+        transform = train_transform(**augmentation, size=shape[:2], **colours)
+        loaders = Loaders(
+            build(train.images, train.labels, transform=transform, seed=seed),
+            build(test.images, test.labels, transform=eval_transform(**colours)),
+        )
+    loaders.train.fingerprint = train.fingerprint()
+    return loaders

@@ -17,6 +17,9 @@ class Loader:
     be repeated by its number, in any process. Without one, the images come as they are.
     """
 
+    # Of the images; tells a training that goes on whether they are still the same.
+    fingerprint: str | None = None
+
     def __init__(
         self, count: int, *, batch_size: int, device: torch.device, seed: int | None
     ):

@@ -460,8 +460,8 @@ def require_fitting(
         )
     if recipe.peak_epoch * len(train) <= 1:
         raise ValueError(
-            f"peak_epoch is {recipe.peak_epoch} and an epoch has {len(train)} steps: the "
-            "learning rate has no step to rise in; make either larger"
+            f"peak_epoch {recipe.peak_epoch} leaves the learning rate no step to rise in, "
+            f"as an epoch has {len(train)}; make either larger"
         )
     with torch.random.fork_rng([]), evaluating(model), torch.inference_mode():
         images, labels = next(iter(test))
@@ -510,6 +510,7 @@ def fit(
     # What must be the same when training goes on. A range test that is run again may
     # choose a neighbour of what the schedule began with, and the history holds that.
     plan = {**asdict(recipe), "max_lr": None, "steps_per_epoch": len(train)}
+    plan |= {name: getattr(train, name, None) for name in ("fingerprint", "seed")}
     saved = None
     if path and resume:
         saved = load_checkpoint(path, plan=plan, model=model.state_dict())
