@@ -1,5 +1,6 @@
 # make run    execute the notebook, leave it and an HTML page in build/
 # make test   lint, unit tests, and the notebook cell by cell (nbval)
+# make soak   kill a small training 100 times and compare it with an undisturbed one
 # make readme bring the README's tables and figures up to date with results/
 # make records train what results/ should hold; meant for a GPU (ARGS: options of python -m helpers)
 #
@@ -16,7 +17,7 @@ FOR_RUN := $(VENV)/.for-run
 FOR_TEST := $(VENV)/.for-test
 endif
 
-.PHONY: run test readme records
+.PHONY: run test soak readme records
 
 run: $(FOR_RUN)
 	$(PYTHON) -m tools.run_notebook
@@ -25,6 +26,9 @@ test: $(FOR_TEST)
 	$(PYTHON) -m ruff check
 	$(PYTHON) -m ruff format --check
 	$(PYTHON) -m pytest
+
+soak: $(FOR_TEST)
+	$(PYTHON) -m tests.soak 100
 
 readme: $(FOR_TEST)
 	$(PYTHON) -m tools.readme

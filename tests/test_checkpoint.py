@@ -1,0 +1,106 @@
+"""What a crash, a flipped bit or a full disk can do to a checkpoint: nothing unnoticed."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from helpers import checkpoint
+from helpers.checkpoint import load_checkpoint, previous, save_checkpoint
+
+PLAN = {"epochs": 3}
+PROJECT = Path(__file__).parent.parent
+
+
+def state(number):
+    weights = {"weight": torch.full((50,), float(number))}
+    return {"plan": PLAN, "model": weights, "number": number}
+
+
+def load(path, *, plan=PLAN, size=50):
+    return load_checkpoint(path, plan=plan, model={"weight": torch.zeros(size)})
+
+
+@pytest.fixture
+def path(tmp_path):
+    """The second of two checkpoints, the first beside it."""
+    path = tmp_path / "training.pt"
+    save_checkpoint(path, state(1))
+    save_checkpoint(path, state(2))
+    return path
+
+
+def test_latest_is_loaded_and_the_one_before_is_kept(path):
+    assert load(path)["number"] == 2
+    path.unlink()
+    assert load(path)["number"] == 1
+    previous(path).unlink()
+    assert load(path) is None
+
+
+def test_every_truncation_and_flipped_bit_is_noticed_and_the_one_before_taken(path):
+    content = path.read_bytes()
+    places = range(0, len(content), 61)
+    damaged = [content[:place] for place in places]
+    for place in places:
+        flipped = bytearray(content)
+        flipped[place] ^= 1 << place % 8
+        damaged.append(bytes(flipped))
+    assert len(damaged) > 40
+    for bytes_on_disk in damaged:
+        path.write_bytes(bytes_on_disk)
+        with pytest.warns(UserWarning, match="is damaged"):
+            assert load(path)["number"] == 1
+
+
+def test_two_damaged_files_are_an_error_that_names_the_last(path):
+    path.write_bytes(b"")
+    previous(path).write_bytes(b"x")
+    with (
+        pytest.warns(UserWarning, match=r"training\.pt is damaged"),
+        pytest.raises(ValueError, match=r"training\.pt\.previous is damaged"),
+    ):
+        load(path)
+
+
+def test_another_plan_or_model_is_said_and_not_replaced_by_the_one_before(path):
+    with pytest.raises(ValueError, match="epochs is 3 there and 4 here"):
+        load(path, plan={"epochs": 4})
+    with pytest.raises(ValueError, match=r"weight is \(50,\) there and \(49,\) here"):
+        load(path, size=49)
+
+
+def test_newer_format_is_said(path, monkeypatch):
+    monkeypatch.setattr(checkpoint, "FORMAT", 2)
+    save_checkpoint(path, state(3))
+    monkeypatch.undo()
+    with pytest.raises(ValueError, match="is of format 2 and this version reads 1"):
+        load(path)
+
+
+def test_full_disk_is_said_and_training_may_go_on(path, monkeypatch):
+    def full(file):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.fsync", full)
+    with pytest.warns(UserWarning, match="No space left on device"):
+        save_checkpoint(path, state(3))
+    assert load(path)["number"] == 2
+    assert [file.name for file in sorted(path.parent.iterdir())] == [
+        "training.pt",
+        "training.pt.previous",
+    ]
+
+
+def test_killed_trainings_end_as_if_undisturbed():
+    soak = subprocess.run(
+        [sys.executable, "-m", "tests.soak", "5"],
+        cwd=PROJECT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert soak.returncode == 0, soak.stdout + soak.stderr
+    assert soak.stdout.startswith("5 kills, ")
