@@ -37,7 +37,7 @@ def test_the_example_runs(text, capsys, tmp_path):
     (example,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
     path = tmp_path / "example.py"
     path.write_text(example, encoding="utf-8")
-    names = runpy.run_path(path)
+    names = runpy.run_path(str(path))
     assert len(names["history"].epochs) == 2
     assert "epoch   2" in capsys.readouterr().out
 

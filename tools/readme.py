@@ -146,10 +146,10 @@ def render(text: str) -> str:
         "results": results(records),
         "claims": claims(records),
     }
-    for name, table in tables.items():
-        pattern = rf"(<!-- {name} -->\n).*?(\n<!-- /{name} -->)"
+    for name, rendered in tables.items():
+        pattern = rf"(<!-- {name} -->\n).*?(<!-- /{name} -->)"
         text, found = re.subn(
-            pattern, lambda m, t=table: m[1] + t + m[2], text, flags=re.DOTALL
+            pattern, lambda m, t=rendered: m[1] + t + "\n" + m[2], text, flags=re.DOTALL
         )
         if found != 1:
             raise ValueError(
