@@ -59,7 +59,9 @@ def run_range_test(
     """
     if not len(loader):
         raise ValueError("the loader has no batch; give it at least one")
-    epoch = loader.epoch if hasattr(loader, "set_epoch") else None
+    # Only a loader that tells its epoch can be given it back.
+    told = hasattr(loader, "set_epoch")
+    epoch = getattr(loader, "epoch", None) if told else None
     losses = []
     try:
         for seed in range(seeds):

@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+import hashlib
 import json
 import math
 import os
@@ -511,23 +512,26 @@ def test_loader_whose_length_lies_is_an_error(excess):
         fit(network(), (train, batches(16)), recipe())
 
 
-def test_loader_is_told_which_epoch_begins():
+@pytest.mark.parametrize("max_lr", [0.01, None])
+def test_loader_is_told_which_epoch_begins(max_lr):
     class Told(list):
         def set_epoch(self, epoch):
             told.append(epoch)
 
     told = []
-    fit(network(), (Told(batches(16, 16)), batches(16)), recipe())
-    assert told == [0, 1, 2]
+    fit(network(), (Told(batches(16, 16)), batches(16)), recipe(max_lr=max_lr))
+    assert told[-3:] == [0, 1, 2]
 
 
 def test_without_max_lr_the_range_test_finds_it_and_leaves_the_training_as_it_is():
     free, fixed = network(dropout=0.2), network(dropout=0.2)
+    found = train_test.lr_range_test(free, loaders().train, recipe(), device=CPU)
     torch.manual_seed(7)
     searched = fit(free, loaders(), recipe(max_lr=None))
     torch.manual_seed(7)
     given = fit(fixed, loaders(), recipe(max_lr=searched.max_lr))
-    assert max(searched.learning_rates) == pytest.approx(searched.max_lr)
+    assert searched.max_lr == found.max_lr
+    assert max(searched.learning_rates) == pytest.approx(found.max_lr)
     assert 1e-5 < searched.max_lr < 1
     assert untimed(searched) == untimed(given)
     assert_same_state(state_of(free), state_of(fixed))
@@ -675,6 +679,9 @@ class Failing:
         self.inner, self.failure, self.at, self.batch = inner, failure, epoch, batch
         self.epoch = 0
 
+    def __getattr__(self, name):
+        return getattr(self.inner, name)
+
     def __len__(self):
         return len(self.inner)
 
@@ -784,6 +791,16 @@ def test_range_test_leaves_no_trace(used, kind, capsys):
     assert capsys.readouterr() == ("", "")
 
 
+def test_range_test_does_not_depend_on_what_was_drawn_before():
+    model, train = network(dropout=0.5), loaders().train
+
+    def losses(seed):
+        torch.manual_seed(seed)
+        return train_test.lr_range_test(model, train, recipe(), device=CPU).losses
+
+    assert losses(1) == losses(2)
+
+
 def test_failed_range_test_puts_the_loader_back():
     train = Failing(loaders().train, interrupt, epoch=1)
     train.set_epoch(4)
@@ -876,6 +893,12 @@ def test_test_that_was_ended_diverges_there_at_the_latest():
     assert lr_range.choose_max_lr(RATES, [ended]).divergence_lr == RATES[40]
     exploded = [*ended, 100.0]
     assert lr_range.choose_max_lr(RATES, [exploded]).divergence_lr <= RATES[40]
+
+
+def test_two_tests_are_read_as_far_as_both_went():
+    falling = [valley(rate, bottom=1) for rate in RATES]
+    result = lr_range.choose_max_lr(RATES, [falling, falling[:35]])
+    assert result.divergence_lr == RATES[35]
 
 
 @pytest.mark.parametrize("place", [0, 1, 2])
@@ -1014,6 +1037,30 @@ def test_resume_says_where_it_goes_on(interrupted, capsys):
     assert [line[:11] for line in lines[-2:]] == ["epoch   2 |", "epoch   3 |"]
 
 
+@pytest.mark.parametrize("kept", [True, False])
+def test_interrupted_training_says_what_is_kept(kept, tmp_path, capsys):
+    def stop(images):
+        raise KeyboardInterrupt
+
+    train, test = loaders()
+    pair = Failing(train, stop, epoch=1), test
+    path = tmp_path / "training.pt" if kept else None
+    with pytest.raises(KeyboardInterrupt):
+        fit(network(), pair, recipe(), checkpoint=path)
+    last = capsys.readouterr().out.splitlines()[-1]
+    held = f"{path} holds those before it" if kept else "no checkpoint was kept"
+    assert last == f"interrupted in epoch 2; {held}"
+
+
+def test_training_on_other_images_or_by_another_seed_is_not_gone_on_with(interrupted):
+    assert "seed is 0 there and 1 here" in refusal(interrupted, pair=loaders(seed=1))
+    others = dataset.synthetic_cifar10(train=40, test=20, seed=5)
+    pair = dataset.make_loaders(
+        *others, batch_size=16, device=CPU, augment_on="device", seed=0
+    )
+    assert "fingerprint" in refusal(interrupted, pair=pair)
+
+
 def test_finished_training_is_not_gone_on_with(tmp_path):
     path, first, second = tmp_path / "training.pt", network(), network(seed=1)
     history = fit(first, loaders(), recipe(), checkpoint=path)
@@ -1114,7 +1161,18 @@ def pickle_with_code(path, marker):
 
 
 def checkpoint_with_code(path, marker):
-    torch.save({"format": 1, "recipe": Malicious(marker)}, path)
+    torch.save({"format": 1, "plan": Malicious(marker)}, path)
+
+
+def whole_checkpoint_with_code(path, marker):
+    checkpoint_with_code(path, marker)
+    add_digest(path)
+
+
+def add_digest(path):
+    """Anybody can."""
+    content = path.read_bytes()
+    path.write_bytes(content + hashlib.sha256(content).digest())
 
 
 def weights_alone(path, marker):
@@ -1122,7 +1180,8 @@ def weights_alone(path, marker):
 
 
 def other_format(path, marker):
-    torch.save({"format": 99, "recipe": dataclasses.asdict(recipe())}, path)
+    torch.save({"format": 99, "plan": {}}, path)
+    add_digest(path)
 
 
 def nothing_but_a_format(path, marker):
@@ -1137,6 +1196,7 @@ def nothing_but_a_format(path, marker):
         noise_file,
         pickle_with_code,
         checkpoint_with_code,
+        whole_checkpoint_with_code,
         weights_alone,
         other_format,
         nothing_but_a_format,
@@ -1165,6 +1225,7 @@ def test_failing_write_is_said_and_costs_neither_training_nor_checkpoint(
             done = fit(model, loaders(), recipe(), checkpoint=interrupted, resume=True)
     assert untimed(done) == expected
     assert_same_state(state_of(model), state_of(straight))
+    assert list(interrupted.parent.iterdir()) == [interrupted]
     assert interrupted.read_bytes() == content
     resumed = fit(network(), loaders(), recipe(), checkpoint=interrupted, resume=True)
     assert untimed(resumed) == expected

@@ -132,6 +132,13 @@ def claims(records: list[dict[str, Any]]) -> str:
     return table("the report says | what is so", ":-- :--", lines)
 
 
+def notebook() -> str:
+    """The last line that the committed notebook printed."""
+    cells = json.loads((PROJECT / "S10.ipynb").read_text(encoding="utf-8"))["cells"]
+    texts = [o["text"] for c in cells for o in c.get("outputs", []) if "text" in o]
+    return "> " + "".join(texts[-1]).strip().splitlines()[-1]
+
+
 def longest(records: list[dict[str, Any]]) -> dict[str, Any]:
     """The record of CustomResNet that has seen the most images."""
     own = [record for record in records if record["model"] == "CustomResNet"]
@@ -144,6 +151,7 @@ def render(text: str) -> str:
     tables = {
         "receptive-field": receptive_field(),
         "results": results(records),
+        "notebook": notebook(),
         "claims": claims(records),
     }
     for name, rendered in tables.items():
