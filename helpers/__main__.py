@@ -130,7 +130,6 @@ def run(options: argparse.Namespace, seed: int) -> None:
     model = models.MODELS[options.model](
         num_classes=len(train.classes), in_channels=train.images.shape[-1]
     )
-    code = commit()  # now: the checkout may move on while this trains
     loaders = dataset.make_loaders(
         train,
         test,
@@ -145,6 +144,8 @@ def run(options: argparse.Namespace, seed: int) -> None:
         f"{options.model}, {models.count_parameters(model):,} parameters, seed {seed}"
     )
 
+    # Before training: the checkout may move on meanwhile.
+    begun = setting(options, seed, recipe, model, (train, test), device)
     name = f"{options.model}-{options.profile}-seed{seed}"
     checkpoint = options.out / f"{name}.pt"
     history = train_test.fit(
@@ -156,40 +157,7 @@ def run(options: argparse.Namespace, seed: int) -> None:
         resume=options.resume,
     )
     predictions = train_test.predict(model, loaders.test, device=device)
-    classes = utils.class_accuracy(
-        predictions.labels, predictions.logits.argmax(1), test.classes
-    )
-    record = {
-        "format": FORMAT,
-        "profile": options.profile,
-        "model": options.model,
-        "parameters": models.count_parameters(model),
-        "seed": seed,
-        "recipe": dataclasses.asdict(recipe),
-        "augment_on": options.augment_on,
-        "commit": code,
-        "versions": versions(),
-        "hardware": hardware(device, recipe.precision),
-        "data": {
-            "source": train.source,
-            "train_images": len(train),
-            "test_images": len(test),
-            "evaluated_on": "held-out training images"
-            if options.holdout
-            else "test set",
-            "train_fingerprint": train.fingerprint(),
-            "test_fingerprint": test.fingerprint(),
-        },
-        "max_lr": history.max_lr,
-        "last_epoch_accuracy": history.last.test_accuracy,
-        "maximum_accuracy": history.best.test_accuracy,
-        "maximum_epoch": history.best.epoch,
-        "class_accuracy": {
-            row.name: row.accuracy if row.count else None for row in classes
-        },
-        "seconds": sum(row.seconds for row in history.epochs),
-        "history": [row._asdict() for row in history.epochs],
-    }
+    record = {**begun, **outcome(history, predictions, test.classes)}
     stem = options.out / f"{time.strftime('%Y%m%d-%H%M%S')}-{name}"
     stem.with_suffix(".json").write_text(json.dumps(record, indent=1) + "\n")
     # The run is over: its checkpoint becomes the record's, and the name is free again.
@@ -200,6 +168,61 @@ def run(options: argparse.Namespace, seed: int) -> None:
         f"maximum {history.best.test_accuracy:.2%} in epoch {history.best.epoch} on the "
         f"{record['data']['evaluated_on']}; record {stem.with_suffix('.json')}"
     )
+
+
+def setting(
+    options: argparse.Namespace,
+    seed: int,
+    recipe: train_test.Recipe,
+    model: torch.nn.Module,
+    data: tuple[dataset.ImageSet, dataset.ImageSet],
+    device: torch.device,
+) -> dict[str, Any]:
+    """The part of a record that is known before the training."""
+    train, test = data
+    evaluated_on = "held-out training images" if options.holdout else "test set"
+    return {
+        "format": FORMAT,
+        "profile": options.profile,
+        "model": options.model,
+        "parameters": models.count_parameters(model),
+        "seed": seed,
+        "recipe": dataclasses.asdict(recipe),
+        "augment_on": options.augment_on,
+        "commit": commit(),
+        "versions": versions(),
+        "hardware": hardware(device, recipe.precision),
+        "data": {
+            "source": train.source,
+            "train_images": len(train),
+            "test_images": len(test),
+            "evaluated_on": evaluated_on,
+            "train_fingerprint": train.fingerprint(),
+            "test_fingerprint": test.fingerprint(),
+        },
+    }
+
+
+def outcome(
+    history: train_test.History,
+    predictions: train_test.Predictions,
+    classes: tuple[str, ...],
+) -> dict[str, Any]:
+    """The part of a record that the training decides."""
+    answers = predictions.logits.argmax(1)
+    by_class = utils.class_accuracy(predictions.labels, answers, classes)
+    return {
+        "max_lr": history.max_lr,
+        "last_epoch_accuracy": history.last.test_accuracy,
+        "maximum_accuracy": history.best.test_accuracy,
+        "maximum_epoch": history.best.epoch,
+        # NaN, for a class without images, is not JSON.
+        "class_accuracy": {
+            row.name: row.accuracy if row.count else None for row in by_class
+        },
+        "seconds": sum(row.seconds for row in history.epochs),
+        "history": [row._asdict() for row in history.epochs],
+    }
 
 
 def load(
