@@ -7,6 +7,7 @@ lies beside it until then.
 import argparse
 import dataclasses
 import importlib.metadata
+import inspect
 import json
 import os
 import platform
@@ -106,8 +107,10 @@ def number(text: str) -> int | float | None:
 
 def meanings(docstring: str) -> dict[str, str]:
     """The fields' explanations, from the one place where they are written."""
-    entry = r"^    ([\w, ]+): (.*?)(?=^    \w|^$)"
-    entries = re.findall(entry, docstring, re.MULTILINE | re.DOTALL)
+    entry = r"^([\w, ]+): (.*?)(?=^\w|^$)"
+    # Python 3.13 takes the indentation away by itself.
+    text = inspect.cleandoc(docstring) + "\n"
+    entries = re.findall(entry, text, re.MULTILINE | re.DOTALL)
     return {
         name: " ".join(text.split())
         for names, text in entries

@@ -3,6 +3,7 @@
 import copy
 import dataclasses
 import hashlib
+import inspect
 import json
 import math
 import os
@@ -236,8 +237,8 @@ def test_full_profile_is_the_assignment_and_the_others_are_smaller():
 
 def test_every_field_is_explained_in_the_docstring():
     for name in FIELDS:
-        entry = rf"^    (\w+, )*{name}(, \w+)*: \w+"
-        assert re.search(entry, Recipe.__doc__, re.MULTILINE), name
+        entry = rf"^(\w+, )*{name}(, \w+)*: \w+"
+        assert re.search(entry, inspect.getdoc(Recipe), re.MULTILINE), name
 
 
 def test_augmentation_is_what_make_loaders_takes():
