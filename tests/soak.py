@@ -98,7 +98,9 @@ def main(kills: int = 100, seed: int = 0) -> None:
                 process = start(path, augment_on)
                 # Once enough are killed, the last training is let go to its end.
                 patience = (
-                    draw.uniform(0, seconds[augment_on]) if killed < kills else None
+                    draw.uniform(0, 1.5 * seconds[augment_on])
+                    if killed < kills
+                    else None
                 )
                 process.join(patience)
                 done = process.exitcode == 0
