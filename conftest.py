@@ -2,6 +2,8 @@
 
 import os
 
+from hypothesis import settings
+
 # Before torch is imported, and before any notebook's kernel or worker starts.
 # What is asked for is kept.
 os.environ.setdefault("S10_PROFILE", "smoke")
@@ -9,3 +11,9 @@ os.environ.setdefault("S10_PROFILE", "smoke")
 # threads that wait for each other are several times slower than one.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ["NO_ALBUMENTATIONS_UPDATE"] = "1"
+
+# Property tests: the same few examples each time; by hand, with
+# --hypothesis-profile=long, many others.
+settings.register_profile("repeatable", derandomize=True, max_examples=30, deadline=None)
+settings.register_profile("long", max_examples=3_000, deadline=None)
+settings.load_profile("repeatable")
