@@ -45,7 +45,13 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
         "--profile",
         choices=train_test.PROFILES,
         default=default,
-        help="the recipe that the recipe options below alter",
+        help="how much: numbers of epochs and images",
+    )
+    parser.add_argument(
+        "--recipe",
+        choices=train_test.RECIPES,
+        default="assignment",
+        help="how: what the profile doesn't decide; see helpers/recipe.py",
     )
     parser.add_argument(
         "--model",
@@ -84,13 +90,13 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
         help="go on from the checkpoint that an interrupted run left in --out",
     )
     recipe = parser.add_argument_group(
-        "recipe", "Hyperparameters; unless given, the profile's."
+        "hyperparameters", "Unless given, those of recipe and profile."
     )
     meaning = meanings(train_test.Recipe.__doc__)
     for field in dataclasses.fields(train_test.Recipe):
         recipe.add_argument(
             f"--{field.name.replace('_', '-')}",
-            type=str if field.name == "precision" else number,
+            type=str if isinstance(field.default, str) else number,
             default=argparse.SUPPRESS,
             metavar="VALUE",
             help=meaning[field.name],
@@ -125,13 +131,16 @@ def run(options: argparse.Namespace, seed: int) -> None:
         for name, value in vars(options).items()
         if name in train_test.Recipe.__dataclass_fields__
     }
+    altered = {**train_test.RECIPES[options.recipe], **altered}
     recipe = dataclasses.replace(train_test.PROFILES[options.profile], **altered)
     train, test = load(options, recipe)
     options.out.mkdir(parents=True, exist_ok=True)
     device = utils.get_device()
     utils.set_seed(seed)
     model = models.MODELS[options.model](
-        num_classes=len(train.classes), in_channels=train.images.shape[-1]
+        num_classes=len(train.classes),
+        in_channels=train.images.shape[-1],
+        logit_scale=recipe.logit_scale,
     )
     loaders = dataset.make_loaders(
         train,
@@ -187,6 +196,7 @@ def setting(
     return {
         "format": FORMAT,
         "profile": options.profile,
+        "recipe_name": options.recipe,
         "model": options.model,
         "parameters": models.count_parameters(model),
         "seed": seed,

@@ -347,6 +347,7 @@ def make_loaders(
     mean: tuple[float, ...] = CIFAR10_MEAN,
     std: tuple[float, ...] = CIFAR10_STD,
     num_workers: int | None = None,
+    share: tuple[int, int] = (0, 1),
 ) -> Loaders:
     """Batches for training, shuffled and augmented anew each epoch, and for evaluation.
 
@@ -356,11 +357,13 @@ def make_loaders(
 
     augment_on: "cpu" is Albumentations in `num_workers` processes (by default none where
     the model computes on the CPU too, up to 8 otherwise); "device" is whole batches at
-    once where the images then already are; "auto" is the device if that is CUDA. The
-    other numbers are those of `train_transform`.
+    once where the images then already are; "auto" is the device if that is CUDA. share:
+    (rank, processes) gives this process its part of each batch and of the test images,
+    where several train together. The other numbers are those of `train_transform`.
 
     Raises ValueError, naming it, for a number out of range, a batch larger than the
-    training set, and images that differ in size from one set to the other.
+    training set or smaller than the processes that share it, and images that differ in
+    size from one set to the other.
     """
     device = torch.device(device)
     shape = train.images.shape[1:]
@@ -374,6 +377,13 @@ def make_loaders(
         )
     if not len(test):
         raise ValueError("the test set is empty; give it at least one image")
+    smallest = min(batch_size, len(train) % batch_size or batch_size, len(test))
+    if not 0 <= share[0] < share[1] <= smallest:
+        raise ValueError(
+            f"share must be (rank, processes), a rank from 0 and at most {smallest} "
+            "processes, as many as the images in the smallest batch and the test set, "
+            f"not {share}"
+        )
     if test.images.shape[1:] != shape:
         raise ValueError(
             f"training images are {shape} and test images {test.images.shape[1:]}; "
@@ -385,7 +395,7 @@ def make_loaders(
         )
     if augment_on == "auto":
         augment_on = "device" if device.type == "cuda" else "cpu"
-    common = {"batch_size": batch_size, "device": device}
+    common = {"batch_size": batch_size, "device": device, "share": share}
     augmentation = {"padding": padding, "flip": flip, "cutout": cutout}
     colours = {"mean": mean, "std": std}
     if augment_on == "device":
@@ -403,5 +413,6 @@ def make_loaders(
             build(train.images, train.labels, transform=transform, seed=seed),
             build(test.images, test.labels, transform=eval_transform(**colours)),
         )
-    loaders.train.fingerprint = train.fingerprint()
+    for loader, images in zip(loaders, (train, test), strict=True):
+        loader.fingerprint = images.fingerprint()
     return loaders

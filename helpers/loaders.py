@@ -21,10 +21,35 @@ class Loader:
     fingerprint: str | None = None
 
     def __init__(
-        self, count: int, *, batch_size: int, device: torch.device, seed: int | None
+        self,
+        count: int,
+        *,
+        batch_size: int,
+        device: torch.device,
+        seed: int | None,
+        share: tuple[int, int],
     ):
         self.count, self.batch_size = count, batch_size
         self.device, self.seed, self.epoch = device, seed, 0
+        self.share = share  # this process's number and how many share each batch
+
+    @property
+    def batch_sizes(self) -> list[int]:
+        """Images of each batch, in all processes' shares together."""
+        whole, rest = divmod(self.count, self.batch_size)
+        return [self.batch_size] * whole + [rest] * (rest > 0)
+
+    def parts(self, order: NDArray[np.int64]) -> list[NDArray[np.int64]]:
+        """This process's share of each batch of the images in `order`.
+
+        In evaluation its batches are a stretch of the images, so that all processes'
+        answers, one after the other, are in order.
+        """
+        rank, processes = self.share
+        if self.seed is None:
+            order, rank, processes = np.array_split(order, processes)[rank], 0, 1
+        batches = np.split(order, range(self.batch_size, len(order), self.batch_size))
+        return [np.array_split(batch, processes)[rank] for batch in batches]
 
     def __len__(self) -> int:
         return math.ceil(self.count / self.batch_size)  # the last partial batch counts
@@ -55,11 +80,14 @@ class DeviceLoader(Loader):
         mean: tuple[float, ...],
         std: tuple[float, ...],
         seed: int | None = None,
+        share: tuple[int, int] = (0, 1),
         padding: int = 0,
         flip: float = 0,
         cutout: int = 0,
     ):
-        super().__init__(len(labels), batch_size=batch_size, device=device, seed=seed)
+        super().__init__(
+            len(labels), batch_size=batch_size, device=device, seed=seed, share=share
+        )
         self.images = torch.from_numpy(images).to(device)
         self.labels = torch.from_numpy(labels).to(device)
         self.mean = 255 * torch.tensor(mean, device=device)
@@ -70,15 +98,15 @@ class DeviceLoader(Loader):
         rng = self.start_epoch()
         # An epoch's order and draws are a few MB: they go to the device at once, so that
         # no batch waits for a copy.
-        order = np.arange(self.count) if rng is None else rng.permutation(self.count)
-        order = torch.from_numpy(order).to(self.device).split(self.batch_size)
+        places = self.parts(np.arange(self.count))
+        sizes, mine = [len(part) for part in places], np.concatenate(places)
         if rng is None:
-            yield from (
-                (self.normalized(self.images[i]), self.labels[i]) for i in order
-            )
+            for i in torch.from_numpy(mine).to(self.device).split(sizes):
+                yield self.normalized(self.images[i]), self.labels[i]
             return
-        draws = torch.from_numpy(self.draw(rng)).to(self.device)
-        for i, drawn in zip(order, draws.split(self.batch_size, dim=1), strict=True):
+        order = torch.from_numpy(rng.permutation(self.count)[mine]).to(self.device)
+        draws = torch.from_numpy(self.draw(rng)[:, mine]).to(self.device)
+        for i, drawn in zip(order.split(sizes), draws.split(sizes, 1), strict=True):
             yield self.augmented(i, *drawn), self.labels[i]
 
     def draw(self, rng: np.random.Generator) -> NDArray[np.int64]:
@@ -153,8 +181,11 @@ class WorkerLoader(Loader):
         transform,
         num_workers: int,
         seed: int | None = None,
+        share: tuple[int, int] = (0, 1),
     ):
-        super().__init__(len(labels), batch_size=batch_size, device=device, seed=seed)
+        super().__init__(
+            len(labels), batch_size=batch_size, device=device, seed=seed, share=share
+        )
         self.loader = DataLoader(
             Batches(images, labels, transform),
             batch_size=None,  # an item is a batch already
@@ -181,9 +212,10 @@ class Keys:
     def __iter__(self) -> Iterator[tuple[int, NDArray[np.int64]]]:
         rng, count = self.loader.start_epoch(), self.loader.count
         order = np.arange(count) if rng is None else rng.permutation(count)
-        cuts = range(self.loader.batch_size, count, self.loader.batch_size)
-        for indices in np.split(order, cuts):
-            yield (0 if rng is None else int(rng.integers(2**32))), indices
+        for part in self.loader.parts(order):
+            # The shares of a batch are augmented each in its own way.
+            key = 0 if rng is None else int(rng.integers(2**32)) + self.loader.share[0]
+            yield key % 2**32, part
 
     def __len__(self) -> int:
         return len(self.loader)

@@ -12,14 +12,14 @@ import math
 import random
 import statistics
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from unittest.mock import patch
 
 import numpy as np
 import torch
 from torch import nn
-from torch.optim import Adam
+from torch.optim import Optimizer
 
 START_LR, END_LR = 1e-5, 1.0  # from where nothing happens to where nothing works
 DIVERGED = 4.0  # a loss this many times a test's lowest ends that test
@@ -49,12 +49,14 @@ def run_range_test(
     *,
     device: torch.device,
     dtype: torch.dtype,
+    make_optimizer: Callable[[nn.Module, float], Optimizer],
+    label_smoothing: float,
     steps: int,
     seeds: int,
 ) -> LRRangeTest:
-    """Range tests of `steps` steps with Adam, each on the batches of another epoch.
+    """Range tests of `steps` steps, each on the batches of another epoch.
 
-    Works on copies, so that the model is as before, and so are the random generators and
+    make_optimizer: from a model and its first learning rate. Works on copies, so that the model is as before, and so are the random generators and
     the loader's epoch.
     """
     if not len(loader):
@@ -69,7 +71,18 @@ def run_range_test(
                 torch.manual_seed(seed)
                 if epoch is not None:
                     loader.set_epoch(seed)
-                rates, one = sweep(copy.deepcopy(model), loader, device, dtype, steps)
+                tried = copy.deepcopy(model).to(
+                    device, memory_format=torch.channels_last
+                )
+                rates, one = sweep(
+                    tried.train(),
+                    loader,
+                    make_optimizer(tried, START_LR),
+                    nn.CrossEntropyLoss(label_smoothing=label_smoothing),
+                    device=device,
+                    dtype=dtype,
+                    steps=steps,
+                )
             losses.append(one)
     finally:
         if epoch is not None:
@@ -90,7 +103,14 @@ def untouched_generators(device: torch.device) -> Iterator[None]:
 
 
 def sweep(
-    model: nn.Module, loader, device: torch.device, dtype: torch.dtype, steps: int
+    model: nn.Module,
+    loader,
+    optimizer: Optimizer,
+    criterion: nn.Module,
+    *,
+    device: torch.device,
+    dtype: torch.dtype,
+    steps: int,
 ) -> tuple[list[float], list[float]]:
     """One range test with torch-lr-finder: all learning rates, and the losses it got to."""
     with warnings.catch_warnings():
@@ -102,9 +122,9 @@ def sweep(
     quiet = patch.object(lr_finder, "tqdm", lambda iterable: iterable)
     with quiet, contextlib.redirect_stdout(io.StringIO()):
         finder = LRFinder(
-            model.to(device, memory_format=torch.channels_last).train(),
-            Adam(model.parameters(), lr=START_LR),
-            nn.CrossEntropyLoss(),
+            model,
+            optimizer,
+            criterion,
             device=device,
             amp_backend="torch",
             amp_config={

@@ -60,8 +60,11 @@ class CustomResNet(nn.Module):
     A relative of ResNet-9 from David Page's "How to Train Your ResNet" (2018).
     """
 
-    def __init__(self, *, num_classes: int = 10, in_channels: int = 3):
+    def __init__(
+        self, *, num_classes: int = 10, in_channels: int = 3, logit_scale: float = 1
+    ):
         super().__init__()
+        self.logit_scale = logit_scale  # see Recipe
         # Shapes on the right are those of a 32×32 image.
         self.prep = nn.Sequential(
             conv3x3(in_channels, 64, bias=True), nn.BatchNorm2d(64), nn.ReLU()
@@ -76,7 +79,7 @@ class CustomResNet(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.layer3(self.layer2(self.layer1(self.prep(x))))
-        return self.linear(self.pool(x).flatten(1))
+        return self.logit_scale * self.linear(self.pool(x).flatten(1))
 
 
 class BasicBlock(nn.Module):
@@ -120,8 +123,11 @@ class ResNet18(nn.Module):
     for 10 classes and 3 channels.
     """
 
-    def __init__(self, *, num_classes: int = 10, in_channels: int = 3):
+    def __init__(
+        self, *, num_classes: int = 10, in_channels: int = 3, logit_scale: float = 1
+    ):
         super().__init__()
+        self.logit_scale = logit_scale  # see Recipe
         self.prep = nn.Sequential(
             conv3x3(in_channels, 64), nn.BatchNorm2d(64), nn.ReLU()
         )  # 64×32×32
@@ -134,7 +140,7 @@ class ResNet18(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.layer4(self.layer3(self.layer2(self.layer1(self.prep(x)))))
-        return self.linear(self.pool(x).flatten(1))
+        return self.logit_scale * self.linear(self.pool(x).flatten(1))
 
 
 MODELS = {

@@ -18,7 +18,12 @@ COUNT = (lambda v: is_whole(v, 1), "a whole number from 1")
 COUNT_OR_ALL = (lambda v: v is None or is_whole(v, 1), "a whole number from 1, or None")
 PIXELS = (lambda v: is_whole(v, 0), "a whole number of pixels from 0")
 FACTOR = (lambda v: is_number(v) and v >= 1, "a number from 1")
-PRECISIONS = ("auto", "float32", "bfloat16", "float16")
+
+
+def one_of(*names: str) -> tuple[Callable[[Any], bool], str]:
+    return (lambda v: v in names, f"one of {', '.join(names)}")
+
+
 ALLOWED: dict[str, tuple[Callable[[Any], bool], str]] = {
     "epochs": COUNT,
     "batch_size": COUNT,
@@ -27,16 +32,22 @@ ALLOWED: dict[str, tuple[Callable[[Any], bool], str]] = {
     "padding": PIXELS,
     "flip": (lambda v: is_number(v) and 0 <= v <= 1, "a probability from 0 to 1"),
     "cutout": PIXELS,
+    "optimizer": one_of("adam", "sgd"),
+    "weight_decay": (lambda v: is_number(v) and v >= 0, "a number from 0"),
+    "label_smoothing": (lambda v: is_number(v) and 0 <= v < 1, "0 to below 1"),
+    "logit_scale": (lambda v: is_number(v) and v > 0, "a number above 0"),
+    "average_epochs": (lambda v: is_whole(v, 0), "a whole number from 0"),
     "max_lr": (
         lambda v: v is None or (is_number(v) and v > 0),
         "a number above 0, or None for the range test",
     ),
     "peak_epoch": (lambda v: is_number(v) and v > 0, "a number above 0, below epochs"),
+    "anneal": one_of("cos", "linear"),
     "div_factor": FACTOR,
     "final_div_factor": FACTOR,
     "lr_test_steps": (lambda v: is_whole(v, 10), "a whole number from 10"),
     "lr_test_seeds": COUNT,
-    "precision": (lambda v: v in PRECISIONS, f"one of {', '.join(PRECISIONS)}"),
+    "precision": one_of("auto", "float32", "bfloat16", "float16"),
 }
 
 
@@ -50,8 +61,17 @@ class Recipe:
     padding: pixels by which a random crop moves an image, either way.
     flip: probability of a horizontal flip.
     cutout: side of the square hole, in pixels; 0 for none.
-    max_lr: Adam's learning rate at the peak of the cycle; None for the range test's.
+    optimizer: adam, or sgd for stochastic gradient descent with Nesterov momentum 0.9.
+    weight_decay: adam shrinks each weight, but no bias and nothing of BatchNorm, by this
+        times the learning rate at each step; sgd adds this times each parameter to its
+        gradient.
+    label_smoothing: the share of each label that is spread evenly over all classes.
+    logit_scale: what the network's outputs are multiplied by.
+    average_epochs: how many of the last epochs are averaged, step by step, into the
+        network that is evaluated and kept; 0 for none.
+    max_lr: the learning rate at the peak of the cycle; None for the range test's.
     peak_epoch: the epoch at whose end the learning rate peaks; fractions are allowed.
+    anneal: the shape of the cycle's two flanks, cos or linear.
     div_factor: max_lr over the learning rate of the first step.
     final_div_factor: learning rate of the first step over that of the last.
     lr_test_steps: steps of each range test.
@@ -69,8 +89,14 @@ class Recipe:
     padding: int = 4
     flip: float = 0.5
     cutout: int = 8
+    optimizer: Literal["adam", "sgd"] = "adam"
+    weight_decay: float = 0
+    label_smoothing: float = 0
+    logit_scale: float = 1
+    average_epochs: int = 0
     max_lr: float | None = None
     peak_epoch: float = 5
+    anneal: Literal["cos", "linear"] = "cos"
     div_factor: float = 25
     final_div_factor: float = 10_000
     lr_test_steps: int = 100
@@ -86,6 +112,11 @@ class Recipe:
             raise ValueError(
                 f"peak_epoch must be below epochs, which is {self.epochs}, "
                 f"not {self.peak_epoch}"
+            )
+        if self.average_epochs > self.epochs:
+            raise ValueError(
+                f"average_epochs must be at most epochs, which is {self.epochs}, "
+                f"not {self.average_epochs}"
             )
 
     @property
@@ -117,4 +148,27 @@ PROFILES = {
         lr_test_steps=12,
         lr_test_seeds=2,
     ),
+}
+
+# How it is trained, whatever the profile: the fields that differ from Recipe's defaults.
+RECIPES: dict[str, dict[str, Any]] = {
+    # Random crop, flip, one square hole, Adam, one cycle.
+    "assignment": {},
+    # What the assignment's report describes: no hole.
+    "reported": {"cutout": 0},
+    # David Page's "How to Train Your ResNet", as in dawn.py of his cifar10-fast. There the
+    # loss is summed over the batch, the learning rate divided by the batch size and the
+    # decay multiplied by it: with a mean, both are the same numbers for any batch size.
+    # His rate starts from 0 and has risen by one step's worth at the first: div_factor is
+    # the number of steps of 5 epochs of 98.
+    "page": {
+        "optimizer": "sgd",
+        "weight_decay": 5e-4,
+        "logit_scale": 0.125,
+        "max_lr": 0.4,
+        "anneal": "linear",
+        "div_factor": 490,
+    },
+    # A candidate: decoupled weight decay and smoothed labels; results/LOG.md has its tests.
+    "ours": {"weight_decay": 0.4, "label_smoothing": 0.1},
 }

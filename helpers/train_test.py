@@ -1,7 +1,9 @@
 """From batches to metrics: the recipe, the learning rate, one epoch, a whole training."""
 
+import copy
 import sys
 import time
+import traceback
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -13,8 +15,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.optim import Adam, Optimizer
+from torch.optim import SGD, Adam, AdamW, Optimizer
 from torch.optim.lr_scheduler import LRScheduler, OneCycleLR
+from torch.optim.swa_utils import AveragedModel
 from tqdm import tqdm
 
 from helpers.checkpoint import (
@@ -24,10 +27,12 @@ from helpers.checkpoint import (
     save_checkpoint,
 )
 from helpers.lr_range import LRRangeTest, run_range_test
-from helpers.recipe import PROFILES, Recipe
+from helpers.processes import Processes
+from helpers.recipe import PROFILES, RECIPES, Recipe
 
 __all__ = [
     "PROFILES",
+    "RECIPES",
     "Epoch",
     "History",
     "LRRangeTest",
@@ -58,7 +63,8 @@ class Metrics(NamedTuple):
 class Epoch(NamedTuple):
     """One row of a History; epochs count from 1.
 
-    learning_rate: that of the epoch's last step. seconds: of training and evaluation.
+    train_loss: of the labels as they were smoothed. test_*: of the averaged weights, in
+    epochs that are averaged. learning_rate: that of the epoch's last step. seconds: of training and evaluation.
     images_per_second: in training alone.
     """
 
@@ -132,9 +138,20 @@ def choose_dtype(precision: str, device: torch.device) -> torch.dtype:
     )
 
 
-def make_optimizer(model: nn.Module, *, lr: float) -> Adam:
-    """Adam (Kingma and Ba, 2014) over all parameters."""
-    return Adam(model.parameters(), lr=lr)
+def make_optimizer(model: nn.Module, recipe: Recipe, *, lr: float) -> Optimizer:
+    """The recipe's optimizer over all parameters.
+
+    Adam (Kingma and Ba, 2014) with its weight decay apart from the gradient (Loshchilov
+    and Hutter, 2017), or stochastic gradient descent with Nesterov's momentum of 0.9, whose
+    decay is part of the gradient and reaches everything, as in Page's recipe.
+    """
+    decay, parameters = recipe.weight_decay, list(model.parameters())
+    if recipe.optimizer == "sgd":
+        return SGD(parameters, lr, momentum=0.9, nesterov=True, weight_decay=decay)
+    # Biases and BatchNorm's parameters are vectors. To shrink them only costs.
+    weights = {"params": [p for p in parameters if p.ndim > 1], "weight_decay": decay}
+    vectors = {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0}
+    return AdamW([group for group in (weights, vectors) if group["params"]], lr)
 
 
 def make_scheduler(
@@ -150,6 +167,7 @@ def make_scheduler(
         max_lr,
         total_steps=recipe.epochs * steps_per_epoch,
         pct_start=recipe.peak_epoch / recipe.epochs,
+        anneal_strategy=recipe.anneal,
         div_factor=recipe.div_factor,
         final_div_factor=recipe.final_div_factor,
         # By default it also cycles Adam's beta1, which the assignment doesn't.
@@ -180,19 +198,90 @@ def lr_range_test(
 
     loader: an iterable of (images (B, C, H, W), labels (B,)). The recipe gives the number
     of tests, their steps and the precision. Model, random generators and the loader's
-    epoch are afterwards as they were.
+    epoch are afterwards as they were. Of several processes the first runs the test, on
+    whole batches, and tells the others.
 
-    Raises ValueError where the loss never falls, or falls up to the end of the range.
+    Raises ValueError where the loss never falls, and MemoryError with a batch size that
+    would fit.
     """
     device = torch.device(device)
-    return run_range_test(
-        model,
-        loader,
-        device=device,
-        dtype=choose_dtype(recipe.precision, device),
-        steps=recipe.lr_test_steps,
-        seeds=recipe.lr_test_seeds,
-    )
+    dtype = choose_dtype(recipe.precision, device)
+    processes = Processes(*getattr(loader, "share", ()))
+    found = None
+    if processes.first:
+        with whole_batches(loader), explaining_memory(model, loader, dtype, device):
+            found = run_range_test(
+                model,
+                loader,
+                device=device,
+                dtype=dtype,
+                make_optimizer=lambda model, lr: make_optimizer(model, recipe, lr=lr),
+                label_smoothing=recipe.label_smoothing,
+                steps=recipe.lr_test_steps,
+                seeds=recipe.lr_test_seeds,
+            )
+    return processes.tell(found)
+
+
+@contextmanager
+def whole_batches(loader) -> Iterator[None]:
+    """A loader that gives a process its share gives it all meanwhile."""
+    share = getattr(loader, "share", None)
+    if share:
+        loader.share = (0, 1)
+    try:
+        yield
+    finally:
+        if share:
+            loader.share = share
+
+
+@contextmanager
+def explaining_memory(
+    model: nn.Module, loader, dtype: torch.dtype, device: torch.device
+) -> Iterator[None]:
+    """Where memory runs out, raise MemoryError with a batch size that was seen to fit."""
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        lacking = isinstance(error, torch.OutOfMemoryError | MemoryError)
+        if not (lacking or "DefaultCPUAllocator" in str(error)):
+            raise
+        # The failed step's tensors, which its frames hold, are in the way of the trials.
+        traceback.clear_frames(error.__traceback__)
+        images, labels = next(iter(loader))
+        fits = fitting_batch(model, images, labels, dtype=dtype, device=device)
+        raise MemoryError(
+            f"a step of {len(labels)} images needs more memory than {device} has; "
+            + (f"one of {fits} fits: make batch_size {fits}" if fits else "none fits")
+        ) from error
+
+
+def fitting_batch(
+    model: nn.Module,
+    images: Tensor,
+    labels: Tensor,
+    *,
+    dtype: torch.dtype,
+    device: torch.device,
+) -> int:
+    """The largest half, quarter and so on of the batch that a step has memory for, or 0."""
+    size = len(labels) // 2
+    while size:
+        if device.type == "cuda":
+            torch.cuda.empty_cache()
+        try:
+            tried = copy.deepcopy(model).to(device).train()
+            # Adam's two moments take as much memory as the parameters.
+            optimizer = Adam(tried.parameters())
+            part = list(zip(images[:size].split(size), labels[:size].split(size)))
+            train_one_epoch(tried, part, optimizer, device=device, dtype=dtype)
+        except (RuntimeError, MemoryError) as error:
+            traceback.clear_frames(error.__traceback__)
+            size //= 2
+        else:
+            return size
+    return 0
 
 
 def somebody_watches() -> bool:
@@ -218,20 +307,24 @@ def train_one_epoch(
     scheduler: LRScheduler | None = None,
     scaler: torch.amp.GradScaler | None = None,
     dtype: torch.dtype = torch.float32,
+    label_smoothing: float = 0,
     epoch: int = 1,
     on_step: Callable[[int, float], None] = lambda images, learning_rate: None,
 ) -> Metrics:
     """One pass over `loader`; the metrics are of the batches as they were trained on.
 
-    loader: an iterable with a length, of (images (B, C, H, W), labels (B,)). scheduler:
-    stepped after each batch. scaler: needed for float16. dtype: of autocast. epoch: its
-    number, for progress and errors. on_step: called after each step with the number of
-    its images and its learning rate.
+    loader: an iterable with a length, of (images (B, C, H, W), labels (B,)); one that
+    gives a share of each batch counts in the metrics with those of the other processes.
+    scheduler: stepped after each batch. scaler: needed for float16. dtype: of autocast.
+    label_smoothing: see Recipe. epoch: its number, for progress and errors. on_step:
+    called after each step with the number of its images and its learning rate.
 
     Raises NonFiniteLoss, and ValueError where the loader's length isn't the truth.
     """
     device = torch.device(device)
     scaler = scaler or torch.amp.GradScaler(device.type, enabled=False)
+    processes = Processes(*getattr(loader, "share", ()))
+    batch_sizes = getattr(loader, "batch_sizes", None)
     model.train()
     losses, rates, sizes = [], [], []
     correct = torch.zeros((), dtype=torch.int64, device=device)
@@ -248,9 +341,11 @@ def train_one_epoch(
         labels = labels.to(device, non_blocking=True)
         with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
             logits = model(images)
-            loss = F.cross_entropy(logits, labels)
+            loss = F.cross_entropy(logits, labels, label_smoothing=label_smoothing)
+        # Gradients are averaged over the processes: each counts by its share of the batch.
+        whole = batch_sizes[len(losses)] if batch_sizes else len(labels)
         optimizer.zero_grad()
-        scaler.scale(loss).backward()
+        scaler.scale(loss * (processes.size * len(labels) / whole)).backward()
         rates.append(optimizer.param_groups[0]["lr"])
         scaler.step(optimizer)
         scaler.update()
@@ -260,7 +355,7 @@ def train_one_epoch(
         losses.append(loss.detach())
         correct += (logits.detach().argmax(1) == labels).sum()
         sizes.append(len(labels))
-        on_step(sizes[-1], rates[-1])
+        on_step(whole, rates[-1])
         if device.type == "cpu":  # where reading it costs nothing
             require_finite(losses[-1:], rates[-1:], epoch, len(losses))
     if len(losses) != len(loader) or not losses:
@@ -269,9 +364,11 @@ def train_one_epoch(
             f"{len(losses)}; the learning rate's schedule needs the true number, from 1"
         )
     require_finite(losses, rates, epoch, 1)
-    weights = torch.tensor(sizes, dtype=torch.float64)
-    total = (torch.stack(losses).cpu().double() * weights).sum()
-    return Metrics(float(total / weights.sum()), float(correct / weights.sum()))
+    weights = torch.tensor(sizes, dtype=torch.float64, device=device)
+    loss = (torch.stack(losses).double() * weights).sum()
+    sums = processes.total(torch.stack([loss, correct.double(), weights.sum()]))
+    loss, correct, count = sums.tolist()
+    return Metrics(loss / count, correct / count)
 
 
 def require_finite(
@@ -322,10 +419,13 @@ def predict(
     *,
     device: torch.device | str,
     dtype: torch.dtype = torch.float32,
+    flip_tta: bool = False,
 ) -> Predictions:
     """What `model` says of each image of `loader`, on the CPU; its mode is restored.
 
-    loader: an iterable of (images (B, C, H, W), labels (B,)). dtype: of autocast.
+    loader: an iterable of (images (B, C, H, W), labels (B,)); where each process has one
+    with its share, all of them get the answers of all. dtype: of autocast. flip_tta: the
+    logits are the means of those of the image and of its mirror image.
 
     Raises ValueError where the loader gives nothing.
     """
@@ -339,11 +439,16 @@ def predict(
             images = images.to(
                 device, non_blocking=True, memory_format=torch.channels_last
             )
-            logits.append(model(images).float())
+            answers = model(images).float()
+            if flip_tta:
+                answers = (answers + model(images.flip(3)).float()) / 2
+            logits.append(answers)
             labels.append(truth)
     if not logits:
         raise ValueError("there is nothing to evaluate: the loader gave no batch")
-    return Predictions(torch.cat(logits).cpu(), torch.cat(labels).cpu())
+    processes = Processes(*getattr(loader, "share", ()))
+    found = (torch.cat(parts).cpu() for parts in (logits, labels))
+    return Predictions(*map(processes.gather, found))
 
 
 def evaluate(
@@ -357,6 +462,9 @@ def evaluate(
     return predict(model, loader, device=device, dtype=dtype).metrics
 
 
+NOTHING = nn.Identity()  # has no state, and takes none
+
+
 class Training:
     """All that changes while `fit` works, which is what a checkpoint holds."""
 
@@ -368,11 +476,16 @@ class Training:
         *,
         steps_per_epoch: int,
         device: torch.device,
+        processes: Processes,
     ):
-        self.device, self.history = device, history
+        self.recipe, self.history = recipe, history
+        self.device, self.processes = device, processes
         self.dtype = choose_dtype(recipe.precision, device)
+        self.wrapped = processes.wrap(model, device)
         self.model = model
-        self.optimizer = make_optimizer(model, lr=history.max_lr)
+        averages = recipe.average_epochs > 0
+        self.averaged = AveragedModel(model, use_buffers=True) if averages else NOTHING
+        self.optimizer = make_optimizer(model, recipe, lr=history.max_lr)
         # Before the optimizer's state is loaded: building it resets the learning rate.
         self.scheduler = make_scheduler(
             self.optimizer,
@@ -390,6 +503,7 @@ class Training:
             **{name: getattr(self, name).state_dict() for name in STATEFUL},
             "history": self.history.as_dict(),
             "threads": torch.get_num_threads(),
+            "processes": self.processes.size,
             "random": torch.get_rng_state(),
             "random_cuda": torch.cuda.get_rng_state(self.device) if cuda else None,
         }
@@ -397,12 +511,16 @@ class Training:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         for name in STATEFUL:
             getattr(self, name).load_state_dict(state[name])
-        if self.device.type == "cpu" and state["threads"] != torch.get_num_threads():
-            warnings.warn(
-                f"the training began with {state['threads']} threads and goes on with "
-                f"{torch.get_num_threads()}: its results will differ in the last digits",
-                stacklevel=3,
-            )
+        here = {"processes": self.processes.size}
+        if self.device.type == "cpu":
+            here["threads"] = torch.get_num_threads()
+        for kind, number in here.items():
+            if state[kind] != number:
+                warnings.warn(
+                    f"the training began with {state[kind]} {kind} and goes on with "
+                    f"{number}: its results will differ in the last digits",
+                    stacklevel=3,
+                )
         torch.set_rng_state(state["random"])
         if state["random_cuda"] is not None:
             torch.cuda.set_rng_state(state["random_cuda"], self.device)
@@ -410,25 +528,32 @@ class Training:
     def run_epoch(self, train, test) -> Epoch:
         """Train, evaluate, and add a row to the history."""
         number, sizes = len(self.history.epochs) + 1, []
+        averages = number > self.recipe.epochs - self.recipe.average_epochs
 
         def on_step(images: int, learning_rate: float) -> None:
             sizes.append(images)
             self.history.learning_rates.append(learning_rate)
+            if averages:
+                self.averaged.update_parameters(self.model)
 
         start = time.perf_counter()
         trained = train_one_epoch(
-            self.model,
+            self.wrapped,
             train,
             self.optimizer,
             device=self.device,
             scheduler=self.scheduler,
             scaler=self.scaler,
             dtype=self.dtype,
+            label_smoothing=self.recipe.label_smoothing,
             epoch=number,
             on_step=on_step,
         )
         seconds = time.perf_counter() - start
-        tested = evaluate(self.model, test, device=self.device)
+        for trained_model in (self.model, self.averaged):
+            self.processes.average_buffers(trained_model)
+        kept = self.averaged.module if averages else self.model
+        tested = evaluate(kept, test, device=self.device)
         row = Epoch(
             number,
             *trained,
@@ -471,6 +596,15 @@ def require_fitting(
             f"the model gives {tuple(logits.shape)} for {len(labels)} images; a classifier "
             "gives (images, classes)"
         )
+    last = getattr(train, "batch_sizes", [None])[-1]
+    if last == 1:
+        try:
+            copy.deepcopy(model).train()(images[:1].to(device))
+        except ValueError as error:  # BatchNorm's, which needs two values to compare
+            raise ValueError(
+                f"the last batch of an epoch has one image and the model can't train on "
+                f"one ({error}); choose a batch_size that leaves none or more"
+            ) from error
     low, high, classes = int(labels.min()), int(labels.max()), logits.shape[1]
     if low < 0 or high >= classes:
         raise ValueError(
@@ -479,7 +613,19 @@ def require_fitting(
         )
 
 
-STATEFUL = ("model", "optimizer", "scheduler", "scaler")
+def require_shared(loaders, processes: Processes) -> None:
+    """Raise ValueError where a loader doesn't give this process its share."""
+    for loader in loaders:
+        share = tuple(getattr(loader, "share", (0, 1)))
+        if share != processes:
+            raise ValueError(
+                f"{processes.size} processes train and this loader is for process "
+                f"{share[0]} of {share[1]}; give make_loaders share=({processes.rank}, "
+                f"{processes.size})"
+            )
+
+
+STATEFUL = ("model", "averaged", "optimizer", "scheduler", "scaler")
 
 
 def fit(
@@ -498,22 +644,33 @@ def fit(
     it is moved to the device and trained in place. checkpoint: a file that is written
     after each epoch; with resume, training goes on from it if it is there.
 
-    Raises ValueError for loaders that don't fit the recipe and a checkpoint that doesn't
-    fit, FileExistsError for a checkpoint in the way, NonFiniteLoss when training fails.
+    Where torch.distributed has connected several processes, each calls this with its
+    share of the loaders: they train one model, and the first of them prints and writes.
+
+    Raises ValueError for loaders that don't fit the recipe, a checkpoint that doesn't
+    fit and processes that differ, FileExistsError for a checkpoint in the way,
+    NonFiniteLoss when training fails, MemoryError with a batch size that would fit.
     """
     device, path = torch.device(device), Path(checkpoint) if checkpoint else None
     train, test = loaders
-    if path and not resume and (kept := kept_checkpoints(path)):
+    processes = Processes.current()
+    require_shared(loaders, processes)
+    if path and not resume and processes.first and (kept := kept_checkpoints(path)):
         raise FileExistsError(
             f"{kept[0]} exists; pass resume=True or name another file"
         )
     # What must be the same when training goes on. A range test that is run again may
     # choose a neighbour of what the schedule began with, and the history holds that.
     plan = {**asdict(recipe), "max_lr": None, "steps_per_epoch": len(train)}
-    plan |= {name: getattr(train, name, None) for name in ("fingerprint", "seed")}
+    plan |= {
+        "images": [getattr(loader, "fingerprint", None) for loader in loaders],
+        "seed": getattr(train, "seed", None),
+    }
+    processes.require_same({**plan, "max_lr": recipe.max_lr, "resume": resume})
     saved = None
-    if path and resume:
+    if path and resume and processes.first:
         saved = load_checkpoint(path, plan=plan, model=model.state_dict())
+    saved = processes.tell(saved)
     model.to(device, memory_format=torch.channels_last)
     require_fitting(model, loaders, recipe, device=device)
     if saved:
@@ -524,29 +681,40 @@ def fit(
         )
         history = History(max_lr)
     training = Training(
-        model, recipe, history, steps_per_epoch=len(train), device=device
+        model,
+        recipe,
+        history,
+        steps_per_epoch=len(train),
+        device=device,
+        processes=processes,
     )
     if saved:
         training.load_state_dict(saved)
-        print(
-            f"{path}: going on after epoch {len(history.epochs)} of {recipe.epochs}, with "
-            f"max_lr {history.max_lr:.2e} as it began"
-        )
+        if processes.first:
+            print(
+                f"{path}: going on after epoch {len(history.epochs)} of {recipe.epochs}, "
+                f"with max_lr {history.max_lr:.2e} as it began"
+            )
 
     try:
         for epoch in range(len(history.epochs), recipe.epochs):
             for loader in loaders:
                 if hasattr(loader, "set_epoch"):
                     loader.set_epoch(epoch)
-            print(training.run_epoch(train, test))
-            if path:
-                save_checkpoint(path, {"plan": plan, **training.state_dict()})
-    except KeyboardInterrupt:
+            with explaining_memory(model, train, training.dtype, device):
+                row = training.run_epoch(train, test)
+            if processes.first:
+                print(row)
+                if path:
+                    save_checkpoint(path, {"plan": plan, **training.state_dict()})
+    except BaseException as error:
         print(
-            f"interrupted in epoch {len(history.epochs) + 1}; "
+            f"{type(error).__name__} in epoch {len(history.epochs) + 1}; "
             + (f"{path} holds those before it" if path else "no checkpoint was kept")
         )
         raise
+    if recipe.average_epochs:
+        model.load_state_dict(training.averaged.module.state_dict())
     return history
 
 

@@ -32,7 +32,7 @@ SMALL = {
 
 
 class Tiny(nn.Sequential):
-    def __init__(self, *, num_classes=10, in_channels=3):
+    def __init__(self, *, num_classes=10, in_channels=3, logit_scale=1):
         super().__init__(
             nn.Conv2d(in_channels, 8, 3, stride=2, padding=1),
             nn.BatchNorm2d(8),
@@ -225,14 +225,29 @@ OTHER = {
     "padding": 1,
     "flip": 0.25,
     "cutout": 3,
+    "optimizer": "sgd",
+    "weight_decay": 0.001,
+    "label_smoothing": 0.1,
+    "logit_scale": 0.5,
+    "average_epochs": 1,
     "max_lr": 0.02,
     "peak_epoch": 0.75,
+    "anneal": "linear",
     "div_factor": 5.5,
     "final_div_factor": 100,
     "lr_test_steps": 10,
     "lr_test_seeds": 1,
     "precision": "bfloat16",
 }
+
+
+def test_recipe_is_chosen_by_name_and_options_alter_it(tmp_path):
+    main(tmp_path, "--recipe", "page", "--weight-decay", "0.1")
+    got = record(tmp_path)
+    assert got["recipe_name"] == "page"
+    assert got["recipe"]["optimizer"] == "sgd"
+    assert got["recipe"]["weight_decay"] == 0.1
+    assert got["max_lr"] == got["recipe"]["max_lr"] == 0.4
 
 
 def test_every_recipe_option_reaches_the_recipe(tmp_path):
@@ -584,7 +599,7 @@ def test_help_explains_every_option_and_recipe_field():
     )
     assert done.stderr == ""
     assert done.stdout.startswith("usage: python -m helpers")
-    shown = " ".join(done.stdout.partition("\nrecipe:")[2].split())
+    shown = " ".join(done.stdout.partition("\nhyperparameters:")[2].split())
     for name in FIELDS:
         option = f"--{name.replace('_', '-')} VALUE"
         assert re.search(rf"{option} \w\S* \w", shown), name

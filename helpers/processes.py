@@ -1,0 +1,131 @@
+"""One training by several processes, each with its share of every batch.
+
+torchrun starts them, torch.distributed connects them, DistributedDataParallel averages
+their gradients. A process alone is the case of size 1, in which nothing here does anything.
+"""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, distributed, nn
+from torch.nn.parallel import DistributedDataParallel
+
+# Others may be importing torch from a slow disk still.
+ARRIVAL = timedelta(minutes=5)
+
+
+class Processes(NamedTuple):
+    """This process's number, from 0, among how many."""
+
+    rank: int = 0
+    size: int = 1
+
+    @classmethod
+    def current(cls) -> "Processes":
+        """Those that torch.distributed has connected; one where it hasn't."""
+        if distributed.is_available() and distributed.is_initialized():
+            return cls(distributed.get_rank(), distributed.get_world_size())
+        return cls()
+
+    @property
+    def first(self) -> bool:
+        """Whether this is the one that prints and writes."""
+        return self.rank == 0
+
+    def wrap(self, model: nn.Module, device: torch.device) -> nn.Module:
+        """The model to train, whose gradients are averaged over the processes.
+
+        BatchNorm takes its statistics from the whole batch where torch can (on CUDA), and
+        elsewhere from each process's share; see `average_buffers`.
+        """
+        if self.size == 1:
+            return model
+        if device.type == "cuda":
+            model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
+        return DistributedDataParallel(model, broadcast_buffers=False)
+
+    def average_buffers(self, model: nn.Module) -> None:
+        """Make BatchNorm's running statistics the mean of all processes' own."""
+        if self.size > 1:
+            for buffer in model.buffers():
+                if buffer.is_floating_point():
+                    distributed.all_reduce(buffer)
+                    buffer /= self.size
+
+    def total(self, values: Tensor) -> Tensor:
+        """The sum over the processes, elementwise."""
+        if self.size > 1:
+            distributed.all_reduce(values)
+        return values
+
+    def gather(self, rows: Tensor) -> Tensor:
+        """The rows (N, ...) of all processes, in the order of their ranks, on the CPU."""
+        if self.size == 1:
+            return rows
+        parts = [None] * self.size
+        distributed.all_gather_object(parts, rows)
+        return torch.cat(parts)
+
+    def tell(self, value: Any) -> Any:
+        """The first process's value, in each."""
+        if self.size == 1:
+            return value
+        told = [value]
+        distributed.broadcast_object_list(told)
+        return told[0]
+
+    def require_same(self, plan: dict[str, Any]) -> None:
+        """Raise ValueError where this process's plan isn't that of the first."""
+        theirs = self.tell(plan)
+        differing = [
+            f"{name} is {theirs.get(name)!r} in process 0 and {plan.get(name)!r} in "
+            f"process {self.rank}"
+            for name in {**theirs, **plan}
+            if theirs.get(name) != plan.get(name)
+        ]
+        if differing:
+            raise ValueError(
+                f"the processes train different things: {', '.join(differing)}; start all "
+                "of them with the same options and data"
+            )
+
+
+@contextmanager
+def connected(*, arrival: timedelta = ARRIVAL) -> Iterator[Processes]:
+    """Connect to the processes that torchrun started with this one, if it did.
+
+    On GPUs through NCCL, each process with its own; else through gloo. Raises
+    ConnectionError where they don't find each other within `arrival`.
+    """
+    if "WORLD_SIZE" not in os.environ:
+        yield Processes()
+        return
+    cuda = torch.cuda.is_available()
+    local, gpus = int(os.environ.get("LOCAL_RANK", "0")), torch.cuda.device_count()
+    if cuda and local >= gpus:
+        raise ValueError(
+            f"process {local} of this machine has no GPU, there are {gpus}; start "
+            f"{gpus} processes, or hide the GPUs with CUDA_VISIBLE_DEVICES="
+        )
+    if cuda:
+        torch.cuda.set_device(local)
+    where = ":".join(os.environ.get(f"MASTER_{name}", "?") for name in ("ADDR", "PORT"))
+    try:
+        store, rank, size = next(distributed.rendezvous("env://", timeout=arrival))
+        distributed.init_process_group(
+            "nccl" if cuda else "gloo", store=store, rank=rank, world_size=size
+        )
+    except (distributed.DistError, ValueError) as error:
+        raise ConnectionError(
+            f"the {os.environ['WORLD_SIZE']} processes did not find each other at {where} "
+            f"({str(error).splitlines()[0]}); start all of them, and choose a free "
+            "--master-port"
+        ) from error
+    try:
+        yield Processes(rank, size)
+    finally:
+        distributed.destroy_process_group()

@@ -1,0 +1,270 @@
+"""The recipes: what their optimizers, averages and scales do, and where Page's is from."""
+
+import dataclasses
+import itertools
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
+from torch.nn import functional as F
+
+from helpers import dataset, models, train_test
+from helpers.train_test import RECIPES, Recipe
+
+CPU = torch.device("cpu")
+IMAGES = dataset.synthetic_cifar10(train=40, test=20)
+
+
+def named(name, **changes):
+    return dataclasses.replace(Recipe(), **{**RECIPES[name], **changes})
+
+
+def network(seed=0):
+    torch.manual_seed(seed)
+    return nn.Sequential(
+        nn.Conv2d(3, 8, 3, padding=1),
+        nn.BatchNorm2d(8),
+        nn.ReLU(),
+        nn.AdaptiveAvgPool2d(4),
+        nn.Flatten(),
+        nn.Linear(8 * 4 * 4, 10),
+    )
+
+
+def tiny(**changes):
+    least = {"epochs": 3, "batch_size": 16, "peak_epoch": 1, "max_lr": 0.01}
+    return Recipe(**{**least, "precision": "float32", **changes})
+
+
+def loaders():
+    return dataset.make_loaders(
+        *IMAGES, batch_size=16, device=CPU, augment_on="device", seed=0
+    )
+
+
+def fit(model, recipe, **options):
+    return train_test.fit(model, loaders(), recipe, device=CPU, **options)
+
+
+# --- Page's, against dawn.py of github.com/davidcpage/cifar10-fast --------------------
+
+
+def test_pages_schedule_is_that_of_his_code():
+    # PiecewiseLinear([0, 5, 24], [0, 0.4, 0]) at (step + 1) / steps of an epoch.
+    steps = (np.arange(24 * 98) + 1) / 98
+    his = np.interp(steps, [0, 5, 24], [0, 0.4, 0])
+    ours = train_test.planned_learning_rates(
+        named("page"), max_lr=0.4, steps_per_epoch=98
+    )
+    assert ours == pytest.approx(his, abs=1e-6)
+
+
+@pytest.mark.parametrize("batch", [4, 32])
+def test_pages_step_is_that_of_his_code_for_any_batch_size(batch):
+    """His loss is a sum, lr is divided and decay multiplied by the batch size."""
+    torch.manual_seed(0)
+    model, lr = nn.Linear(6, 3), 0.4
+    images, labels = torch.randn(batch, 6), torch.randint(3, (batch,))
+    weights = [p.detach().clone() for p in model.parameters()]
+    speeds = [torch.zeros_like(w) for w in weights]
+    optimizer = train_test.make_optimizer(model, named("page"), lr=lr)
+    for _ in range(3):
+        loss = F.cross_entropy(F.linear(images, *map(kept, weights)), labels)
+        grads = torch.autograd.grad(batch * loss, kept.given)
+        kept.given.clear()
+        for w, grad, v in zip(weights, grads, speeds, strict=True):
+            step = -lr / batch * (grad + 5e-4 * batch * w)
+            v.mul_(0.9).add_(step)
+            w.add_(step + 0.9 * v)
+        optimizer.zero_grad()
+        F.cross_entropy(model(images), labels).backward()
+        optimizer.step()
+        for ours, his in zip(model.parameters(), weights, strict=True):
+            assert torch.allclose(ours, his, atol=1e-6)
+
+
+def kept(weight):
+    kept.given.append(weight.clone().requires_grad_())
+    return kept.given[-1]
+
+
+kept.given = []
+
+
+def test_reported_recipe_has_crop_and_flip_and_plain_adam():
+    recipe = named("reported")
+    assert recipe.augmentation == {"padding": 4, "flip": 0.5, "cutout": 0}
+    assert (recipe.optimizer, recipe.weight_decay) == ("adam", 0)
+
+
+# --- weight decay ----------------------------------------------------------------------
+
+
+def test_adam_shrinks_weights_but_neither_biases_nor_batchnorm():
+    model = network()
+    before = [p.detach().clone() for p in model.parameters()]
+    optimizer = train_test.make_optimizer(model, tiny(weight_decay=0.3), lr=0.1)
+    for parameter in model.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    optimizer.step()
+    for old, new in zip(before, model.parameters(), strict=True):
+        factor = 1 - 0.1 * 0.3 if old.ndim > 1 else 1
+        assert torch.allclose(new, factor * old)
+
+
+def test_without_decay_it_is_adam():
+    one, other = network(), network()
+    optimizers = [
+        train_test.make_optimizer(one, tiny(), lr=0.01),
+        torch.optim.Adam(other.parameters(), lr=0.01),
+    ]
+    for model, optimizer in zip((one, other), optimizers, strict=True):
+        list(train_test.train_one_epoch(model, loaders().train, optimizer, device=CPU))
+    for a, b in zip(one.parameters(), other.parameters(), strict=True):
+        assert torch.equal(a, b)
+
+
+# --- smoothing, scale, mirror images --------------------------------------------------
+
+
+def test_labels_are_smoothed_in_training_alone():
+    model = network()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.zero_()
+    model[-1].bias.data[0] = 5.0  # sure of class 0, whatever it sees
+    images, labels = torch.randn(8, 3, 8, 8), torch.zeros(8, dtype=torch.int64)
+    rest = torch.optim.SGD(model.parameters(), lr=0)
+    trained = train_test.train_one_epoch(
+        model, [(images, labels)], rest, device=CPU, label_smoothing=0.1
+    )
+    sure = -math.log(math.exp(5) / (math.exp(5) + 9))
+    assert trained.loss == pytest.approx(sure + 0.09 * 5, rel=1e-5)
+    tested = train_test.evaluate(model, [(images, labels)], device=CPU)
+    assert tested.loss == pytest.approx(sure, rel=1e-5)
+
+
+@pytest.mark.parametrize("name", models.MODELS)
+def test_logit_scale_multiplies_the_logits(name):
+    def logits(scale):
+        torch.manual_seed(0)
+        model = models.MODELS[name](logit_scale=scale).eval()
+        with torch.inference_mode():
+            return model(torch.ones(1, 3, 32, 32))
+
+    assert torch.allclose(logits(0.125), logits(1) / 8)
+
+
+def test_flip_tta_is_the_mean_over_image_and_mirror_image():
+    model = network()
+    images, labels = torch.randn(4, 3, 8, 8), torch.zeros(4, dtype=torch.int64)
+
+    def logits(seen, **options):
+        found = train_test.predict(model, [(seen, labels)], device=CPU, **options)
+        return found.logits
+
+    both = (logits(images) + logits(images.flip(3))) / 2
+    assert not torch.allclose(both, logits(images))
+    assert torch.allclose(logits(images, flip_tta=True), both)
+    assert torch.allclose(logits(images.flip(3), flip_tta=True), both)
+
+
+# --- averaging -------------------------------------------------------------------------
+
+
+def test_weights_are_averaged_over_the_steps_of_the_last_epochs():
+    seen = []
+
+    class Watched(nn.Sequential):
+        def forward(self, x):
+            if self.training:
+                seen.append([p.detach().clone() for p in self.parameters()])
+            return super().forward(x)
+
+    recipe = tiny(average_epochs=2)
+    plain = Watched(*network())
+    fit(plain, tiny())
+    steps = seen[3 + 1 :] + [list(plain.parameters())]  # after each of the last 6
+    assert len(steps) == 6
+    averaged = network()
+    history = fit(averaged, recipe)
+    for place, parameter in enumerate(averaged.parameters()):
+        mean = torch.stack([step[place] for step in steps]).mean(0)
+        assert torch.allclose(parameter, mean, atol=1e-6)
+    tested = train_test.evaluate(averaged, loaders().test, device=CPU)
+    assert tuple(tested) == (history.last.test_loss, history.last.test_accuracy)
+
+
+def test_averaging_leaves_the_epochs_before_it_alone():
+    averaged, plain = fit(network(), tiny(average_epochs=1)), fit(network(), tiny())
+    assert [row.test_loss for row in averaged.epochs[:2]] == [
+        row.test_loss for row in plain.epochs[:2]
+    ]
+    assert averaged.last.train_loss == plain.last.train_loss
+    assert averaged.last.test_loss != plain.last.test_loss
+
+
+# --- any recipe at all -----------------------------------------------------------------
+
+anything = st.one_of(
+    st.none(),
+    st.booleans(),
+    st.integers(-3, 40),
+    st.floats(),
+    st.sampled_from(["adam", "sgd", "cos", "linear", "auto", "float32", "", "24"]),
+)
+
+
+@given(st.dictionaries(st.sampled_from([*Recipe.__dataclass_fields__]), anything))
+def test_any_values_make_a_recipe_or_one_sentence(values):
+    try:
+        recipe = Recipe(**values)
+    except ValueError as error:
+        sentence = str(error)
+        assert "\n" not in sentence
+        assert any(
+            sentence.startswith(f"{name} must be ") for name in (*values, "peak_epoch")
+        )
+        return
+    assert {name: getattr(recipe, name) for name in values} == values
+    assert Recipe(**dataclasses.asdict(recipe)) == recipe
+
+
+@given(
+    st.integers(1, 30),
+    st.floats(0.01, 1, exclude_max=True),
+    st.integers(1, 50),
+    st.floats(1e-6, 10),
+    st.sampled_from(["cos", "linear"]),
+    st.floats(1, 1e3),
+    st.floats(1, 1e6),
+)
+def test_any_cycle_rises_to_its_peak_once_and_falls_to_its_end(
+    epochs, peak, steps, max_lr, anneal, div, final
+):
+    recipe = Recipe(
+        epochs=epochs,
+        peak_epoch=peak * epochs,
+        anneal=anneal,
+        div_factor=div,
+        final_div_factor=final,
+    )
+    if recipe.peak_epoch * steps <= 1 or epochs * steps < 2:
+        return  # fit refuses those
+    plan = train_test.planned_learning_rates(
+        recipe, max_lr=max_lr, steps_per_epoch=steps
+    )
+    assert len(plan) == epochs * steps
+    assert all(rate > 0 and math.isfinite(rate) for rate in plan)
+    top = plan.index(max(plan))
+    assert plan[top] <= max_lr * (1 + 1e-6)
+    rising, falling = plan[: top + 1], plan[top:]
+    slack = 1 + 1e-9
+    assert all(a <= b * slack for a, b in itertools.pairwise(rising))
+    assert all(b <= a * slack for a, b in itertools.pairwise(falling))
+    assert plan[0] == pytest.approx(max_lr / div)
+    assert plan[-1] == pytest.approx(max_lr / div / final, rel=1e-3, abs=1e-9 * max_lr)
