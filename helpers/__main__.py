@@ -1,7 +1,7 @@
 """python -m helpers: the notebook's experiment without its narrative.
 
 Trains once per seed and writes a JSON record of each run; the checkpoint it goes on from
-lies beside it until then.
+lies beside it until then. Under torchrun, all its processes train one network.
 """
 
 import argparse
@@ -21,6 +21,7 @@ import torch
 
 from helpers import __version__, dataset, models, train_test, utils
 from helpers.checkpoint import previous
+from helpers.processes import Processes, connected
 
 FORMAT = 1  # of the records
 
@@ -28,9 +29,10 @@ FORMAT = 1  # of the records
 def main(arguments: list[str] | None = None) -> None:
     options = parse(arguments)
     try:
-        for seed in options.seeds:
-            run(options, seed)
-    except (ValueError, OSError, train_test.NonFiniteLoss) as error:
+        with connected() as processes:
+            for seed in options.seeds:
+                run(options, seed, processes)
+    except (ValueError, OSError, MemoryError, train_test.NonFiniteLoss) as error:
         raise SystemExit(f"error: {error}") from error
 
 
@@ -124,8 +126,8 @@ def meanings(docstring: str) -> dict[str, str]:
     }
 
 
-def run(options: argparse.Namespace, seed: int) -> None:
-    """Train once, and write what came of it."""
+def run(options: argparse.Namespace, seed: int, processes: Processes) -> None:
+    """Train once; the first of the processes writes what came of it."""
     altered = {
         name: value
         for name, value in vars(options).items()
@@ -149,16 +151,20 @@ def run(options: argparse.Namespace, seed: int) -> None:
         device=device,
         augment_on=options.augment_on,
         seed=seed,
+        share=processes,
         **recipe.augmentation,
     )
-    print(utils.describe_run(options.profile, train.source, device))
-    print(
-        f"{options.model}, {models.count_parameters(model):,} parameters, seed {seed}"
-    )
+    if processes.first:
+        print(utils.describe_run(options.profile, train.source, device))
+        print(
+            f"{options.model}, {models.count_parameters(model):,} parameters, "
+            f"recipe {options.recipe}, seed {seed}, processes: {processes.size}"
+        )
 
     # Before training: the checkout may move on meanwhile.
     begun = setting(options, seed, recipe, model, (train, test), device)
-    name = f"{options.model}-{options.profile}-seed{seed}"
+    begun["hardware"]["processes"] = processes.size
+    name = f"{options.model}-{options.profile}-{options.recipe}-seed{seed}"
     checkpoint = options.out / f"{name}.pt"
     history = train_test.fit(
         model,
@@ -168,8 +174,13 @@ def run(options: argparse.Namespace, seed: int) -> None:
         checkpoint=checkpoint,
         resume=options.resume,
     )
-    predictions = train_test.predict(model, loaders.test, device=device)
-    record = {**begun, **outcome(history, predictions, test.classes)}
+    plain, mirrored = (
+        train_test.predict(model, loaders.test, device=device, flip_tta=flip)
+        for flip in (False, True)
+    )
+    if not processes.first:
+        return
+    record = {**begun, **outcome(history, plain, mirrored, test.classes)}
     stem = options.out / f"{time.strftime('%Y%m%d-%H%M%S')}-{name}"
     stem.with_suffix(".json").write_text(json.dumps(record, indent=1) + "\n")
     # The run is over: its checkpoint becomes the record's, and the name is free again.
@@ -219,6 +230,7 @@ def setting(
 def outcome(
     history: train_test.History,
     predictions: train_test.Predictions,
+    mirrored: train_test.Predictions,
     classes: tuple[str, ...],
 ) -> dict[str, Any]:
     """The part of a record that the training decides."""
@@ -227,6 +239,7 @@ def outcome(
     return {
         "max_lr": history.max_lr,
         "last_epoch_accuracy": history.last.test_accuracy,
+        "flip_tta_accuracy": mirrored.metrics.accuracy,
         "maximum_accuracy": history.best.test_accuracy,
         "maximum_epoch": history.best.epoch,
         # NaN, for a class without images, is not JSON.

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-FORMAT = 1
+FORMAT = 2
 DIGEST = hashlib.sha256().digest_size  # bytes at the end of the file
 
 
@@ -84,12 +84,7 @@ def load_checkpoint(
                 f"{file} comes from another training: {', '.join(differing)}; name another "
                 "file or use that recipe"
             )
-        if differing := [*differences(shapes(state["model"]), shapes(model))]:
-            raise ValueError(
-                f"{file} comes from another model: {', '.join(differing[:3])}"
-                f"{' and so on' if differing[3:] else ''}; name another file or use that "
-                "model"
-            )
+        require_same_model(file, state, model)
         return state
     return None
 
@@ -113,6 +108,30 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
             "that wrote it, or remove it"
         )
     return state
+
+
+def require_same_model(
+    file: Path, state: dict[str, Any], model: dict[str, Tensor]
+) -> None:
+    if differing := [*differences(shapes(state["model"]), shapes(model))]:
+        raise ValueError(
+            f"{file} comes from another model: {', '.join(differing[:3])}"
+            f"{' and so on' if differing[3:] else ''}; name another file or use that "
+            "model"
+        )
+
+
+def evaluated_weights(state: dict[str, Any]) -> dict[str, Tensor]:
+    """The state dict of the network that the last epoch was evaluated with."""
+    averaged = state["averaged"]
+    if not averaged or not averaged["n_averaged"]:
+        return state["model"]
+    inner = "module."  # AveragedModel's own prefix
+    return {
+        name.removeprefix(inner): weight
+        for name, weight in averaged.items()
+        if name.startswith(inner)
+    }
 
 
 def shapes(state: dict[str, Tensor]) -> dict[str, tuple[int, ...]]:

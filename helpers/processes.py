@@ -39,22 +39,21 @@ class Processes(NamedTuple):
     def wrap(self, model: nn.Module, device: torch.device) -> nn.Module:
         """The model to train, whose gradients are averaged over the processes.
 
-        BatchNorm takes its statistics from the whole batch where torch can (on CUDA), and
-        elsewhere from each process's share; see `average_buffers`.
+        BatchNorm takes its statistics from the whole batch where torch can, on CUDA. On
+        CPUs each process normalizes by its own share, as if the batch were that small,
+        and the running statistics that evaluation uses are the first process's.
         """
         if self.size == 1:
             return model
         if device.type == "cuda":
             model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
-        return DistributedDataParallel(model, broadcast_buffers=False)
+        return DistributedDataParallel(model)
 
-    def average_buffers(self, model: nn.Module) -> None:
-        """Make BatchNorm's running statistics the mean of all processes' own."""
+    def align_buffers(self, model: nn.Module) -> None:
+        """Give each process the first one's running statistics."""
         if self.size > 1:
             for buffer in model.buffers():
-                if buffer.is_floating_point():
-                    distributed.all_reduce(buffer)
-                    buffer /= self.size
+                distributed.broadcast(buffer, 0)
 
     def total(self, values: Tensor) -> Tensor:
         """The sum over the processes, elementwise."""
@@ -79,13 +78,15 @@ class Processes(NamedTuple):
         return told[0]
 
     def require_same(self, plan: dict[str, Any]) -> None:
-        """Raise ValueError where this process's plan isn't that of the first."""
-        theirs = self.tell(plan)
+        """Raise ValueError, in each process, where their plans differ."""
+        plans = [plan] * self.size
+        if self.size > 1:
+            distributed.all_gather_object(plans, plan)
         differing = [
-            f"{name} is {theirs.get(name)!r} in process 0 and {plan.get(name)!r} in "
-            f"process {self.rank}"
-            for name in {**theirs, **plan}
-            if theirs.get(name) != plan.get(name)
+            f"{name} is {plans[0][name]!r} in process 0 and {other[name]!r} in process {rank}"
+            for rank, other in enumerate(plans)
+            for name in plan
+            if other[name] != plans[0][name]
         ]
         if differing:
             raise ValueError(
@@ -116,6 +117,11 @@ def connected(*, arrival: timedelta = ARRIVAL) -> Iterator[Processes]:
     where = ":".join(os.environ.get(f"MASTER_{name}", "?") for name in ("ADDR", "PORT"))
     try:
         store, rank, size = next(distributed.rendezvous("env://", timeout=arrival))
+        if os.environ.get("LOCAL_WORLD_SIZE") == os.environ["WORLD_SIZE"]:
+            # After a restart torchrun's store still has the dead processes' addresses
+            # (torch 2.15). Machines count restarts each for themselves: not for several.
+            attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+            store = distributed.PrefixStore(f"attempt {attempt}", store)
         distributed.init_process_group(
             "nccl" if cuda else "gloo", store=store, rank=rank, world_size=size
         )

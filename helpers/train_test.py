@@ -21,9 +21,11 @@ from torch.optim.swa_utils import AveragedModel
 from tqdm import tqdm
 
 from helpers.checkpoint import (
+    evaluated_weights,
     kept_checkpoints,
     load_checkpoint,
     read_checkpoint,
+    require_same_model,
     save_checkpoint,
 )
 from helpers.lr_range import LRRangeTest, run_range_test
@@ -551,7 +553,7 @@ class Training:
         )
         seconds = time.perf_counter() - start
         for trained_model in (self.model, self.averaged):
-            self.processes.average_buffers(trained_model)
+            self.processes.align_buffers(trained_model)
         kept = self.averaged.module if averages else self.model
         tested = evaluate(kept, test, device=self.device)
         row = Epoch(
@@ -718,9 +720,17 @@ def fit(
     return history
 
 
-def read_history(checkpoint: str | PathLike) -> History:
+def read_history(checkpoint: str | PathLike, model: nn.Module | None = None) -> History:
     """The epochs that the training behind a checkpoint has completed.
 
-    Raises ValueError for a file that is damaged or no checkpoint.
+    model: is given the weights that the last of them was evaluated with.
+
+    Raises ValueError for a file that is damaged or no checkpoint, and for weights that
+    don't fit the model.
     """
-    return History.from_dict(read_checkpoint(Path(checkpoint))["history"])
+    path = Path(checkpoint)
+    state = read_checkpoint(path)
+    if model:
+        require_same_model(path, state, model.state_dict())
+        model.load_state_dict(evaluated_weights(state))
+    return History.from_dict(state["history"])

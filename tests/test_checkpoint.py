@@ -73,10 +73,10 @@ def test_another_plan_or_model_is_said_and_not_replaced_by_the_one_before(path):
 
 
 def test_newer_format_is_said(path, monkeypatch):
-    monkeypatch.setattr(checkpoint, "FORMAT", 2)
+    monkeypatch.setattr(checkpoint, "FORMAT", 3)
     save_checkpoint(path, state(3))
     monkeypatch.undo()
-    with pytest.raises(ValueError, match="is of format 2 and this version reads 1"):
+    with pytest.raises(ValueError, match="is of format 3 and this version reads 2"):
         load(path)
 
 

@@ -106,7 +106,7 @@ def images():
 def test_run_writes_one_record_and_its_checkpoint(ran):
     names = sorted(path.name for path in ran.iterdir())
     assert len(names) == 2
-    assert re.fullmatch(r"\d{8}-\d{6}-Tiny-smoke-seed3.*\.json", names[0])
+    assert re.fullmatch(r"\d{8}-\d{6}-Tiny-smoke-assignment-seed3.*\.json", names[0])
     assert names[1] == names[0].replace(".json", ".pt")
 
 
@@ -143,6 +143,7 @@ def test_record_tells_by_what_code_and_on_which_machine(ran):
         "device": utils.device_name(torch.device("cpu")),
         "threads": torch.get_num_threads(),
         "precision": str(auto).removeprefix("torch."),
+        "processes": 1,
     }
 
 
@@ -190,7 +191,9 @@ def test_run_prints_what_it_is_about_and_what_came_of_it(tmp_path, capsys):
     first, second, *epochs, last = capsys.readouterr().out.splitlines()
     got = record(tmp_path)
     assert first.startswith("profile smoke | data synthetic images, not CIFAR-10 |")
-    assert second == f"Tiny, {got['parameters']:,} parameters, seed 0"
+    assert second == (
+        f"Tiny, {got['parameters']:,} parameters, recipe assignment, seed 0, processes: 1"
+    )
     assert [line[:11] for line in epochs] == [f"epoch   {i} |" for i in (1, 2, 3)]
     assert last.startswith("synthetic images, not CIFAR-10, seed 0: last epoch ")
     assert f"last epoch {got['last_epoch_accuracy']:.2%}, " in last
@@ -359,7 +362,7 @@ def checkpoints(out):
 
 def test_interrupted_run_leaves_a_checkpoint_and_no_record(interrupted):
     (path,) = interrupted.iterdir()
-    assert path.name.startswith("Tiny-smoke-seed3")
+    assert path.name.startswith("Tiny-smoke-assignment-seed3")
     assert [row.epoch for row in train_test.read_history(path).epochs] == [1]
 
 
@@ -376,7 +379,9 @@ def test_resumed_run_ends_with_the_record_of_an_uninterrupted_one(
 
 def test_without_resume_the_interrupted_run_is_kept(interrupted):
     before = checkpoints(interrupted)
-    with pytest.raises(SystemExit, match=r"^error: .*Tiny-smoke-seed3.*pt exists"):
+    with pytest.raises(
+        SystemExit, match=r"^error: .*Tiny-smoke-assignment-seed3.*pt exists"
+    ):
         main(interrupted, "--seeds=3")
     assert checkpoints(interrupted) == before != {}
     assert records(interrupted) == []

@@ -208,6 +208,20 @@ def test_averaging_leaves_the_epochs_before_it_alone():
     assert averaged.last.test_loss != plain.last.test_loss
 
 
+@pytest.mark.parametrize("averaged", [0, 2])
+def test_checkpoint_gives_history_and_the_weights_that_were_evaluated(
+    averaged, tmp_path
+):
+    model, path = network(), tmp_path / "training.pt"
+    history = fit(model, tiny(average_epochs=averaged), checkpoint=path)
+    other = network(seed=9)
+    assert train_test.read_history(path, other) == history
+    for name, weight in model.state_dict().items():
+        assert torch.equal(other.state_dict()[name], weight), name
+    with pytest.raises(ValueError, match="training.pt comes from another model"):
+        train_test.read_history(path, nn.Linear(3, 3))
+
+
 # --- any recipe at all -----------------------------------------------------------------
 
 anything = st.one_of(

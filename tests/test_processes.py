@@ -1,0 +1,238 @@
+"""Several processes train one network: real ones, under torchrun, on the CPU."""
+
+import contextlib
+import itertools
+import json
+import os
+import socket
+import subprocess
+import sys
+from datetime import timedelta
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from helpers import dataset, train_test
+from helpers.processes import Processes, connected
+from tests import together
+from tests.together import CPU, IMAGES, RECIPE
+
+PROJECT = Path(__file__).resolve().parent.parent
+
+
+def torchrun(processes, *arguments, restarts=0):
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    command += [f"--nproc-per-node={processes}", f"--max-restarts={restarts}", "-m"]
+    return subprocess.run(
+        [*command, *map(str, arguments)],
+        cwd=PROJECT,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+
+
+def left_by(folder, processes):
+    return [torch.load(folder / f"rank{rank}.pt") for rank in range(processes)]
+
+
+def untimed(found):
+    """The numbers of a history that a second run can repeat, a tuple a row."""
+    rows = found["history"]["epochs"]
+    timings = ("seconds", "images_per_second")
+    return [tuple(v for k, v in row.items() if k not in timings) for row in rows]
+
+
+def assert_same_weights(one, other):
+    for name, weight in one["model"].items():
+        assert torch.equal(weight, other["model"][name]), name
+
+
+@pytest.fixture(scope="module", params=[2, 3])
+def several(request, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("together")
+    done = torchrun(request.param, "tests.together", folder)
+    assert done.returncode == 0, done.stderr
+    return left_by(folder, request.param), done.stdout
+
+
+@pytest.fixture(scope="module")
+def alone():
+    return together.train(Processes(), batchnorm=False)
+
+
+def test_several_train_as_one_does(several, alone):
+    for found in several[0]:
+        for row, expected in zip(untimed(found["plain"]), untimed(alone), strict=True):
+            assert row == pytest.approx(expected, rel=1e-4)
+        for name, weight in alone["model"].items():
+            theirs = found["plain"]["model"][name]
+            assert torch.allclose(theirs, weight, rtol=1e-3, atol=1e-4), name
+
+
+@pytest.mark.parametrize("kind", ["plain", "batchnorm"])
+def test_all_end_with_the_same_weights_statistics_and_history(several, kind):
+    first, *others = [found[kind] for found in several[0]]
+    for other in others:
+        assert_same_weights(first, other)
+        assert untimed(other) == untimed(first)
+
+
+def test_each_test_image_is_counted_once_and_in_order(several):
+    labels = torch.from_numpy(IMAGES[1].labels)
+    for found in several[0]:
+        assert torch.equal(found["plain"]["labels"], labels)
+        logits = found["plain"]["logits"]
+        accuracy = (logits.argmax(1) == labels).double().mean()
+        assert untimed(found["plain"])[-1][4] == pytest.approx(float(accuracy))
+
+
+def test_range_test_is_that_of_one_process_on_whole_batches(several):
+    search = train_test.lr_range_test(
+        together.network(batchnorm=False),
+        together.loaders(Processes()).train,
+        RECIPE,
+        device=CPU,
+    )
+    assert {found["max_lr"] for found in several[0]} == {search.max_lr}
+
+
+def test_only_the_first_prints(several):
+    lines = [line for line in several[1].splitlines() if line.startswith("epoch")]
+    assert len(lines) == 2 * RECIPE.epochs
+
+
+def test_different_recipes_data_and_whole_loaders_are_refused(several):
+    for rank, found in enumerate(several[0]):
+        said = found["refused"]
+        assert "epochs is 3 in process 0 and 4 in process 1" in said["recipe"]
+        assert "images is ['0'," in said["data"]
+        count = len(several[0])
+        if rank:
+            assert f"give make_loaders share=({rank}, {count})" in said["share"]
+
+
+@pytest.mark.parametrize("several", [2], indirect=True)
+def test_killed_process_is_restarted_and_ends_as_if_nothing_had_happened(
+    several, tmp_path
+):
+    done = torchrun(2, "tests.together", tmp_path, "killed", restarts=2)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "died").exists()
+    for one, other in zip(left_by(tmp_path, 2), several[0], strict=True):
+        assert untimed(one) == untimed(other["batchnorm"])
+        assert_same_weights(one, other["batchnorm"])
+
+
+def test_program_writes_one_record_of_all_processes(tmp_path):
+    options = ["--train-images", 40, "--test-images", 23, "--batch-size", 16]
+    options += ["--epochs", 2, "--peak-epoch", 1, "--max-lr", 1e-3]
+    done = torchrun(2, "helpers", "--profile", "smoke", *options, "--out", tmp_path)
+    assert done.returncode == 0, done.stderr
+    (path,) = tmp_path.glob("*.json")
+    record = json.loads(path.read_text())
+    assert record["hardware"]["processes"] == 2
+    assert record["data"]["test_images"] == 23
+    lines = done.stdout.splitlines()
+    assert [line[:9] for line in lines[2:4]] == ["epoch   1", "epoch   2"]
+    assert lines[4].endswith(str(path))
+    assert len(lines) == 5
+
+
+# --- the shares ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("on", ["cpu", "device"])
+@pytest.mark.parametrize("processes", [1, 2, 3])
+def test_shares_of_a_batch_are_the_batch(on, processes):
+    def epoch(share):
+        made = dataset.make_loaders(
+            *IMAGES,
+            batch_size=16,
+            device=CPU,
+            augment_on=on,
+            padding=0,
+            flip=0,
+            cutout=0,
+            share=share,
+        )
+        assert made.train.batch_sizes == [16, 16, 8]
+        return list(made.train), list(made.test)
+
+    whole, tested = epoch((0, 1))
+    shares = [epoch((rank, processes)) for rank in range(processes)]
+    for place, (images, labels) in enumerate(whole):
+        parts = [train[place] for train, _ in shares]
+        assert torch.equal(torch.cat([images for images, _ in parts]), images)
+        assert torch.equal(torch.cat([labels for _, labels in parts]), labels)
+        sizes = [len(labels) for _, labels in parts]
+        assert max(sizes) - min(sizes) <= 1
+    stretches = itertools.chain.from_iterable(test for _, test in shares)
+    together_again = torch.cat([images for images, _ in stretches])
+    assert torch.equal(together_again, torch.cat([images for images, _ in tested]))
+
+
+def test_shares_of_a_batch_are_augmented_as_the_batch_is_on_the_device():
+    whole = next(iter(together.loaders(Processes()).train))[0]
+    parts = [next(iter(together.loaders(Processes(r, 3)).train))[0] for r in range(3)]
+    assert torch.equal(torch.cat(parts), whole)
+
+
+def test_shares_of_a_batch_are_augmented_differently_by_albumentations():
+    same = np.zeros((8, 32, 32, 3), np.uint8)
+    same[:] = np.random.default_rng(0).integers(0, 255, (32, 32, 3))
+    images = dataset.ImageSet(same, np.zeros(8, np.int64), ("a",), "one image")
+    parts = [
+        next(
+            iter(
+                dataset.make_loaders(
+                    images, images, batch_size=8, device=CPU, share=(rank, 2)
+                ).train
+            )
+        )[0]
+        for rank in range(2)
+    ]
+    assert not torch.equal(*parts)
+
+
+@pytest.mark.parametrize("share", [(0, 9), (2, 2), (-1, 2), (0, 0)])
+def test_share_that_would_be_empty_is_refused(share):
+    with pytest.raises(ValueError, match=r"share must be .* at most 8 processes"):
+        dataset.make_loaders(*IMAGES, batch_size=16, device=CPU, share=share)
+
+
+# --- finding each other ----------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def taken_port():
+    with socket.create_server(("localhost", 0)) as server:
+        yield str(server.getsockname()[1])
+
+
+def test_process_without_torchrun_is_alone(monkeypatch):
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    with connected() as processes:
+        assert processes == Processes.current() == (0, 1)
+
+
+@pytest.mark.parametrize("taken", [True, False])
+def test_port_in_use_and_missing_process_are_one_sentence(taken, monkeypatch):
+    with taken_port() as port:
+        pass
+    held = taken_port() if taken else contextlib.nullcontext(port)
+    with held as port:
+        place = {"MASTER_ADDR": "localhost", "MASTER_PORT": port}
+        for name, value in {**place, "RANK": "0", "WORLD_SIZE": "2"}.items():
+            monkeypatch.setenv(name, value)
+        said = rf"the 2 processes did not find each other at localhost:{port} .*port$"
+        with (
+            pytest.raises(ConnectionError, match=said),
+            connected(arrival=timedelta(seconds=1)),
+        ):
+            pass
+    assert Processes.current() == (0, 1)

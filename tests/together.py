@@ -1,0 +1,126 @@
+"""What test_processes starts under torchrun: python -m tests.together FOLDER [killed].
+
+Each process trains its share and leaves what it saw in FOLDER/rankN.pt.
+"""
+
+import dataclasses
+import os
+import signal
+import sys
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from helpers import dataset, train_test
+from helpers.processes import Processes, connected
+
+CPU = torch.device("cpu")
+IMAGES = dataset.synthetic_cifar10(train=40, test=23)
+RECIPE = train_test.Recipe(
+    epochs=3,
+    batch_size=16,  # neither this nor the last batch of 8 divides by 3
+    peak_epoch=1,
+    max_lr=0.01,
+    lr_test_steps=30,
+    precision="float32",
+)
+
+
+def network(*, batchnorm: bool) -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Conv2d(3, 8, 3, padding=1),
+        nn.BatchNorm2d(8) if batchnorm else nn.Identity(),
+        nn.ReLU(),
+        nn.AdaptiveAvgPool2d(4),
+        nn.Flatten(),
+        nn.Linear(8 * 4 * 4, 10),
+    )
+
+
+def loaders(processes: Processes) -> dataset.Loaders:
+    return dataset.make_loaders(
+        *IMAGES,
+        batch_size=16,
+        device=CPU,
+        augment_on="device",
+        seed=0,
+        share=processes,
+    )
+
+
+def train(processes: Processes, *, batchnorm: bool, **options) -> dict:
+    model, pair = network(batchnorm=batchnorm), loaders(processes)
+    if options.pop("killed", False):
+        kill_once(pair.train, processes, options["checkpoint"])
+    recipe = dataclasses.replace(RECIPE, average_epochs=1 if batchnorm else 0)
+    history = train_test.fit(model, pair, recipe, device=CPU, **options)
+    predictions = train_test.predict(model, pair.test, device=CPU)
+    return {
+        "history": history.as_dict(),
+        "model": model.state_dict(),
+        "labels": predictions.labels,
+        "logits": predictions.logits,
+    }
+
+
+def kill_once(loader, processes: Processes, checkpoint: Path) -> None:
+    """The last process dies at the beginning of its second epoch, the first time."""
+    died, set_epoch = checkpoint.with_name("died"), loader.set_epoch
+
+    def set_epoch_or_die(epoch: int) -> None:
+        last = processes.rank == processes.size - 1
+        if epoch == 1 and last and not died.exists():
+            died.touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        set_epoch(epoch)
+
+    loader.set_epoch = set_epoch_or_die
+
+
+def refusals(processes: Processes) -> dict[str, str]:
+    """What fit says to processes that don't belong together."""
+    first = processes.rank == 0
+    pair = loaders(processes)
+    others = {
+        "recipe": (pair, dataclasses.replace(RECIPE, epochs=3 if first else 4)),
+        "data": (pair, RECIPE),
+        "share": (loaders(Processes()), RECIPE),
+    }
+    said = {}
+    for name, (given, recipe) in others.items():
+        pair.train.fingerprint = str(processes.rank) if name == "data" else None
+        try:
+            train_test.fit(network(batchnorm=False), given, recipe, device=CPU)
+        except ValueError as error:
+            said[name] = str(error)
+    return said
+
+
+def main(folder: Path, *, killed: bool) -> None:
+    with connected() as processes:
+        if killed:
+            found = train(
+                processes,
+                batchnorm=True,
+                checkpoint=folder / "training.pt",
+                resume=True,
+                killed=True,
+            )
+        else:
+            pair = loaders(processes)
+            search = train_test.lr_range_test(
+                network(batchnorm=False), pair.train, RECIPE, device=CPU
+            )
+            found = {
+                "plain": train(processes, batchnorm=False),
+                "batchnorm": train(processes, batchnorm=True),
+                "max_lr": search.max_lr,
+                "refused": refusals(processes),
+            }
+        torch.save(found, folder / f"rank{processes.rank}.pt")
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), killed="killed" in sys.argv)
