@@ -81,7 +81,7 @@ class ImageSet:
                 f"{size:,} images were asked for and the set ({self.source}) holds "
                 f"{len(self):,}; ask for 1 to {len(self):,}, or None for all"
             )
-        return self.take(np.sort(self._by_turns()[:size]))
+        return self.take(np.sort(by_turns(self.labels)[:size]))
 
     def split(self, holdout: int) -> tuple["ImageSet", "ImageSet"]:
         """All but `holdout` images, and those: a set to choose hyperparameters on.
@@ -94,24 +94,26 @@ class ImageSet:
                 f"holdout must be 1 to {len(self) - 1:,} of {len(self):,} images, "
                 f"not {holdout}"
             )
-        order = self._by_turns()
-        return self.take(np.sort(order[:-holdout])), self.take(
-            np.sort(order[-holdout:])
-        )
-
-    def _by_turns(self) -> NDArray[np.int64]:
-        """Indices in an order in which the classes take turns."""
-        turn = np.empty(len(self), dtype=np.int64)
-        for label in range(len(self.classes)):
-            of_class = self.labels == label
-            turn[of_class] = np.arange(of_class.sum())
-        return np.argsort(turn, kind="stable")
+        # Turns are taken from the end: where classes differ in size, the last turns from
+        # the start are those of the largest class alone.
+        order = len(self) - 1 - by_turns(self.labels[::-1])
+        held, rest = np.sort(order[:holdout]), np.sort(order[holdout:])
+        return self.take(rest), self.take(held)
 
     def fingerprint(self) -> str:
         """First 16 hexadecimal digits of the SHA-256 of images and labels."""
         digest = hashlib.sha256(np.ascontiguousarray(self.images))
         digest.update(np.ascontiguousarray(self.labels))
         return digest.hexdigest()[:16]
+
+
+def by_turns(labels: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Indices in an order in which the classes take turns."""
+    turn = np.empty(len(labels), dtype=np.int64)
+    for label in np.unique(labels):
+        of_class = labels == label
+        turn[of_class] = np.arange(of_class.sum())
+    return np.argsort(turn, kind="stable")
 
 
 # --------------------------------------------------------------------------------------
@@ -128,8 +130,11 @@ def load_cifar10(
     image folder train/<class>/*, test/<class>/* of 32×32 PNG or JPEG files named so that
     sorting them by name gives the order, then for the archive; then downloads it.
 
-    Raises DatasetUnavailable where nothing is there and nothing can be downloaded, and
-    ValueError, naming the file, for an image folder that is not as described.
+    An image folder is decoded once and then read from a cache in `root`, if that can be
+    written; nothing else is ever written where the dataset is there.
+
+    Raises DatasetUnavailable where nothing is there and nothing can be downloaded or
+    written, and ValueError, naming the file, for an image folder that is not as described.
     """
     root = Path(root)
     if root.exists() and not root.is_dir():
@@ -156,16 +161,17 @@ def load_cifar10(
 
 def read_batches(root: Path) -> tuple[ImageSet, ImageSet] | None:
     """torchvision's reading of the official batches; None where they are not all there."""
+    folder = root / "cifar-10-batches-py"
+    if not folder.is_dir():
+        return None
+    # Takes seconds, which an image folder doesn't need.
     from torchvision.datasets import CIFAR10
 
-    if not (root / CIFAR10.base_folder).is_dir():
-        return None
     try:
         splits = [CIFAR10(root, train=train) for train in (True, False)]
     except RuntimeError as error:  # torchvision's word for a missing or altered file
         warnings.warn(
-            f"{root / CIFAR10.base_folder} is not the official dataset ({error}); it is "
-            "passed over",
+            f"{folder} is not the official dataset ({error}); it is passed over",
             stacklevel=3,
         )
         return None
@@ -181,18 +187,21 @@ def fetch_archive(root: Path, *, download: bool) -> None:
     from helpers import download as net
 
     archive = root / net.ARCHIVE_NAME
-    if not (download or net.has_md5(archive, net.ARCHIVE_MD5)):
+    there = archive.is_file() and net.has_md5(archive, net.ARCHIVE_MD5)
+    if not (there or download):
         raise DatasetUnavailable(
             f"no CIFAR-10 in {root}: neither cifar-10-batches-py, nor the folders train "
-            f"and test, nor {net.ARCHIVE_NAME}; put one there or allow the download"
+            f"and test, nor {net.ARCHIVE_NAME} with the MD5 {net.ARCHIVE_MD5}; put one "
+            "there or allow the download"
         )
     try:
-        net.download(
-            net.ARCHIVE_URLS, archive, md5=net.ARCHIVE_MD5, size=net.ARCHIVE_BYTES
-        )
+        if not there:
+            net.download(
+                net.ARCHIVE_URLS, archive, md5=net.ARCHIVE_MD5, size=net.ARCHIVE_BYTES
+            )
         net.extract(archive, root, "cifar-10-batches-py")
-    except net.DownloadError as error:
-        raise DatasetUnavailable(str(error)) from error
+    except OSError as error:  # the network, or a disk that is full or can't be written
+        raise DatasetUnavailable(error.strerror or str(error)) from error
 
 
 def synthetic_cifar10(

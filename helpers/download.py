@@ -14,6 +14,7 @@ import shutil
 import tarfile
 import tempfile
 import time
+import uuid
 import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
@@ -41,6 +42,7 @@ ARCHIVE_URLS = (
 _BAR = {"unit": "B", "unit_scale": True, "leave": False, "disable": None}
 _new_md5 = partial(hashlib.md5, usedforsecurity=False)
 _FULL = (errno.ENOSPC, errno.EDQUOT)
+_KILLED = 300  # seconds without a byte, long after which a living download gives up
 
 
 class DownloadError(OSError):
@@ -65,27 +67,39 @@ class _Job:
     timeout: float
     min_rate: float
     patience: float
-
-    @property
-    def part(self) -> Path:
-        return self.target.with_name(self.target.name + ".part")
+    part: Path  # this call's own: two that wrote to one could spoil each other's bytes
 
     def have(self) -> int:
         """The part's bytes."""
-        try:
-            return self.part.stat().st_size
-        except FileNotFoundError:
-            return 0
+        return self.part.stat().st_size
+
+    def take(self) -> None:
+        """Make the part out of what an earlier call left, which then no other can take."""
+        name, now = self.target.name, time.time()
+        for left in self.target.parent.glob(f"{name}*.part"):
+            with suppress(FileNotFoundError):  # another process was faster
+                # A name of its own says that its call goes on, or was killed.
+                if left.name == f"{name}.part" or now - left.stat().st_mtime > _KILLED:
+                    os.replace(left, self.part)
+        self.part.touch()  # a folder that can't be written is said before any request
 
     def finished(self) -> bool:
         """Move a complete part to target; return whether target is complete."""
-        if has_md5(self.part, self.md5):
-            with suppress(FileNotFoundError):  # another process was faster
-                os.replace(self.part, self.target)
-        done = has_md5(self.target, self.md5)
-        if done:
-            self.part.unlink(missing_ok=True)
-        return done
+        if has_md5(self.target, self.md5):
+            return True
+        if not has_md5(self.part, self.md5):
+            return False
+        os.replace(self.part, self.target)
+        return True
+
+    def leave(self) -> None:
+        """Leave the part to the next call, if that can use it."""
+        if not self.part.exists():
+            return
+        if self.have() and not has_md5(self.target, self.md5):
+            os.replace(self.part, self.target.with_name(f"{self.target.name}.part"))
+        else:
+            self.part.unlink()
 
 
 def download(
@@ -102,28 +116,24 @@ def download(
 
     size is in bytes. An address is given up when nothing arrives for timeout seconds,
     or under min_rate bytes/s over patience seconds. What did arrive stays in
-    target + ".part": the next address, or the next call, goes on from there. Raises
-    DownloadError when no address delivers, another OSError when the folder is full or
-    cannot be written.
+    target + ".part": the next address, or the next call, goes on from there. Calls at
+    the same time, from any process, each download for themselves. Raises DownloadError
+    when no address delivers, another OSError when the folder is full or cannot be
+    written.
     """
-    job = _Job(target, md5, size, timeout, min_rate, patience)
-    reasons = []
+    part = target.with_name(f"{target.name}.{uuid.uuid4().hex}.part")
+    job = _Job(target, md5, size, timeout, min_rate, patience, part)
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        if job.finished():
+        if has_md5(target, md5):
             return target
-        free = shutil.disk_usage(target.parent).free
-        if size is not None and free < size - job.have():
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        for url in urls:
-            host = urlsplit(url).netloc
-            print(f"downloading {target.name} from {host} …", flush=True)
-            try:
-                _fetch(url, job)
-                return target
-            except _GivenUp as reason:
-                print(f"{host} given up: {reason}", flush=True)
-                reasons.append(f"{host}: {reason}")
+        target.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            job.take()
+            _try_each(urls, job)
+        finally:
+            job.leave()
+    except DownloadError:
+        raise
     except OSError as error:
         remedy = "make it writable or choose another folder"
         if error.errno in _FULL:
@@ -131,10 +141,32 @@ def download(
             remedy = f"the archive needs {need} in all, free some space"
         text = f"{target.parent} cannot take {target.name} ({error.strerror}): {remedy}"
         raise OSError(error.errno, text) from error
-    raise DownloadError(
-        f"no address gave {target.name} ({'; '.join(reasons)}): put the archive, or an "
-        f"image folder, into the folder {target.parent}"
-    )
+    return target
+
+
+def _try_each(urls: Sequence[str], job: _Job) -> None:
+    """Make the target from the first address that delivers, or raise DownloadError."""
+    target, reasons = job.target, []
+    if job.size is not None:
+        free = shutil.disk_usage(target.parent).free
+        if free < job.size - job.have():
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    for url in urls:
+        if job.finished():  # by an earlier call, or just now by another process
+            return
+        host = urlsplit(url).netloc
+        print(f"downloading {target.name} from {host} …", flush=True)
+        try:
+            _fetch(url, job)
+            return
+        except _GivenUp as reason:
+            print(f"{host} given up: {reason}", flush=True)
+            reasons.append(f"{host}: {reason}")
+    if not job.finished():
+        raise DownloadError(
+            f"no address gave {target.name} ({'; '.join(reasons)}): put the archive, or "
+            f"an image folder, into the folder {target.parent}"
+        )
 
 
 def _fetch(url: str, job: _Job) -> None:
@@ -151,15 +183,11 @@ def _fetch(url: str, job: _Job) -> None:
             continue
         if job.finished():
             return
-        job.part.unlink(missing_ok=True)
+        os.truncate(job.part, 0)
         if not (resumed and restarts):
             raise _GivenUp(f"its MD5 is not {job.md5}")
         restarts -= 1  # the fault may lie in the bytes that were there before
         print("wrong MD5 after resuming: once more from the start", flush=True)
-
-
-def _create(path: str, flags: int) -> int:
-    return os.open(path, flags | os.O_CREAT, 0o666)
 
 
 def _transfer(url: str, job: _Job) -> bool:
@@ -169,10 +197,8 @@ def _transfer(url: str, job: _Job) -> bool:
         if job.size is not None and total not in (None, job.size):
             raise _GivenUp(f"it announces {total} bytes instead of {job.size}")
         total = total if job.size is None else job.size
-        # Written in place, not appended: processes that download the same archive at
-        # the same time then put the same bytes at the same places.
         with (
-            open(job.part, "r+b", opener=_create) as file,
+            open(job.part, "r+b") as file,
             tqdm(total=total, initial=start, **_BAR) as bar,
         ):
             file.seek(start)
@@ -282,15 +308,19 @@ def extract(archive: Path, folder: Path, member: str) -> Path:
 
 def _move(made: Path, goal: Path, old: Path) -> None:
     """Rename made to goal; what is at goal goes to old, or stays if it is complete."""
-    if _holds(goal, made):
-        return
-    with suppress(FileNotFoundError):  # nothing there, or another process took it
-        os.rename(goal, old)
-    try:
-        os.rename(made, goal)
-    except OSError:
-        if not _holds(goal, made):  # if it does, another process was faster
-            raise
+    for last in (False, True):
+        try:
+            # First, for whoever moves away what is there first could move what another
+            # process has just put there, while that reads it.
+            os.rename(made, goal)
+            return
+        except OSError:
+            if _holds(goal, made):
+                return
+            if last:
+                raise
+        with suppress(FileNotFoundError):  # nothing there, or another process took it
+            os.rename(goal, old)
 
 
 def _holds(folder: Path, made: Path) -> bool:

@@ -3,8 +3,10 @@
 import hashlib
 import os
 import tempfile
+import tokenize
 import warnings
 import zipfile
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +16,11 @@ from tqdm import tqdm
 
 SUFFIXES = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG"}
 CACHE = "image-folder-cache.npz"
+# What np.load raised when bytes of a cache were changed at random, 60,000 times.
+CACHE_FAULTS = (
+    OSError, EOFError, zipfile.BadZipFile, zlib.error, tokenize.TokenError,
+    ValueError, TypeError, KeyError, RuntimeError,
+)  # fmt: skip
 
 Arrays = tuple[NDArray[np.uint8], NDArray[np.int64]]
 
@@ -23,14 +30,25 @@ def read_image_folder(
 ) -> tuple[list[Arrays], str]:
     """([(images, labels) of train, of test], source), in the order of the files' names.
 
-    Raises ValueError, naming it, for a split or class that is missing, and for an image
-    that can't be read or isn't `size` (height, width).
+    Greyscale, palette and transparent images become RGB (alpha is dropped), with one
+    warning when they are decoded. Raises ValueError, naming it, for a split or class that
+    is missing, for a file that has no place there, and for an image that can't be read,
+    has 16 bits a channel or isn't `size` (height, width).
     """
     files = {split: list_images(root / split, classes) for split in ("train", "test")}
     signature = sign(root, files)
     arrays = read_cache(root / CACHE, signature)
     if arrays is None:
-        arrays = [decode(files[split], size) for split in files]
+        splits = [decode(files[split], size) for split in files]
+        arrays = [(images, labels) for images, labels, _ in splits]
+        # Said when it happens: a later start reads RGB from the cache and converts nothing.
+        converted = [path for *_, paths in splits for path in paths]
+        if converted:
+            warnings.warn(
+                f"{len(converted):,} of {sum(map(len, files.values())):,} images are not "
+                f"RGB and were converted to it, without alpha; the first is {converted[0]}",
+                stacklevel=3,
+            )
         write_cache(root / CACHE, signature, arrays)
     formats = {
         SUFFIXES[path.suffix.lower()] for split in files.values() for path, _ in split
@@ -44,44 +62,74 @@ def list_images(folder: Path, classes: tuple[str, ...]) -> list[tuple[Path, int]
         raise ValueError(
             f"{folder} is missing; an image folder has train/<class>/* and test/<class>/*"
         )
+    for entry in visible(folder):
+        if entry.name not in classes:
+            raise ValueError(
+                f"{entry.path} is none of the classes {', '.join(classes)}; rename it or "
+                "move it elsewhere"
+            )
     files = []
     for label, name in enumerate(classes):
-        found = []
-        if (folder / name).is_dir():
-            with os.scandir(folder / name) as entries:
-                found = [Path(e.path) for e in entries if not e.name.startswith(".")]
+        found = visible(folder / name) if (folder / name).is_dir() else []
         if not found:
             raise ValueError(
                 f"{folder / name} is missing or empty; each of the classes "
                 f"{', '.join(classes)} needs its folder of images"
             )
-        for path in found:
-            if path.suffix.lower() not in SUFFIXES:
-                raise ValueError(f"{path} is neither PNG nor JPEG; move it elsewhere")
-        files += [(path, label) for path in found]
-    return sorted(files, key=lambda file: (file[0].stem, file[1]))
+        for entry in found:
+            path = Path(entry.path)
+            if path.suffix.lower() not in SUFFIXES or not entry.is_file():
+                raise ValueError(
+                    f"{path} is neither PNG nor JPEG file; move it elsewhere"
+                )
+            files.append((path, label))
+    # The whole name decides between 1.jpg and 1.png, which the disk gives in any order.
+    return sorted(files, key=lambda file: (file[0].stem, file[1], file[0].name))
 
 
-def decode(files: list[tuple[Path, int]], size: tuple[int, int]) -> Arrays:
+def visible(folder: Path) -> list[os.DirEntry]:
+    """What is in the folder, but for what file managers and notebooks hide there."""
+    with os.scandir(folder) as entries:
+        return [entry for entry in entries if not entry.name.startswith(".")]
+
+
+def decode(
+    files: list[tuple[Path, int]], size: tuple[int, int]
+) -> tuple[NDArray[np.uint8], NDArray[np.int64], list[Path]]:
+    """(images, labels, which of the files were not RGB)."""
     images = np.empty((len(files), *size, 3), dtype=np.uint8)
     labels = np.array([label for _, label in files], dtype=np.int64)
+    converted = []
     split = files[0][0].parent.parent
     bar = tqdm(files, f"reading {split}", unit="image", leave=False, disable=None)
     for slot, (path, _) in zip(images, bar, strict=True):
-        try:
-            with Image.open(path) as image:
-                pixels = np.asarray(image.convert("RGB"))
-        except (UnidentifiedImageError, OSError, SyntaxError) as error:
-            raise ValueError(
-                f"{path} can't be read as an image ({error}); replace or remove it"
-            ) from error
+        pixels, mode = read_image(path)
+        if mode.startswith("I"):
+            raise ValueError(f"{path} has 16 bits a channel; make it 8 or remove it")
         if pixels.shape[:2] != size:
             raise ValueError(
                 f"{path} is {pixels.shape[0]}×{pixels.shape[1]} pixels and must be "
                 f"{size[0]}×{size[1]}; resize or remove it"
             )
+        if mode != "RGB":
+            converted.append(path)
         slot[:] = pixels
-    return images, labels
+    return images, labels, converted
+
+
+def read_image(path: Path) -> tuple[NDArray[np.uint8], str]:
+    """Pixels (H, W, 3), and Pillow's word for what they were in the file."""
+    try:
+        with Image.open(path, formats=sorted(set(SUFFIXES.values()))) as image:
+            # By way of RGBA, for Pillow warns of each palette that goes straight to RGB.
+            rgb = image if image.mode == "RGB" else image.convert("RGBA").convert("RGB")
+            return np.asarray(rgb), image.mode
+    except Exception as error:  # decoders raise whatever a damaged file leads them to
+        known = isinstance(error, UnidentifiedImageError)  # its text is the path again
+        raise ValueError(
+            f"{path} ({path.stat().st_size:,} bytes) can't be read as PNG or JPEG"
+            f"{'' if known else f' ({error})'}; replace or remove it"
+        ) from error
 
 
 def sign(root: Path, files: dict[str, list[tuple[Path, int]]]) -> str:
@@ -91,15 +139,13 @@ def sign(root: Path, files: dict[str, list[tuple[Path, int]]]) -> str:
         for path, label in split:
             stat = path.stat()
             name = path.relative_to(root).as_posix()
-            digest.update(
-                f"{name}\0{label}\0{stat.st_size}\0{stat.st_mtime_ns}\n".encode()
-            )
+            line = f"{name}\0{label}\0{stat.st_size}\0{stat.st_mtime_ns}\n"
+            # A name that is no Unicode, from an old archive say, is a name too.
+            digest.update(line.encode(errors="surrogateescape"))
     return digest.hexdigest()
 
 
 def read_cache(path: Path, signature: str) -> list[Arrays] | None:
-    if not path.exists():
-        return None
     try:
         with open(path, "rb") as file, np.load(file) as cache:
             if str(cache["signature"]) != signature:
@@ -107,31 +153,31 @@ def read_cache(path: Path, signature: str) -> list[Arrays] | None:
             return [
                 (cache[f"{s}_images"], cache[f"{s}_labels"]) for s in ("train", "test")
             ]
-    except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile) as error:
-        warnings.warn(f"{path} is damaged ({error}); it is made anew", stacklevel=4)
+    except FileNotFoundError:
+        return None
+    except CACHE_FAULTS as error:
+        warnings.warn(
+            f"{path} can't be read ({error}); the images are decoded again",
+            stacklevel=4,
+        )
         return None
 
 
 def write_cache(path: Path, signature: str, arrays: list[Arrays]) -> None:
     (train_images, train_labels), (test_images, test_labels) = arrays
-    temporary = None
     try:
-        with tempfile.NamedTemporaryFile(
-            dir=path.parent, prefix=path.name, delete=False
-        ) as file:
-            temporary = file.name
+        # Beside it and then renamed, so that it is whole for whoever reads it, at any time.
+        with tempfile.TemporaryDirectory(prefix=".cache-", dir=path.parent) as scratch:
             np.savez(
-                file,
+                Path(scratch, path.name),
                 signature=np.array(signature),
                 train_images=train_images,
                 train_labels=train_labels,
                 test_images=test_images,
                 test_labels=test_labels,
             )
-        os.replace(temporary, path)
+            os.replace(Path(scratch, path.name), path)
     except OSError as error:
-        if temporary:
-            Path(temporary).unlink(missing_ok=True)
         warnings.warn(
             f"{path} can't be written ({error.strerror}): the images are in memory, and the "
             "next start will decode them again",

@@ -1,14 +1,24 @@
 """From files or noise to batches: what is read, what is refused, what augmentation does."""
 
 import hashlib
+import io
+import os
 import pickle
 import shutil
+import subprocess
+import sys
 import tarfile
+import tempfile
+import warnings
 from collections import Counter
+from pathlib import Path
 
+import hypothesis.extra.numpy as some
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from PIL import Image
 
 from helpers import dataset
@@ -19,19 +29,47 @@ MEAN_COLOUR = 255 * np.array(dataset.CIFAR10_MEAN)
 # --- image folders ---------------------------------------------------------------------
 
 
-@pytest.fixture
-def folder(tmp_path):
+def fill(root):
     """Two training images and one test image a class, each of its own grey."""
     number = 0
     for split, copies in (("train", 2), ("test", 1)):
         for copy in range(copies):
             for name in dataset.CIFAR10_CLASSES:
-                place = tmp_path / split / name
+                place = root / split / name
                 place.mkdir(parents=True, exist_ok=True)
                 grey = Image.new("RGB", (32, 32), (number, number, number))
                 grey.save(place / f"{copy:03}-{number:03}.png")
                 number += 1
-    return tmp_path
+    return root
+
+
+@pytest.fixture
+def folder(tmp_path):
+    return fill(tmp_path)
+
+
+@pytest.fixture
+def read_only():
+    """Runs a function on a folder that it has filled and can't write to any more."""
+    if os.name != "posix":
+        pytest.skip("needs permissions that bind")
+    # Not tmp_path, which nobody but its owner can look into.
+    with tempfile.TemporaryDirectory() as place:
+        root, user = Path(place), os.geteuid()
+
+        def run(function, *args, **options):
+            for path in (root, *root.rglob("*")):
+                path.chmod(0o555)
+            try:
+                if user == 0:  # whom no permission binds
+                    os.seteuid(65534)
+                return function(root, *args, **options)
+            finally:
+                os.seteuid(user)
+
+        yield root, run
+        for path in (root, *root.rglob("*")):
+            path.chmod(0o755)
 
 
 def test_image_folder_is_read_in_the_order_of_its_names(folder):
@@ -59,26 +97,153 @@ def test_changed_image_is_seen_in_spite_of_the_cache(folder):
     assert (after.images != before.images).any()
 
 
-def test_damaged_cache_is_said_and_made_anew(folder):
+def an_array(whole):
+    file = io.BytesIO()
+    np.save(file, np.zeros(3))
+    return file.getvalue()
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda whole: whole[:5000],
+        lambda whole: b"",
+        an_array,
+        lambda whole: whole.replace(b"train_images", b"train_pixels"),
+        lambda whole: whole.replace(b"32, 3)", b"32, 3 "),
+    ],
+    ids=["half", "empty", "array", "names", "header"],
+)
+def test_damaged_cache_is_said_and_made_anew(folder, damage):
     before, _ = dataset.load_cifar10(folder)
     cache = folder / "image-folder-cache.npz"
-    cache.write_bytes(cache.read_bytes()[:5000])
-    with pytest.warns(UserWarning, match="is damaged"):
+    cache.write_bytes(damage(cache.read_bytes()))
+    with pytest.warns(UserWarning, match="can't be read .*decoded again"):
         after, _ = dataset.load_cifar10(folder)
     assert after.fingerprint() == before.fingerprint()
     assert dataset.load_cifar10(folder)[0].fingerprint() == before.fingerprint()
 
 
-def test_root_that_cannot_be_written_loads_and_says_that_it_keeps_no_cache(
-    folder, monkeypatch
-):
-    def refuse(*args, **options):
-        raise OSError(30, "Read-only file system")
+def test_names_that_differ_in_their_suffix_alone_are_in_order_too(folder):
+    for number in range(20):  # in more orders than a disk is likely to give by chance
+        for grey, suffix in enumerate(["png", "jpg"]):
+            image = Image.new("RGB", (32, 32), (200 * grey,) * 3)
+            image.save(folder / "train" / "cat" / f"1{number:02}.{suffix}")
+    train, _ = dataset.load_cifar10(folder)
+    greys = train.images[train.labels == 3][2:, 0, 0, 0]
+    assert greys.tolist() == [200, 0] * 20
+    assert train.source == "CIFAR-10, JPEG and PNG copy"
 
-    monkeypatch.setattr("tempfile.NamedTemporaryFile", refuse)
-    with pytest.warns(UserWarning, match="Read-only file system"):
-        train, _ = dataset.load_cifar10(folder)
+
+def test_read_only_image_folder_loads_and_says_that_it_keeps_no_cache(read_only):
+    root, run = read_only
+    fill(root)
+    for _ in range(2):
+        with pytest.warns(UserWarning) as said:
+            train, _ = run(dataset.load_cifar10, download=False)
+        assert len(train) == 20
+        [warning] = said
+        assert f"{root}/image-folder-cache.npz can't be written (P" in str(
+            warning.message
+        )
+        assert warning.filename == __file__
+    assert sorted(path.name for path in root.iterdir()) == ["test", "train"]
+
+
+def test_read_only_folder_without_dataset_is_said_before_any_request(
+    read_only, monkeypatch, capsys
+):
+    root, run = read_only
+    monkeypatch.setattr("helpers.download.ARCHIVE_URLS", ("http://127.0.0.1:9/c",))
+    sentence = (
+        rf"^{root} cannot take cifar-10-.* \(Permission denied\): make it writable"
+    )
+    with pytest.raises(dataset.DatasetUnavailable, match=sentence):
+        run(dataset.load_cifar10)
+    assert capsys.readouterr().out == ""
+    assert list(root.iterdir()) == []
+
+
+def test_cache_that_breaks_off_is_said_and_leaves_nothing(folder):
+    resource = pytest.importorskip("resource")
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(
+        resource.RLIMIT_FSIZE, (20_000, limits[1])
+    )  # stands in for a disk
+    try:
+        with pytest.warns(UserWarning, match=r"\(File too large\): the images are in"):
+            train, _ = dataset.load_cifar10(folder)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert len(train) == 20
+    assert sorted(path.name for path in folder.iterdir()) == ["test", "train"]
+
+
+LOAD_AGAIN_AND_AGAIN = """
+import sys
+from pathlib import Path
+from helpers.image_folder import CACHE, read_image_folder
+
+root, classes = Path(sys.argv[1]), sys.argv[2:]
+print("ready", flush=True)
+sys.stdin.readline()
+for _ in range(60):
+    [(images, labels), _], _ = read_image_folder(root, classes, size=(32, 32))
+    assert images[:, 0, 0, 0].tolist() == list(range(20))
+    (root / CACHE).unlink(missing_ok=True)
+"""
+
+
+def test_two_processes_can_load_one_folder_for_the_first_time(folder):
+    command = [sys.executable, "-W", "error", "-c", LOAD_AGAIN_AND_AGAIN, folder]
+    command += dataset.CIFAR10_CLASSES
+    pipes = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
+    here = Path(dataset.__file__).parents[1]
+    both = [subprocess.Popen(command, **pipes, text=True, cwd=here) for _ in range(2)]
+    assert [process.stdout.readline() for process in both] == ["ready\n"] * 2
+    for process in both:
+        process.stdin.write("go\n")
+        process.stdin.flush()
+    assert [process.communicate()[1] for process in both] == ["", ""]
+
+
+def test_images_that_are_not_rgb_are_converted_and_said_once(folder):
+    files = {p.name: p for p in folder.rglob("*.png")}
+    palette = Image.new("P", (32, 32), 1)
+    palette.putpalette([0, 0, 0, 10, 20, 30])
+    palette.save(files["000-003.png"], transparency=b"\x80\x40")
+    Image.new("L", (32, 32), 77).save(files["000-001.png"])
+    Image.new("LA", (32, 32), (66, 0)).save(files["000-005.png"])
+    Image.new("RGBA", (32, 32), (1, 2, 3, 4)).save(files["000-022.png"])
+    with pytest.warns(UserWarning) as said:
+        train, test = dataset.load_cifar10(folder)
+    [warning] = said
+    assert str(warning.message) == (
+        "4 of 30 images are not RGB and were converted to it, without alpha; "
+        f"the first is {files['000-001.png']}"
+    )
+    assert warning.filename == __file__
+    assert (
+        train.images[[1, 3, 5]] == [[[[77] * 3]], [[[10, 20, 30]]], [[[66] * 3]]]
+    ).all()
+    assert (test.images[2] == [1, 2, 3]).all()
+    # From the cache nothing is converted, so that nothing is said: it would be an error.
+    again, _ = dataset.load_cifar10(folder)
+    assert again.fingerprint() == train.fingerprint()
+
+
+def test_class_of_10001_files_with_names_in_any_script(folder):
+    place = folder / "train" / "cat"
+    image = next(place.iterdir()).read_bytes()
+    shutil.rmtree(place)
+    place.mkdir()
+    for number in range(10_001):
+        (place / f"Größe-猫-🐈-{number:05}.png").write_bytes(image)
+    train, _ = dataset.load_cifar10(folder)
+    assert Counter(train.labels.tolist()) == {
+        i: 10_001 if i == 3 else 2 for i in range(10)
+    }
+    assert (train.images[train.labels == 3] == 3).all()
 
 
 def damage_size(folder):
@@ -88,6 +253,41 @@ def damage_size(folder):
 
 def damage_bytes(folder):
     (folder / "train" / "dog" / "000-005.png").write_bytes(b"no image")
+
+
+def damage_to_nothing(folder):
+    (folder / "train" / "dog" / "000-005.png").write_bytes(b"")
+
+
+def damage_end(folder):
+    path = folder / "train" / "dog" / "000-005.png"
+    noise = np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8)
+    Image.fromarray(noise).save(path)
+    path.write_bytes(path.read_bytes()[:1500])
+
+
+def damage_depth(folder):
+    deep = Image.fromarray(np.full((32, 32), 40_000, dtype=np.uint16))
+    deep.save(folder / "train" / "dog" / "000-005.png")
+
+
+def damage_format(folder):
+    Image.new("L", (32, 32)).save(
+        folder / "train" / "dog" / "000-005.png", format="GIF"
+    )
+
+
+def damage_kind(folder):
+    (folder / "train" / "dog" / "000-005.png").unlink()
+    (folder / "train" / "dog" / "000-005.png").mkdir()
+
+
+def damage_link(folder):
+    (folder / "train" / "dog" / "link.png").symlink_to("nowhere.png")
+
+
+def damage_name(folder):
+    (folder / "train" / "dog").rename(folder / "train" / "hound")
 
 
 def damage_class(folder):
@@ -107,7 +307,17 @@ def damage_suffix(folder):
     ("damage", "sentence"),
     [
         (damage_size, r"000-005.png is 32×33 pixels and must be 32×32"),
-        (damage_bytes, r"000-005.png can't be read as an image"),
+        (damage_bytes, r"005.png \(8 bytes\) can't be read as PNG or JPEG; replace or"),
+        (
+            damage_to_nothing,
+            r"005.png \(0 bytes\) can't be read as PNG or JPEG; replace",
+        ),
+        (damage_end, r"005.png \(1,500 bytes\) can't be read .*\(image file is trunc"),
+        (damage_depth, r"000-005.png has 16 bits a channel; make it 8 or remove it"),
+        (damage_format, r"000-005.png \(.* bytes\) can't be read as PNG or JPEG; repl"),
+        (damage_kind, r"000-005.png is neither PNG nor JPEG file; move it elsewhere"),
+        (damage_link, r"link.png is neither PNG nor JPEG file; move it elsewhere"),
+        (damage_name, r"train/hound is none of the classes airplane, .*; rename it or"),
         (damage_class, r"test/ship is missing or empty; each of the classes airplane"),
         (damage_split, r"test is missing; an image folder has train"),
         (damage_suffix, r"notes.txt is neither PNG nor JPEG"),
@@ -125,6 +335,24 @@ def test_root_that_is_a_file_is_said(tmp_path):
     (tmp_path / "data").write_text("")
     with pytest.raises(ValueError, match="data is a file"):
         dataset.load_cifar10(tmp_path / "data")
+
+
+def test_file_in_the_way_of_the_root_is_said(tmp_path):
+    (tmp_path / "data").write_text("")
+    with pytest.raises(dataset.DatasetUnavailable, match="no CIFAR-10 in .*below"):
+        dataset.load_cifar10(tmp_path / "data" / "below", download=False)
+    with pytest.raises(
+        dataset.DatasetUnavailable, match="below cannot take .*Not a dir"
+    ):
+        dataset.load_cifar10(tmp_path / "data" / "below")
+
+
+def test_damaged_archive_is_not_taken_for_the_dataset(tmp_path):
+    (tmp_path / "cifar-10-python.tar.gz").write_bytes(b"half of it")
+    with pytest.raises(
+        dataset.DatasetUnavailable, match="tar.gz with the MD5 c58f30108"
+    ):
+        dataset.load_cifar10(tmp_path, download=False)
 
 
 def test_nothing_there_and_no_download_says_what_to_put_there(tmp_path):
@@ -197,6 +425,180 @@ def test_archive_in_the_root_is_extracted_and_read(batches, monkeypatch):
         assert (len(train), len(test), train.source) == (20, 4, "CIFAR-10")
 
 
+# --- any folder at all -----------------------------------------------------------------
+
+# Without / and NUL, which no name can have, and as bytes on systems that take any.
+NAMES = st.text(
+    st.characters(exclude_categories=["Cs", "Cc"], exclude_characters='/\\:*?"<>|'),
+    min_size=1,
+    max_size=12,
+).filter(lambda name: name.strip(". ") == name)
+if sys.platform == "linux":
+    NAMES |= st.binary(min_size=1, max_size=12).map(os.fsdecode)
+    NAMES = NAMES.filter(lambda name: not set(name) & {"/", "\0"} and name.strip("."))
+GREYS = st.integers(0, 255)
+
+
+def encoded(image, file_format="PNG", **options):
+    """The bytes of an image file."""
+    file = io.BytesIO()
+    image.save(file, file_format, **options)
+    return file.getvalue()
+
+
+@st.composite
+def contents(draw):
+    """(bytes, colour of the 32×32 pixels they stand for, whether they are RGB).
+
+    The colour is None where they stand for none, and "any" where they may.
+    """
+    kind = draw(
+        st.sampled_from(["RGB", "JPEG", "L", "RGBA", "P", "odd", "cut", "bytes"])
+    )
+    grey = draw(GREYS)
+    image = Image.new("RGB", (32, 32), (grey, grey, grey))
+    if kind in ("RGB", "JPEG"):
+        return encoded(image, "PNG" if kind == "RGB" else kind), grey, True
+    if kind in ("L", "RGBA"):
+        return encoded(image.convert(kind)), grey, False
+    if kind == "P":
+        palette = Image.new("P", (32, 32), 1)
+        palette.putpalette([0, 0, 0, grey, grey, grey])
+        return encoded(palette, transparency=draw(st.binary(max_size=2))), grey, False
+    if kind == "odd":
+        size = draw(st.tuples(st.integers(1, 40), st.integers(1, 40)))
+        colour = grey if size == (32, 32) else None
+        return encoded(Image.new("L", size, grey)), colour, False
+    if kind == "bytes":
+        return draw(st.binary(max_size=100)), None, False
+    whole = bytearray(encoded(image, draw(st.sampled_from(["PNG", "JPEG"]))))
+    for _ in range(draw(st.integers(1, 3))):
+        whole[draw(st.integers(0, len(whole) - 1))] = draw(st.integers(0, 255))
+    return bytes(whole[: draw(st.integers(0, len(whole)))]), "any", False
+
+
+@st.composite
+def trees(draw):
+    """{path under the root: contents}: an image folder, with more and with less in it."""
+    grey = draw(GREYS)
+    usual = encoded(Image.new("RGB", (32, 32), (grey, grey, grey))), grey, True
+    splits = st.sampled_from(["train", "test"])
+    classes = st.sampled_from(dataset.CIFAR10_CLASSES)
+    suffixes = st.sampled_from([".png"] * 6 + [".jpg", ".PNG", ".jpeg", ".gif", ""])
+    tree = {
+        f"{split}/{name}/{grey}.png": usual
+        for split in ("train", "test")
+        for name in dataset.CIFAR10_CLASSES
+    }
+    if draw(st.integers(0, 3)) == 0:
+        gone = draw(
+            st.sampled_from(["train/", "test/", "train/cat/", "test/dog/", "t"])
+        )
+        tree = {path: what for path, what in tree.items() if not path.startswith(gone)}
+    many = st.integers(0, 5)
+    for _ in range(draw(many)):
+        place = f"{draw(splits)}/{draw(classes)}"
+        tree[f"{place}/{draw(NAMES)}{draw(suffixes)}"] = draw(contents())
+    if draw(many) == 0:
+        tree[f"{draw(splits)}/{draw(NAMES)}/a.png"] = draw(contents())
+    if draw(many) == 0:
+        tree[f"{draw(splits)}/{draw(NAMES)}"] = draw(contents())
+    junk = st.sampled_from(
+        [
+            "image-folder-cache.npz",
+            "image-folder-cache.npz/a",
+            "cifar-10-python.tar.gz",
+            "cifar-10-python.tar.gz.part",
+            "cifar-10-batches-py/data_batch_1",
+            "cifar-10-batches-py/batches.meta/a",
+        ]
+    )
+    for path in draw(st.lists(junk, max_size=2)):
+        tree[path] = draw(st.binary(max_size=100)), None, False
+    return tree
+
+
+def plant(root, tree):
+    """Write the tree; return what of it is there, without what two names fell together."""
+    planted = {}
+    for path, what in tree.items():
+        place = root / path
+        try:
+            place.parent.mkdir(parents=True, exist_ok=True)
+            with open(place, "xb") as file:
+                file.write(what[0])
+        except (FileExistsError, IsADirectoryError, NotADirectoryError):
+            continue
+        planted[path] = what
+    return planted
+
+
+def promised(planted, split):
+    """[(label, contents)] that an image folder with these files has to give, or None."""
+    files = []
+    for path, what in planted.items():
+        above, *below = path.split("/")
+        if above != split or any(part.startswith(".") for part in below):
+            continue
+        if len(below) != 2 or below[0] not in dataset.CIFAR10_CLASSES:
+            return None
+        stem, dot, suffix = below[1].rpartition(".")
+        if not dot or suffix.lower() not in ("png", "jpg", "jpeg") or what[1] is None:
+            return None
+        label = dataset.CIFAR10_CLASSES.index(below[0])
+        files.append((stem, label, below[1], what))
+    files.sort(key=lambda file: file[:3])
+    found = [(label, what) for _, label, _, what in files]
+    return found if {label for label, _ in found} == set(range(10)) else None
+
+
+@given(trees())
+def test_any_tree_gives_what_is_written_there_or_one_sentence(tree):
+    with (
+        tempfile.TemporaryDirectory() as place,
+        warnings.catch_warnings(record=True) as w,
+    ):
+        warnings.simplefilter("always")
+        planted = plant(Path(place), tree)
+        want = [promised(planted, split) for split in ("train", "test")]
+        unsure = any(what[1] == "any" for found in want for _, what in found or ())
+        try:
+            sets = dataset.load_cifar10(place, download=False)
+        except (ValueError, dataset.DatasetUnavailable) as error:
+            assert None in want or unsure
+            assert place in str(error)
+            return
+        assert None not in want
+        for found, given_ in zip(want, sets, strict=True):
+            assert given_.labels.tolist() == [label for label, _ in found]
+            for image, (_, (_, grey, _)) in zip(given_.images, found, strict=True):
+                assert grey == "any" or abs(image.astype(int) - grey).max() <= 1
+        said = [str(one.message) for one in w if "not RGB" in str(one.message)]
+        odd = sum(not rgb for found in want for _, (_, _, rgb) in found)
+        assert unsure or said == [text for text in said[:1] if odd]
+        assert unsure or not odd or said[0].startswith(f"{odd} of ")
+        again = dataset.load_cifar10(place, download=False)
+        assert [s.fingerprint() for s in again] == [s.fingerprint() for s in sets]
+
+
+@given(st.data())
+def test_any_damage_to_the_cache_is_noticed(data):
+    with tempfile.TemporaryDirectory() as place, warnings.catch_warnings(record=True):
+        warnings.simplefilter("always")
+        root = fill(Path(place))
+        before = [s.fingerprint() for s in dataset.load_cifar10(root)]
+        cache = root / "image-folder-cache.npz"
+        whole = bytearray(cache.read_bytes())
+        # Most of it is pixels; what tells where they are is at its ends and in between.
+        spots = st.integers(0, len(whole) - 1) | st.integers(0, 300).map(
+            lambda i: -1 - i
+        )
+        for _ in range(data.draw(st.integers(1, 4))):
+            whole[data.draw(spots)] = data.draw(st.integers(0, 255))
+        cache.write_bytes(whole[: data.draw(st.just(len(whole)) | spots)])
+        assert [s.fingerprint() for s in dataset.load_cifar10(root)] == before
+
+
 # --- image sets ------------------------------------------------------------------------
 
 
@@ -222,6 +624,79 @@ def test_images_of_another_type_are_refused():
         dataset.ImageSet(data.images / 255, data.labels, data.classes, "noise")
     with pytest.raises(ValueError, match="labels must be int64"):
         dataset.ImageSet(data.images, data.labels[:-1], data.classes, "noise")
+
+
+ARRAYS = some.arrays(
+    st.sampled_from(["uint8", "int64", "float32", "bool", ">i8", "U2"]),
+    some.array_shapes(min_dims=0, max_dims=5, min_side=0, max_side=3),
+)
+
+
+@given(st.data(), st.integers(0, 5))
+def test_any_arrays_are_a_set_or_one_sentence(data, classes):
+    images = data.draw(
+        some.arrays("uint8", st.tuples(*[st.integers(0, 3)] * 4)) | ARRAYS
+    )
+    value = st.integers(0, classes - 1) if classes else st.just(0)
+    fitting = some.arrays(
+        "int64", images.shape[:1], elements=st.just(-1) | value | value
+    )
+    labels = data.draw(fitting | ARRAYS)
+    names = tuple(map(str, range(classes)))
+    fits = (
+        images.ndim == 4
+        and images.dtype == "uint8"
+        and labels.dtype == "int64"
+        and labels.shape == images.shape[:1]
+        and all(0 <= label < classes for label in labels)
+    )
+    try:
+        made = dataset.ImageSet(images, labels, names, "noise")
+    except ValueError as error:
+        assert not fits
+        assert "\n" not in str(error)
+        assert {"images", "labels", "label"} & set(str(error).split())
+    else:
+        assert fits
+        assert len(made) == len(images)
+
+
+@st.composite
+def numbered_sets(draw):
+    """Sets whose images tell their index and their label."""
+    labels = draw(st.lists(st.integers(0, 5), min_size=2, max_size=60))
+    images = np.array([[[pair]] for pair in enumerate(labels)], dtype=np.uint8)
+    return dataset.ImageSet(images, np.array(labels), tuple("abcdef"), "noise")
+
+
+def indices(part):
+    assert part.images[:, 0, 0, 1].tolist() == part.labels.tolist()
+    return part.images[:, 0, 0, 0].tolist()
+
+
+def assert_even(part, whole):
+    """No class has two images less than another one unless it has no more to give."""
+    have, all_ = (np.bincount(s.labels, minlength=6) for s in (part, whole))
+    assert ((have >= have.max() - 1) | (have == all_)).all()
+
+
+@given(numbered_sets(), st.data())
+def test_subset_and_split_lose_nothing_and_are_even(data, more):
+    size = more.draw(st.integers(1, len(data)))
+    small = indices(data.subset(size))
+    assert len(small) == size
+    assert small == sorted(set(small))
+    assert_even(data.subset(size), data)
+    rest, held = data.split(more.draw(st.integers(1, len(data) - 1)))
+    assert sorted(indices(rest) + indices(held)) == list(range(len(data)))
+    assert indices(rest) == sorted(indices(rest))
+    assert indices(held) == sorted(indices(held))
+    assert_even(held, data)
+    for label in range(6):  # the last ones of each class are held out
+        kept, out = (np.array(indices(s))[s.labels == label] for s in (rest, held))
+        assert not out.size or (kept < out.min()).all()
+    chosen = more.draw(st.lists(st.integers(0, len(data) - 1), max_size=20))
+    assert indices(data.take(np.array(chosen, dtype=np.int64))) == chosen
 
 
 def test_subset_is_even_over_classes_and_keeps_the_order():

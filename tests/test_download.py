@@ -9,12 +9,16 @@ import os
 import random
 import re
 import shutil
+import signal
 import socket
 import struct
+import subprocess
+import sys
 import tarfile
 import threading
 from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -162,13 +166,30 @@ class Handler(BaseHTTPRequestHandler):
         rest = self.start()
         self.wfile.write(rest[:HALF])
         self.server.target.write_bytes(BODY)
-        self.server.target.with_name("a.tgz.part").unlink(missing_ok=True)
         self.wfile.write(rest[HALF:])
 
-    def overtaken_at_once(self):
+    def overtaken_in_vain(self):
         self.server.target.write_bytes(BODY)
-        self.server.target.with_name("a.tgz.part").unlink()
-        self.good()
+        self.missing()
+
+    def interrupted(self):
+        """Half of it, and Ctrl-C as soon as some of that is on the disk."""
+        rest = self.start()
+        self.wfile.write(rest[:HALF])
+        folder, there = self.server.target.parent, 0
+        while there <= 1234:
+            self.server.release.wait(0.01)
+            [there] = [path.stat().st_size for path in folder.iterdir()]
+        signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
+
+    def together(self, body=None):
+        """The packed archive, to two processes that have both asked for it."""
+        if len(self.server.log) <= 2:
+            self.server.both.wait(30)
+        self.wfile.write(self.start(body or self.server.packed))
+
+    def together_wrong(self):
+        self.together(self.server.packed[::-1])
 
 
 @pytest.fixture
@@ -177,6 +198,7 @@ def site(tmp_path, monkeypatch):
     monkeypatch.setenv("no_proxy", "*")
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     server.log, server.release = [], threading.Event()
+    server.packed, server.both = None, threading.Barrier(2)
     server.target = target = tmp_path / "root" / "a.tgz"
     host = f"127.0.0.1:{server.server_port}"
     limits = {"timeout": 5, "min_rate": 50_000, "patience": 0.15}
@@ -196,7 +218,13 @@ def site(tmp_path, monkeypatch):
     thread = threading.Thread(target=server.serve_forever, args=(0.01,))
     thread.start()
     yield SimpleNamespace(
-        get=get, leave=leave, files=files, log=server.log, host=host, target=target
+        get=get,
+        leave=leave,
+        files=files,
+        log=server.log,
+        host=host,
+        target=target,
+        server=server,
     )
     server.release.set()
     server.shutdown()
@@ -319,7 +347,7 @@ def test_interrupted_download_keeps_its_part(site):
     assert site.files() == {"a.tgz.part": BODY[:HALF]}
 
 
-@pytest.mark.parametrize("part", [BODY[:1234], WRONG[:1234]])
+@pytest.mark.parametrize("part", [BODY[:1234], WRONG[:1234], WRONG + b"more"])
 def test_server_that_ignores_ranges(site, part):
     site.leave(part)
     site.get("no_range")
@@ -379,23 +407,80 @@ def test_wrong_target_is_replaced(site):
     assert site.files() == {"a.tgz": BODY}
 
 
-@pytest.mark.parametrize("manner", ["overtaken", "overtaken_at_once"])
+@pytest.mark.parametrize("manner", ["overtaken", "overtaken_in_vain"])
 def test_other_process_is_faster(site, manner):
     site.leave(BODY[:1234])
     site.get(manner)
     assert site.files() == {"a.tgz": BODY} and len(site.log) == 1
 
 
-def test_other_process_moves_the_part_first(site, monkeypatch):
-    replace = os.replace
-
-    def late(part, target):
-        replace(part, target)
-        replace(part, target)
-
-    monkeypatch.setattr(os, "replace", late)
+@pytest.mark.skipif(os.name != "posix", reason="sends a signal to a thread")
+def test_interrupt_leaves_one_part_to_go_on_from(site):
+    site.leave(BODY[:1234])
+    with pytest.raises(KeyboardInterrupt):
+        site.get("interrupted")
+    [(name, part)] = site.files().items()
+    assert name == "a.tgz.part" and BODY.startswith(part) and len(part) > 1234
     site.get("good")
     assert site.files() == {"a.tgz": BODY}
+    assert site.log[1:] == [("good", from_byte(len(part)))]
+
+
+def test_part_of_a_killed_process_is_resumed(site):
+    site.target.parent.mkdir()
+    killed = site.target.with_name("a.tgz.0123.part")
+    killed.write_bytes(BODY[:1234])
+    os.utime(killed, (0, 0))
+    site.get("good")
+    assert site.files() == {"a.tgz": BODY} and site.log == [("good", from_byte(1234))]
+
+
+def test_part_of_a_living_process_is_its_own(site):
+    site.target.parent.mkdir()
+    site.target.with_name("a.tgz.0123.part").write_bytes(BODY[:1234])
+    site.get("good")
+    assert site.files() == {"a.tgz": BODY, "a.tgz.0123.part": BODY[:1234]}
+    assert site.log == [("good", None)]
+
+
+DOWNLOAD_AND_EXTRACT = """
+import sys
+from pathlib import Path
+from helpers.download import download, extract
+
+target, md5, size, *urls = sys.argv[1:]
+download(urls, Path(target), md5=md5, size=int(size))
+extract(Path(target), Path(target).parent, "top")
+"""
+
+
+@pytest.mark.parametrize("left", ["nothing", "right", "wrong"])
+@pytest.mark.parametrize("other", ["together", "together_wrong"])
+def test_two_processes_download_and_extract_into_one_folder(
+    site, tmp_path, left, other
+):
+    files = FILES | {"top/noise": random.Random(0).randbytes(1_000_000)}
+    packed = pack(tmp_path / "packed", files=files).read_bytes()
+    site.server.packed = packed
+    parts = {"nothing": b"", "right": packed[:1234], "wrong": packed[::-1][:1234]}
+    site.leave(parts[left])
+    asked = [site.target, hashlib.md5(packed).hexdigest(), len(packed)]
+    command = [sys.executable, "-W", "error", "-c", DOWNLOAD_AND_EXTRACT, *asked]
+    both = [
+        subprocess.Popen(
+            [
+                *map(str, command),
+                *(f"http://{site.host}/{manner}" for manner in manners),
+            ],
+            cwd=Path(net.__file__).parents[1],
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for manners in (["together"], [other, "together"])
+    ]
+    assert [process.communicate()[1] for process in both] == ["", ""]
+    assert tree(site.target.parent) == files | {"a.tgz": packed}
 
 
 def test_processes_at_the_same_time(site):
@@ -641,15 +726,15 @@ def test_complete_folder_is_kept(archive, folder):
 
 
 def test_other_process_extracts_first(archive, folder, monkeypatch):
-    """The other's folder appears at the last moment, just before the renaming."""
+    """The other's folder appears at the last moment, just before a renaming."""
     rename, other = os.rename, folder.parent / "other"
     other.mkdir()
     made = extract(archive, other, "top")
     inode = made.stat().st_ino
 
     def late(source, goal):
-        if goal == folder / "top" and made.exists():
-            rename(made, goal)
+        if made.exists():
+            rename(made, folder / "top")
         rename(source, goal)
 
     monkeypatch.setattr(os, "rename", late)
