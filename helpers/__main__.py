@@ -34,6 +34,8 @@ def main(arguments: list[str] | None = None) -> None:
                 run(options, seed, processes)
     except (ValueError, OSError, MemoryError, train_test.NonFiniteLoss) as error:
         raise SystemExit(f"error: {error}") from error
+    except KeyboardInterrupt:  # fit has said what is kept
+        raise SystemExit(130) from None  # the shell's number for it
 
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:

@@ -590,7 +590,7 @@ def require_fitting(
             f"peak_epoch {recipe.peak_epoch} leaves the learning rate no step to rise in, "
             f"as an epoch has {len(train)}; make either larger"
         )
-    with torch.random.fork_rng([]), evaluating(model), torch.inference_mode():
+    with torch.random.fork_rng([]), evaluating(model), torch.no_grad():
         images, labels = next(iter(test))
         logits = model(images.to(device, memory_format=torch.channels_last))
     if logits.shape[:-1] != labels.shape:
@@ -601,7 +601,8 @@ def require_fitting(
     last = getattr(train, "batch_sizes", [None])[-1]
     if last == 1:
         try:
-            copy.deepcopy(model).train()(images[:1].to(device))
+            with torch.random.fork_rng([]), torch.no_grad():
+                copy.deepcopy(model).train()(images[:1].to(device))
         except ValueError as error:  # BatchNorm's, which needs two values to compare
             raise ValueError(
                 f"the last batch of an epoch has one image and the model can't train on "
@@ -706,13 +707,15 @@ def fit(
             with explaining_memory(model, train, training.dtype, device):
                 row = training.run_epoch(train, test)
             if processes.first:
-                print(row)
+                # An epoch that is shown is kept.
                 if path:
                     save_checkpoint(path, {"plan": plan, **training.state_dict()})
+                print(row)
     except BaseException as error:
+        kept = path and kept_checkpoints(path)
         print(
             f"{type(error).__name__} in epoch {len(history.epochs) + 1}; "
-            + (f"{path} holds those before it" if path else "no checkpoint was kept")
+            + (f"{kept[0]} holds those before it" if kept else "no checkpoint was kept")
         )
         raise
     if recipe.average_epochs:

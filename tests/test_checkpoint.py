@@ -2,10 +2,13 @@
 
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from helpers import checkpoint
 from helpers.checkpoint import load_checkpoint, previous, save_checkpoint
@@ -70,6 +73,22 @@ def test_another_plan_or_model_is_said_and_not_replaced_by_the_one_before(path):
         load(path, plan={"epochs": 4})
     with pytest.raises(ValueError, match=r"weight is \(50,\) there and \(49,\) here"):
         load(path, size=49)
+
+
+@given(st.data())
+def test_damage_anywhere_is_noticed_and_the_one_before_is_taken(data):
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "training.pt")
+        save_checkpoint(path, state(1))
+        save_checkpoint(path, state(2))
+        content = path.read_bytes()
+        place = data.draw(st.integers(0, len(content) - 1))
+        length = data.draw(st.integers(0, 40))
+        there = content[place : place + length]
+        instead = data.draw(st.binary(max_size=40).filter(lambda b: b != there))
+        path.write_bytes(content[:place] + instead + content[place + length :])
+        with pytest.warns(UserWarning, match=r"training\.pt is damaged"):
+            assert load(path)["number"] == 1
 
 
 def test_newer_format_is_said(path, monkeypatch):

@@ -1,0 +1,223 @@
+"""What goes wrong in a training, for real: memory, workers, the stop button."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from jupyter_client.manager import start_new_kernel
+from torch import nn
+from torch.utils.data import DataLoader, Dataset
+
+from helpers import dataset, train_test
+
+PROJECT = Path(__file__).resolve().parent.parent
+CPU = torch.device("cpu")
+RECIPE = train_test.Recipe(
+    epochs=3, batch_size=8, peak_epoch=1, max_lr=0.01, precision="float32"
+)
+IMAGES = dataset.synthetic_cifar10(train=24, test=8)
+
+
+def network():
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Conv2d(3, 8, 3, stride=4), nn.ReLU(), nn.Flatten(), nn.Linear(512, 10)
+    )
+
+
+# --- memory ----------------------------------------------------------------------------
+
+SHORT_OF_MEMORY = """
+import resource, torch
+from torch import nn
+from helpers import dataset, train_test
+
+class Hungry(nn.Sequential):
+    def __init__(self):
+        super().__init__(
+            nn.Conv2d(3, 256, 1), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(),
+            nn.Linear(256, 10),
+        )
+
+def train(batch, **options):
+    sets = dataset.synthetic_cifar10(train=1024, test=8)
+    loaders = dataset.make_loaders(
+        *sets, batch_size=batch, device="cpu", augment_on="device"
+    )
+    recipe = train_test.Recipe(
+        epochs=2, batch_size=batch, precision="float32", lr_test_steps=10, **options
+    )
+    return train_test.fit(Hungry(), loaders, recipe, device="cpu")
+
+train(16, peak_epoch=1, max_lr=1e-3)  # what torch sets aside once
+pages = int(open("/proc/self/statm").read().split()[0])
+limit = pages * resource.getpagesize() + 1_000 * 2**20
+resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+for max_lr in (1e-3, None):
+    try:
+        train(1024, peak_epoch=1.5, max_lr=max_lr)
+    except MemoryError as error:
+        print(error)
+        fits = int(str(error).split()[-1])
+print(len(train(fits, peak_epoch=1, max_lr=1e-3).epochs), "epochs")
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="limits memory as Linux does")
+def test_out_of_memory_names_a_batch_size_that_fits():
+    done = subprocess.run(
+        [sys.executable, "-c", SHORT_OF_MEMORY],
+        cwd=PROJECT,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    lines = [line for line in done.stdout.splitlines() if line[:6] != "epoch "]
+    assert lines[0] == "MemoryError in epoch 1; no checkpoint was kept"
+    for sentence in lines[1:3]:  # in training, in the range test
+        assert re.fullmatch(
+            r"a step of 1024 images needs more memory than cpu has; one of (\d+) fits: "
+            r"make batch_size \1",
+            sentence,
+        )
+    assert lines[3] == "2 epochs"
+
+
+# --- batches and workers ---------------------------------------------------------------
+
+
+def test_last_batch_of_one_is_an_error_before_training_only_if_it_must_be():
+    sets = dataset.synthetic_cifar10(train=17, test=8)
+    loaders = dataset.make_loaders(*sets, batch_size=8, device=CPU, augment_on="device")
+    model = nn.Sequential(network(), nn.BatchNorm1d(10))
+    sentence = r"last batch of an epoch has one image .* choose a batch_size"
+    with pytest.raises(ValueError, match=sentence):
+        train_test.fit(model, loaders, RECIPE, device=CPU)
+    history = train_test.fit(network(), loaders, RECIPE, device=CPU)
+    assert len(history.epochs) == 3
+
+
+class Broken(Dataset):
+    """Fails at one image, once the file is there."""
+
+    def __init__(self, trigger):
+        self.trigger = trigger
+
+    def __len__(self):
+        return 24
+
+    def __getitem__(self, index):
+        if index == 20 and self.trigger.exists():
+            raise ValueError("image 20 is broken")
+        return torch.zeros(3, 32, 32), index % 10
+
+
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+def test_worker_that_fails_is_said_and_the_epochs_before_are_kept(tmp_path, capsys):
+    trigger, path = tmp_path / "trigger", tmp_path / "training.pt"
+
+    class AfterOne(DataLoader):
+        def set_epoch(self, epoch):
+            if epoch == 1:
+                trigger.touch()
+
+    train = AfterOne(Broken(trigger), batch_size=8, num_workers=1)
+    loaders = train, DataLoader(Broken(Path("never")), batch_size=8)
+    with pytest.raises(ValueError, match="image 20 is broken"):
+        train_test.fit(network(), loaders, RECIPE, device=CPU, checkpoint=path)
+    last = capsys.readouterr().out.splitlines()[-1]
+    assert last == f"ValueError in epoch 2; {path} holds those before it"
+    assert len(train_test.read_history(path).epochs) == 1
+
+
+def test_more_workers_than_cores_is_said_and_works():
+    cores = len(os.sched_getaffinity(0))
+    with pytest.warns(UserWarning, match=f"create {cores + 1} worker processes"):
+        loaders = dataset.make_loaders(
+            *IMAGES,
+            batch_size=8,
+            device=CPU,
+            augment_on="cpu",
+            num_workers=cores + 1,
+        )
+        assert sum(len(labels) for _, labels in loaders.train) == 24
+
+
+# --- the stop button -------------------------------------------------------------------
+
+
+def test_interrupted_program_says_what_is_kept_and_goes_on(tmp_path):
+    command = [sys.executable, "-u", "-m", "helpers", "--profile", "smoke"]
+    command += ["--train-images", "64", "--max-lr", "1e-3", "--out", str(tmp_path)]
+    with subprocess.Popen(
+        command, cwd=PROJECT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as running:
+        while not running.stdout.readline().startswith("epoch   1"):
+            assert running.poll() is None
+        running.send_signal(signal.SIGINT)
+        out, errors = running.communicate()
+    (checkpoint,) = tmp_path.glob("*.pt")
+    assert out.splitlines()[-1].endswith(f"{checkpoint} holds those before it")
+    assert (running.returncode, errors) == (130, "")
+    done = subprocess.run(
+        [*command, "--resume"], cwd=PROJECT, capture_output=True, text=True, check=True
+    )
+    assert f"{checkpoint}: going on after epoch" in done.stdout
+    (record,) = tmp_path.glob("*.json")
+    assert len(json.loads(record.read_text())["history"]) == 3
+
+
+ENDLESS = """
+import torch
+from helpers import dataset, train_test
+from tests.test_failures import IMAGES, network
+
+recipe = train_test.Recipe(epochs=100_000, batch_size=8, max_lr=0.01)
+loaders = dataset.make_loaders(*IMAGES, batch_size=8, device="cpu", augment_on="device")
+history = train_test.fit(
+    network(), loaders, recipe, device="cpu", checkpoint="{path}", resume=True
+)
+"""
+
+
+def test_stopped_cell_goes_on_when_it_is_run_again(tmp_path):
+    path = tmp_path / "training.pt"
+    manager, client = start_new_kernel(cwd=str(PROJECT))
+    printed = []
+
+    def stop_when(text):
+        """An output hook that presses the button as soon as `text` is printed."""
+        seen = []
+
+        def hook(message):
+            shown = message["content"].get("text", "")
+            printed.append(shown)
+            if text in shown and not seen:
+                seen.append(text)
+                manager.interrupt_kernel()
+
+        return hook
+
+    try:
+        for text in ("epoch   2", "going on after epoch"):
+            reply = client.execute_interactive(
+                ENDLESS.replace("{path}", str(path)),
+                output_hook=stop_when(text),
+                timeout=120,
+            )
+            assert reply["content"]["ename"] == "KeyboardInterrupt"
+    finally:
+        client.stop_channels()
+        manager.shutdown_kernel(now=True)
+    lines = "".join(printed)
+    assert f"{path} holds those before it" in lines
+    assert len(train_test.read_history(path).epochs) >= 2
+
+
+# --- checkpoints that nobody wrote ------------------------------------------------------
