@@ -138,7 +138,8 @@ def test_worker_that_fails_is_said_and_the_epochs_before_are_kept(tmp_path, caps
 
 def test_more_workers_than_cores_is_said_and_works():
     cores = len(os.sched_getaffinity(0))
-    with pytest.warns(UserWarning, match=f"create {cores + 1} worker processes"):
+    said = f"create {cores + 1} worker processes"
+    with pytest.warns(UserWarning, match=said):
         loaders = dataset.make_loaders(
             *IMAGES,
             batch_size=8,
@@ -146,7 +147,9 @@ def test_more_workers_than_cores_is_said_and_works():
             augment_on="cpu",
             num_workers=cores + 1,
         )
-        assert sum(len(labels) for _, labels in loaders.train) == 24
+    with pytest.warns(UserWarning, match=said):
+        batches = list(loaders.train)
+    assert sum(len(labels) for _, labels in batches) == 24
 
 
 # --- the stop button -------------------------------------------------------------------
