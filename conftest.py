@@ -14,6 +14,8 @@ os.environ["NO_ALBUMENTATIONS_UPDATE"] = "1"
 
 # Property tests: the same few examples each time; by hand, with
 # --hypothesis-profile=long, many others.
-settings.register_profile("repeatable", derandomize=True, max_examples=30, deadline=None)
+settings.register_profile(
+    "repeatable", derandomize=True, max_examples=30, deadline=None
+)
 settings.register_profile("long", max_examples=3_000, deadline=None)
 settings.load_profile("repeatable")

@@ -14,6 +14,21 @@ from numpy.typing import NDArray
 
 from helpers.loaders import DeviceLoader, Loader, WorkerLoader
 
+__all__ = [
+    "CIFAR10_CLASSES",
+    "CIFAR10_MEAN",
+    "CIFAR10_STD",
+    "DatasetUnavailable",
+    "ImageSet",
+    "Loaders",
+    "eval_transform",
+    "load_cifar10",
+    "load_or_draw",
+    "make_loaders",
+    "synthetic_cifar10",
+    "train_transform",
+]
+
 CIFAR10_CLASSES = (
     "airplane", "automobile", "bird", "cat", "deer",
     "dog", "frog", "horse", "ship", "truck",
@@ -262,8 +277,8 @@ def check_augmentation(
         raise ValueError(f"padding must be 0 to {side - 1} pixels, not {padding}")
     if not 0 <= flip <= 1:
         raise ValueError(f"flip must be a probability from 0 to 1, not {flip}")
-    if not 0 <= cutout <= side:
-        raise ValueError(f"cutout must be 0 to {side} pixels, not {cutout}")
+    if not 0 <= cutout < side:  # nothing would be left of the image
+        raise ValueError(f"cutout must be 0 to {side - 1} pixels, not {cutout}")
 
 
 def train_transform(
@@ -279,8 +294,8 @@ def train_transform(
     """The augmentation as an albumentations.Compose: uint8 (H, W, C) to float (C, H, W).
 
     padding: pixels by which a crop can move the image, either way. flip: probability of
-    a horizontal flip. cutout: side of the hole in pixels, 0 for none. size: (H, W).
-    mean, std: a value a channel, on the [0, 1] scale. seed: global seeds don't reach
+    a horizontal flip. cutout: side of the hole in pixels, 0 for none. size: (H, W), which
+    larger images are cropped to. mean, std: a value a channel, on the [0, 1] scale. seed: global seeds don't reach
     albumentations, this one does.
 
     Raises ValueError, naming it, for a number out of range.
@@ -330,7 +345,13 @@ def import_albumentations():
     """The package, imported where it is used: that takes seconds."""
     # It asks the network for a newer version of itself unless told not to.
     os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
-    import albumentations
+    try:
+        import albumentations
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError(
+            f"{error.name} is not installed; pip install albumentations, or pass "
+            'augment_on="device"'
+        ) from error
 
     return albumentations
 

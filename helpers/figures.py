@@ -5,6 +5,7 @@ Each takes `data`, a label that says what the figure is about, into its title.
 
 import io
 import math
+import textwrap
 from collections.abc import Sequence
 from typing import Any
 
@@ -29,6 +30,7 @@ from helpers.measures import (
 BLACK, ORANGE, SKY_BLUE, GREEN = "#000000", "#E69F00", "#56B4E9", "#009E73"
 BLUE, VERMILLION = "#0072B2", "#D55E00"
 SMALL = 9  # points; the smallest text that is legible in a README column 800 px wide
+MOST_SAMPLED, MOST_BARS = 12, 25  # classes in a figure; more would fill several screens
 
 
 def plot_samples(
@@ -41,16 +43,21 @@ def plot_samples(
 ) -> Figure:
     """Draw the first images of each class, one row a class, from uint8 (N, H, W, C).
 
+    Of more than 12 classes, up to 12 evenly spaced ones, as the title then says.
     Raises ValueError for wrong shapes or labels outside the classes.
     """
     pixels = as_rgb("images", images, "N, H, W, C")
     numbers = class_numbers("labels", labels, len(classes), len(pixels))
     require_positive("per_class", per_class)
-    grid = np.full((len(classes), per_class, *pixels.shape[1:]), 255, np.uint8)
-    for row in range(len(classes)):
-        chosen = pixels[np.flatnonzero(numbers == row)[:per_class]]
+    drawn = range(0, len(classes), math.ceil(len(classes) / MOST_SAMPLED))
+    grid = np.full((len(drawn), per_class, *pixels.shape[1:]), 255, np.uint8)
+    for row, number in enumerate(drawn):
+        chosen = pixels[np.flatnonzero(numbers == number)[:per_class]]
         grid[row, : len(chosen)] = chosen
-    return image_grid("Sample images of each class", data, grid, classes)
+    whole = len(drawn) == len(classes)
+    of = "each class" if whole else f"{len(drawn)} of {len(classes)} classes"
+    names = [classes[number] for number in drawn]
+    return image_grid(f"Sample images of {of}", data, grid, names)
 
 
 def plot_augmentations(
@@ -186,27 +193,33 @@ def plot_history(history: Any, *, data: str) -> Figure:
 def plot_class_accuracy(rows: list[ClassAccuracy], *, data: str) -> Figure:
     """Draw each class's accuracy (%) as a bar, best on top, with its 95% interval.
 
+    Of more than 25 classes, the 12 best and the 12 worst, as the title then says.
     Raises ValueError for an empty list.
     """
     if not rows:
         raise ValueError("rows is empty; pass what class_accuracy returns")
     ranked = sorted(rows, key=lambda row: row.accuracy if row.count else -1.0)
-    places = np.arange(len(ranked))
-    figure, axes = new_figure("Accuracy by class", data, 8.5, 1.8 + 0.34 * len(ranked))
+    places, title = np.arange(len(ranked)), "Accuracy by class"
+    if len(ranked) > MOST_BARS:
+        most = MOST_BARS // 2
+        title += f", the {most} best and the {most} worst of {len(ranked)}"
+        ranked = ranked[:most] + ranked[-most:]
+        places = np.delete(np.arange(2 * most + 1), most)  # a gap for those left out
+    figure, axes = new_figure(title, data, 8.5, 1.8 + 0.34 * len(ranked))
     shares = [100 * row.accuracy if row.count else 0.0 for row in ranked]
     axes.barh(places, shares, height=0.7, color=SKY_BLUE, label="accuracy")
     low, high = 100 * np.array([(row.low, row.high) for row in ranked]).T
     middle, half = (low + high) / 2, (high - low) / 2
     look = {"fmt": "none", "ecolor": BLACK, "capsize": 3}
     axes.errorbar(middle, places, xerr=half, label="95% Wilson interval", **look)
-    total = sum(row.count for row in ranked)
+    total = sum(row.count for row in rows)
     if total:
-        mean = 100 * sum(row.correct for row in ranked) / total
+        mean = 100 * sum(row.correct for row in rows) / total
         axes.axvline(mean, color=VERMILLION, ls="--", label=f"all images: {mean:.2f}%")
     for place, row in zip(places, ranked):
         axes.text(101.5, place, f"{row.correct} / {row.count}", va="center", size=SMALL)
     axes.set_yticks(places, [row.name for row in ranked])
-    axes.set(xlim=(0, 100), ylim=(-0.6, len(ranked) - 0.4))
+    axes.set(xlim=(0, 100), ylim=(-0.6, places[-1] + 0.6))
     dress(axes, "accuracy (%), with correct / count at the right", "class")
     legend_below(figure)
     return figure
@@ -283,7 +296,9 @@ def plot_misclassified(
         cells.flat[2].text(0.5, 0.5, "There are no misclassified images.", ha="center")
     for axes, mistake in zip(cells.flat, shown):
         axes.imshow(pixels[mistake.index], interpolation="nearest")
+        # Long names would run into their neighbours'.
         names = f"{classes[mistake.label]} → {classes[mistake.prediction]}"
+        names = textwrap.fill(names, 24)
         axes.set_title(f"{names}\n{100 * mistake.probability:.1f}%", size=SMALL)
     return figure
 

@@ -116,7 +116,13 @@ def sweep(
     with warnings.catch_warnings():
         # Its tqdm import warns of being experimental, and of missing widgets.
         warnings.simplefilter("ignore")
-        from torch_lr_finder import LRFinder, TrainDataLoaderIter, lr_finder
+        try:
+            from torch_lr_finder import LRFinder, TrainDataLoaderIter, lr_finder
+        except ModuleNotFoundError as error:
+            raise ModuleNotFoundError(
+                f"{error.name} is not installed; pip install torch-lr-finder, or give "
+                "max_lr"
+            ) from error
 
     # It prints where we return, and draws a bar that can't be turned off.
     quiet = patch.object(lr_finder, "tqdm", lambda iterable: iterable)

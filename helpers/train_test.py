@@ -140,7 +140,9 @@ def choose_dtype(precision: str, device: torch.device) -> torch.dtype:
     )
 
 
-def make_optimizer(model: nn.Module, recipe: Recipe, *, lr: float) -> Optimizer:
+def make_optimizer(
+    model: nn.Module, recipe: Recipe = PROFILES["full"], *, lr: float
+) -> Optimizer:
     """The recipe's optimizer over all parameters.
 
     Adam (Kingma and Ba, 2014) with its weight decay apart from the gradient (Loshchilov

@@ -1,5 +1,6 @@
 """Seeds, device, accuracy by class, misclassified images and every figure."""
 
+import contextlib
 import importlib.metadata
 import platform
 import random
@@ -86,14 +87,19 @@ def device_name(device: torch.device) -> str:
 
 
 def describe_run(profile: str, data: str, device: torch.device | str) -> str:
-    """Return one line with the profile, data, processor and versions behind a result."""
+    """Return one line with the profile, data, processor and versions behind a result.
+
+    Of torchvision and albumentations, the versions of those that are installed.
+    """
     device = torch.device(device)
     hardware = device_name(device)
     if device.type == "cpu":
         hardware += f", threads: {torch.get_num_threads()}"
     packages = ("torch", "torchvision", "albumentations", "numpy")
     versions = [f"Python {platform.python_version()}"]
-    versions += [f"{name} {importlib.metadata.version(name)}" for name in packages]
+    for name in packages:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            versions.append(f"{name} {importlib.metadata.version(name)}")
     run = f"profile {profile} | data {data} | device {device} ({hardware})"
     return f"{run} | {', '.join(versions)}"
 

@@ -927,7 +927,7 @@ def test_greyscale_of_another_size_goes_through_both_ways():
         ({"padding": 32}, "padding must be 0 to 31 pixels, not 32"),
         ({"padding": -1}, "padding must be 0 to 31 pixels, not -1"),
         ({"flip": 1.5}, "flip must be a probability from 0 to 1, not 1.5"),
-        ({"cutout": 33}, "cutout must be 0 to 32 pixels, not 33"),
+        ({"cutout": 32}, "cutout must be 0 to 31 pixels, not 32"),
         ({"on": "gpu"}, "augment_on must be auto, cpu or device, not 'gpu'"),
         ({"mean": (0.5,)}, "a value for each of 3 channels"),
     ],

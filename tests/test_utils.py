@@ -1,5 +1,7 @@
 """Counts and intervals are true, figures show what they are given, bad input is named."""
 
+import importlib.metadata
+import itertools
 import math
 import platform
 import random
@@ -94,6 +96,23 @@ def many_classes():
     return utils.plot_confusion_matrix(np.ones((50, 50), int), names, data=DATA)
 
 
+HUNDRED = [f"a class of many, {number}" for number in range(100)]
+
+
+def accuracies_of_100():
+    """Of the first 50 classes 0%, 2%, 4%, ... are right, of the others all."""
+    labels = np.repeat(np.arange(100), 50)
+    wrong = np.tile(np.arange(50), 100) >= labels
+    predictions = np.where(wrong, (labels + 1) % 100, labels)
+    rows = utils.class_accuracy(labels, predictions, HUNDRED)
+    return utils.plot_class_accuracy(rows, data=DATA)
+
+
+def samples_of_100():
+    images = pictures(200, channels=1)
+    return utils.plot_samples(images, np.arange(200) % 100, HUNDRED, data=DATA)
+
+
 FIGURES = {
     "samples": samples,
     "samples, long names": lambda: utils.plot_samples(
@@ -106,6 +125,7 @@ FIGURES = {
     "samples, grey": lambda: utils.plot_samples(
         pictures(3, channels=1), [0, 1, 1], CLASSES, data=DATA
     ),
+    "samples, 100 classes": samples_of_100,
     "augmentations": augmentations,
     "augmentations, grey": lambda: augmentations(channels=1),
     "range test": lambda: utils.plot_lr_range_test(search(), data=DATA),
@@ -124,6 +144,7 @@ FIGURES = {
     "history": lambda: utils.plot_history(history(0.5, 0.92, 0.9), data=DATA),
     "history, one epoch": lambda: utils.plot_history(history(0.5), data=DATA),
     "class accuracy": lambda: utils.plot_class_accuracy(accuracies(), data=DATA),
+    "class accuracy, 100 classes": accuracies_of_100,
     "confusion": lambda: utils.plot_confusion_matrix(
         [[900, 30, 70], [0, 1000, 0], [5, 0, 995]], CLASSES, data=DATA
     ),
@@ -132,6 +153,9 @@ FIGURES = {
     ),
     "confusion, 50 classes": many_classes,
     "misclassified": lambda: misclassified_figure(20),
+    "misclassified, long names": lambda: utils.plot_misclassified(
+        pictures(30, channels=1), mistakes(20), HUNDRED, data=DATA
+    ),
     "misclassified, none": lambda: misclassified_figure(0),
 }
 
@@ -188,6 +212,19 @@ def test_device_holds_tensors_and_run_is_described_in_one_line():
     for part in ("profile quick", DATA, f"device {device.type}", f"torch {version}"):
         assert part in line
     assert f"Python {platform.python_version()}" in line
+
+
+def test_run_is_described_without_the_packages_that_an_own_task_does_not_need(
+    monkeypatch,
+):
+    def version(name):
+        if name in ("torchvision", "albumentations"):
+            raise importlib.metadata.PackageNotFoundError(name)
+        return "1.0"
+
+    monkeypatch.setattr(importlib.metadata, "version", version)
+    line = utils.describe_run("quick", DATA, "cpu")
+    assert line.endswith("torch 1.0, numpy 1.0")
 
 
 # Newcombe, Statistics in Medicine 17 (1998) 857-872, table I, method 3.
@@ -276,6 +313,18 @@ def test_samples_hold_the_first_images_of_each_class():
     assert [t.get_text() for t in figure.axes[0].get_yticklabels()] == CLASSES
 
 
+def test_samples_of_many_classes_are_of_some_evenly_spaced_ones():
+    figure = samples_of_100()
+    assert figure.get_suptitle().startswith("Sample images of 12 of 100 classes\n")
+    axes = figure.axes[0]
+    assert [t.get_text() for t in axes.get_yticklabels()] == HUNDRED[::9]
+    sheet, images = axes.images[0].get_array(), pictures(200, channels=1)
+    for row, number in enumerate(range(0, 100, 9)):
+        for column, image in enumerate((images[number], images[100 + number])):
+            part = sheet[row * 9 : row * 9 + 8, column * 9 : column * 9 + 8]
+            np.testing.assert_array_equal(part, np.broadcast_to(image, (8, 8, 3)))
+
+
 def test_augmentations_start_with_the_original():
     figure = augmentations()
     sheet = figure.axes[0].images[0].get_array()
@@ -350,6 +399,18 @@ def test_class_accuracy_ranks_the_best_on_top():
     assert [text.get_text() for text in axes.texts] == ["0 / 0", "1 / 2", "3 / 4"]
 
 
+def test_class_accuracy_of_many_classes_shows_the_best_and_the_worst():
+    figure = accuracies_of_100()
+    assert "the 12 best and the 12 worst of 100" in figure.get_suptitle()
+    axes = figure.axes[0]
+    names = [label.get_text() for label in axes.get_yticklabels()]
+    assert names == HUNDRED[:12] + HUNDRED[-12:]
+    widths = [bar.get_width() for bar in axes.patches]
+    assert widths == pytest.approx([*range(0, 24, 2), *[100] * 12])
+    assert figure.get_size_inches()[1] <= 12
+    assert "all images: 74.50%" in texts(figure)
+
+
 def test_confusion_figure_writes_counts_and_colours_only_mistakes():
     axes = FIGURES["confusion"]().axes[0]
     written = {text.get_position(): text.get_text() for text in axes.texts}
@@ -382,6 +443,14 @@ def test_misclassified_figure_shows_each_mistake_once():
     assert shown[1].get_title() == "automobile → airplane\n89.0%"
     shown = [axes for axes in misclassified_figure(7, most=3).axes if axes.images]
     assert len(shown) == 3
+
+
+def test_titles_of_misclassified_images_do_not_run_into_each_other():
+    figure = FIGURES["misclassified, long names"]()
+    figure.draw_without_rendering()
+    boxes = [axes.title.get_window_extent() for axes in figure.axes[:5]]
+    for left, right in itertools.pairwise(boxes):
+        assert left.x1 < right.x0
 
 
 def test_misclassified_figure_says_that_there_are_none():
