@@ -1,5 +1,6 @@
 # make run    execute the notebook, leave it and an HTML page in build/
 # make test   lint, unit tests, and the notebook cell by cell (nbval)
+# make test-all  that, and the examples cell by cell
 # make soak   kill a small training 100 times and compare it with an undisturbed one
 # make readme bring the README's tables and figures up to date with results/
 # make records train what results/ should hold; meant for a GPU (ARGS: options of python -m helpers)
@@ -15,9 +16,10 @@ else
 PYTHON := $(VENV)/bin/python
 FOR_RUN := $(VENV)/.for-run
 FOR_TEST := $(VENV)/.for-test
+FOR_EXAMPLES := $(VENV)/.for-examples
 endif
 
-.PHONY: run test soak readme records
+.PHONY: run test test-all examples soak readme records
 
 run: $(FOR_RUN)
 	$(PYTHON) -m tools.run_notebook
@@ -26,6 +28,11 @@ test: $(FOR_TEST)
 	$(PYTHON) -m ruff check
 	$(PYTHON) -m ruff format --check
 	$(PYTHON) -m pytest
+
+test-all: test examples
+
+examples: $(FOR_EXAMPLES)
+	S10_PROFILE=smoke $(PYTHON) -m pytest examples
 
 soak: $(FOR_TEST)
 	$(PYTHON) -m tests.soak 100
@@ -44,6 +51,10 @@ $(VENV)/.for-run: requirements.txt constraints.txt | $(VENV)/bin/python
 
 $(VENV)/.for-test: tests/requirements.txt $(VENV)/.for-run
 	$(PYTHON) -m pip install --quiet --disable-pip-version-check -r tests/requirements.txt -c constraints.txt
+	@touch $@
+
+$(VENV)/.for-examples: examples/requirements.txt $(VENV)/.for-test
+	$(PYTHON) -m pip install --quiet --disable-pip-version-check -r examples/requirements.txt -c constraints.txt
 	@touch $@
 
 # What the README's results are made from, on a GPU: five seeds, ResNet18, the notebook.
