@@ -2,11 +2,14 @@
 
 import re
 import runpy
+import sys
 import tomllib
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from helpers import dataset, models, train_test, utils
 from tools import readme
 
 PROJECT = Path(__file__).parent.parent
@@ -34,12 +37,50 @@ def test_mean_and_deviation_stand_where_there_are_several_runs():
 
 
 def test_the_example_runs(text, capsys, tmp_path):
-    (example,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    _, example = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
     path = tmp_path / "example.py"
     path.write_text(example, encoding="utf-8")
     names = runpy.run_path(str(path))
     assert len(names["history"].epochs) == 2
     assert "epoch   2" in capsys.readouterr().out
+
+
+def test_the_cell_for_several_gpus_gives_history_and_weights(
+    text, tmp_path, monkeypatch
+):
+    cell, _ = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    changes = {"epochs": 2, "train_images": 40, "test_images": 23, "batch_size": 16}
+    recipe = replace(train_test.PROFILES["smoke"], **changes, max_lr=1e-3)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PYTHONPATH", str(PROJECT))
+    path = tmp_path / "cell.py"
+    path.write_text(cell, encoding="utf-8")
+    before = {  # what the notebook's cells before it have made
+        "sys": sys,
+        "Path": Path,
+        "utils": utils,
+        "train_test": train_test,
+        "MODEL": "CustomResNet",
+        "SEED": 0,
+        "CIFAR10_ROOT": None,
+        "RECIPE": recipe,
+        "device": "cpu",
+        "model": models.CustomResNet(),
+    }
+    names = runpy.run_path(str(path), before)
+    assert len(names["history"].epochs) == 2
+    sets = dataset.synthetic_cifar10(train=40, test=23)
+    tested = dataset.make_loaders(*sets, batch_size=16, device="cpu").test
+    found = train_test.evaluate(names["model"], tested, device="cpu")
+    assert found.accuracy == names["history"].last.test_accuracy
+
+
+def test_each_promise_names_a_test_that_exists(text):
+    promises = text.split("## What is promised")[1].split("\n## ")[0]
+    named = re.findall(r"`(test_\w+)`", promises)
+    sources = "".join(p.read_text() for p in (PROJECT / "tests").glob("test_*.py"))
+    assert len(named) > 12
+    assert [name for name in named if f"def {name}(" not in sources] == []
 
 
 def test_what_it_links_to_and_lists_is_there(text):
