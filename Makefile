@@ -3,7 +3,7 @@
 # make test-all  that, and the examples cell by cell
 # make soak   kill a small training 100 times and compare it with an undisturbed one
 # make readme bring the README's tables and figures up to date with results/
-# make records train what results/ should hold; meant for a GPU (ARGS: options of python -m helpers)
+# make records train what results/ should hold; meant for a GPU (ARGS="--minutes 9" stops in time)
 #
 # Packages go to .venv; with VENV= (empty) the Python at hand is used and nothing installed.
 
@@ -57,8 +57,5 @@ $(VENV)/.for-examples: examples/requirements.txt $(VENV)/.for-test
 	$(PYTHON) -m pip install --quiet --disable-pip-version-check -r examples/requirements.txt -c constraints.txt
 	@touch $@
 
-# What the README's results are made from, on a GPU: five seeds, ResNet18, the notebook.
 records: $(FOR_RUN)
-	$(PYTHON) -m helpers $(ARGS) --seeds 0 1 2 3 4
-	$(PYTHON) -m helpers $(ARGS) --model ResNet18
-	$(PYTHON) -m tools.run_notebook
+	$(PYTHON) -m tools.records $(ARGS)

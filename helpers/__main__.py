@@ -23,7 +23,7 @@ from helpers import __version__, dataset, models, train_test, utils
 from helpers.checkpoint import previous
 from helpers.processes import Processes, connected
 
-FORMAT = 1  # of the records
+FORMAT = 2  # of the records
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -116,7 +116,7 @@ def test_record_tells_what_was_done(ran):
     assert got["recipe"] == dataclasses.asdict(expected)
     assert (got["profile"], got["model"], got["seed"]) == ("smoke", "Tiny", 3)
     assert got["parameters"] == sum(p.numel() for p in Tiny().parameters())
-    assert got["format"] == 1
+    assert got["format"] == 2
 
 
 def test_record_tells_by_what_code_and_on_which_machine(ran):

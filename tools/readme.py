@@ -1,4 +1,4 @@
-"""Bring README.md up to date: tables from results/*.json and the networks, and figures.
+"""Bring README.md and results/LOG.md up to date: tables from records and networks, figures.
 
 `make readme` runs this. Tables stand between <!-- NAME --> and <!-- /NAME -->. The figures
 of training come from a record, the others are those of the committed notebook.
@@ -12,10 +12,13 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
+from helpers import __main__ as program
 from helpers import models, train_test, utils
+from tools import records as sweeps
 
 PROJECT = Path(__file__).resolve().parent.parent
 README = PROJECT / "README.md"
+LOG = PROJECT / "results" / "LOG.md"
 IMAGES = PROJECT / "Images"
 NOTEBOOK_FIGURES = {
     "samples.png": "utils.plot_samples(",
@@ -26,7 +29,18 @@ NOTEBOOK_FIGURES = {
 
 
 def read_records(folder: Path = PROJECT / "results") -> list[dict[str, Any]]:
-    return [json.loads(path.read_text()) for path in sorted(folder.glob("run-*.json"))]
+    """The runs on the test set. Raises ValueError for a record of a newer version."""
+    read = []
+    for path in sorted(folder.glob("run-*.json")):
+        record = json.loads(path.read_text())
+        if not 1 <= record["format"] <= program.FORMAT:
+            raise ValueError(
+                f"{path} is of format {record['format']} and this version reads up to "
+                f"{program.FORMAT}; use the version that wrote it"
+            )
+        # The first format had one recipe, and no flip TTA.
+        read.append({"recipe_name": "assignment", "flip_tta_accuracy": None, **record})
+    return read
 
 
 def receptive_field() -> str:
@@ -39,18 +53,20 @@ def experiment(record: dict[str, Any]) -> tuple:
     data = record["data"]
     return (
         record["model"],
+        record["recipe_name"],
         record["recipe"]["epochs"],
         data["train_images"],
         record["recipe"]["batch_size"],
         data["source"],
         data["test_images"],
         record["hardware"]["device"],
-        record["max_lr"],
     )
 
 
-def spread(values: list[float]) -> str:
+def spread(values: list[float | None]) -> str:
     """Mean, and with several values their standard deviation, of fractions, in percent."""
+    if None in values:
+        return "not measured"
     mean = f"{statistics.fmean(values):.2%}"
     return f"{mean} ± {100 * statistics.stdev(values):.2f}" if len(values) > 1 else mean
 
@@ -60,34 +76,113 @@ def table(head: str, aligns: str, lines: list[tuple]) -> str:
     return "\n".join(f"| {' | '.join(map(str, row))} |" for row in rows)
 
 
+def against_page(runs: list[dict[str, Any]], records: list[dict[str, Any]]) -> str:
+    """How much better than Page's recipe: points, with the standard error over seeds."""
+
+    def same(record: dict[str, Any]) -> tuple:
+        return *experiment(record)[2:], record["seed"]
+
+    page = {
+        same(record): record["last_epoch_accuracy"]
+        for record in records
+        if (record["model"], record["recipe_name"]) == ("CustomResNet", "page")
+    }
+    gains = [
+        100 * (run["last_epoch_accuracy"] - page[same(run)])
+        for run in runs
+        if same(run) in page
+    ]
+    if len(gains) < 2:
+        return "not measured"
+    error = statistics.stdev(gains) / len(gains) ** 0.5
+    return f"{statistics.fmean(gains):+.2f} ± {error:.2f}"
+
+
 def results(records: list[dict[str, Any]]) -> str:
     lines = []
     for key, group in groupby(sorted(records, key=experiment), key=experiment):
         runs = list(group)
-        model, epochs, train, batch, source, test, hardware, max_lr = key
-        last = spread([run["last_epoch_accuracy"] for run in runs])
-        best = spread([run["maximum_accuracy"] for run in runs])
+        model, recipe, epochs, train, batch, source, test, hardware = key
+        last, tta, best = (
+            spread([run[name] for run in runs])
+            for name in ("last_epoch_accuracy", "flip_tta_accuracy", "maximum_accuracy")
+        )
         commits = sorted({f"`{run['commit'][:7]}`" for run in runs})
+        rates = sorted({f"{run['max_lr']:.1e}" for run in runs})
         lines.append(
             (
-                model,
+                f"{model}, `{recipe}`",
                 source,
-                f"{train:,}",
+                f"{train:,} → {test:,}",
                 f"{epochs} × {batch}",
-                f"{max_lr:.1e}",
-                f"{test:,}",
+                " to ".join(dict.fromkeys((rates[0], rates[-1]))),
                 len(runs),
                 f"**{last}**",
                 best,
+                tta,
+                against_page(runs, records),
                 hardware,
                 ", ".join(commits),
             )
         )
     head = (
-        "network | data | training images | epochs × batch | max_lr | test images | runs "
-        "| last epoch | maximum | hardware | commit"
+        "network, recipe | data | training → test images | epochs × batch | max_lr | runs "
+        "| last epoch | maximum | last epoch, flip TTA | points above `page` | hardware "
+        "| commit"
     )
-    return table(head, ":-- :-- --: --: --: --: --: --: --: :-- :--", lines)
+    return table(head, ":-- :-- --: --: --: --: --: --: --: --: :-- :--", lines)
+
+
+def by_class(records: list[dict[str, Any]]) -> str:
+    """Accuracy of each class, a column for each experiment."""
+    groups = groupby(sorted(records, key=experiment), key=experiment)
+    columns = {key: list(runs) for key, runs in groups}
+    names = list(dict.fromkeys(c for r in records for c in r["class_accuracy"]))
+    lines = [
+        (
+            name,
+            *(
+                spread([run["class_accuracy"][name] for run in r])
+                for r in columns.values()
+            ),
+        )
+        for name in names
+    ]
+    heads = [f"{key[0]}, `{key[1]}`, {key[2]} epochs, {key[5]}" for key in columns]
+    return table(
+        " | ".join(["class", *heads]), " ".join([":--", *["--:"] * len(heads)]), lines
+    )
+
+
+def ingredients(folder: Path = PROJECT / "results") -> str:
+    """What each ingredient gained on images held out, and whether it was kept."""
+    base = list(sweeps.accuracies(folder, "sweep-base").values())
+    lines = []
+    for name, fields in sweeps.INGREDIENTS.items():
+        gain = sweeps.gain(folder, name)
+        tried = ", ".join(f"`{field}={value}`" for field, value in fields.items())
+        if not gain.n:
+            lines.append((name, tried, 0, *["not measured"] * 3, "not tried"))
+            continue
+        found = list(sweeps.accuracies(folder, f"sweep-{name}").values())
+        points = f"{100 * gain.mean:+.2f} ± {100 * gain.error:.2f}"
+        kept = "kept" if gain.kept else "not kept"
+        lines.append((name, tried, gain.n, spread(base), spread(found), points, kept))
+    head = "ingredient | fields | paired seeds | without | with | gain in points ± its standard error | decision"
+    return table(head, ":-- :-- --: --: --: --: :--", lines)
+
+
+def learning_rates(folder: Path = PROJECT / "results") -> str:
+    """Accuracy on images held out against max_lr, and what the range test chose."""
+    lines = []
+    for rate in sweeps.MAX_LRS:
+        found = list(sweeps.accuracies(folder, f"lr-{rate:.1e}").values())
+        shown = spread(found) if found else "not measured"
+        lines.append((f"{rate:.1e}", len(found), shown))
+    chose = [json.loads(p.read_text()) for p in folder.glob("sweep-base-seed*.json")]
+    rates = ", ".join(f"{rate:.1e}" for rate in sorted(r["max_lr"] for r in chose))
+    lines.append(("range test", len(chose), rates or "not measured"))
+    return table("max_lr | seeds | last epoch, held-out images", "--: --: --:", lines)
 
 
 def claims(records: list[dict[str, Any]]) -> str:
@@ -146,14 +241,29 @@ def longest(records: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def render(text: str) -> str:
-    """README's text with each table as it should be. Raises ValueError for a lost mark."""
+    """README's text with each table as it should be."""
     records = read_records()
-    tables = {
-        "receptive-field": receptive_field(),
-        "results": results(records),
-        "notebook": notebook(),
-        "claims": claims(records),
-    }
+    return filled(
+        text,
+        {
+            "receptive-field": receptive_field(),
+            "results": results(records),
+            "by-class": by_class(records),
+            "notebook": notebook(),
+            "claims": claims(records),
+        },
+    )
+
+
+def render_log(text: str) -> str:
+    """LOG's text with each table as it should be."""
+    return filled(
+        text, {"ingredients": ingredients(), "learning-rates": learning_rates()}
+    )
+
+
+def filled(text: str, tables: dict[str, str]) -> str:
+    """The text with its tables. Raises ValueError for a lost mark."""
     for name, rendered in tables.items():
         pattern = rf"(<!-- {name} -->\n).*?(<!-- /{name} -->)"
         text, found = re.subn(
@@ -161,7 +271,7 @@ def render(text: str) -> str:
         )
         if found != 1:
             raise ValueError(
-                f"README.md must hold <!-- {name} --> once, not {found} times"
+                f"the text must hold <!-- {name} --> once, not {found} times"
             )
     return text
 
@@ -188,5 +298,6 @@ def draw() -> None:
 
 
 if __name__ == "__main__":
-    README.write_text(render(README.read_text(encoding="utf-8")), encoding="utf-8")
+    for path, rendered in {README: render, LOG: render_log}.items():
+        path.write_text(rendered(path.read_text(encoding="utf-8")), encoding="utf-8")
     draw()

@@ -1,0 +1,166 @@
+"""Train all that results/ should hold, record by record; made for a GPU.
+
+    python -m tools.records [--minutes 9]
+
+Ingredients are tried one by one on training images held out, over paired seeds; those that
+gain are added to Adam's recipe, and what results is trained on all images and tested
+beside the others. A record that is there isn't made again: stop this at any time, and
+run it again. `make readme` draws up the tables.
+"""
+
+import argparse
+import json
+import math
+import shutil
+import statistics
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from helpers import __main__ as program
+
+PROJECT = Path(__file__).resolve().parent.parent
+SEEDS = range(5)
+# Each is tried alone, on top of the assignment's recipe.
+INGREDIENTS: dict[str, dict[str, Any]] = {
+    "weight-decay": {"weight_decay": 0.4},
+    "label-smoothing": {"label_smoothing": 0.1},
+    "logit-scale": {"logit_scale": 0.125},
+    # Averaging needs steps that still move: the rate ends at 1% of its peak.
+    "averaging": {"average_epochs": 3, "final_div_factor": 4},
+    "no-cutout": {"cutout": 0},
+}
+# Around what the range test chooses, a factor of about 1.8 apart.
+MAX_LRS = (3e-4, 1e-3, 1.8e-3, 3.2e-3, 5.6e-3, 1e-2, 3e-2)
+
+
+class Run(NamedTuple):
+    """A record's name, and the options of `python -m helpers` that make it."""
+
+    name: str
+    options: list[str]
+
+
+def as_options(fields: dict[str, Any]) -> list[str]:
+    return [f"--{name.replace('_', '-')}={value}" for name, value in fields.items()]
+
+
+def searches(holdout: int) -> list[Run]:
+    """On images held out: the ingredients, and the learning rate."""
+    held = [f"--holdout={holdout}"]
+    tried = {"base": {}, **INGREDIENTS}
+    runs = [
+        Run(f"sweep-{name}-seed{seed}", [*held, f"--seeds={seed}", *as_options(fields)])
+        for seed in SEEDS  # paired, however many there is time for
+        for name, fields in tried.items()
+    ]
+    return runs + [
+        Run(f"lr-{rate:.1e}-seed{seed}", [*held, f"--seeds={seed}", f"--max-lr={rate}"])
+        for seed in SEEDS
+        for rate in MAX_LRS
+    ]
+
+
+def finals(chosen: dict[str, Any]) -> list[Run]:
+    """On the test set, once: the three recipes and both networks."""
+    ours = ["--recipe=ours", *as_options(chosen)]
+    experiments = {
+        "page-CustomResNet": ["--recipe=page"],
+        "reported-CustomResNet": ["--recipe=reported"],
+        "ours-CustomResNet": ours,
+        "ours-ResNet18": [*ours, "--model=ResNet18"],
+    }
+    return [
+        Run(f"run-{name}-seed{seed}", [*options, f"--seeds={seed}"])
+        for seed in SEEDS
+        for name, options in experiments.items()
+    ]
+
+
+class Gain(NamedTuple):
+    """What an ingredient adds to the last epoch's accuracy: a mean over n paired seeds.
+
+    All are fractions; error is the standard error of the mean.
+    """
+
+    mean: float
+    error: float
+    n: int
+
+    @property
+    def kept(self) -> bool:
+        return self.n >= 5 and self.mean > 2 * self.error
+
+
+def accuracies(folder: Path, prefix: str) -> dict[int, float]:
+    """Last-epoch accuracy by seed."""
+    records = [json.loads(p.read_text()) for p in folder.glob(f"{prefix}-seed*.json")]
+    return {record["seed"]: record["last_epoch_accuracy"] for record in records}
+
+
+def gain(folder: Path, ingredient: str) -> Gain:
+    base, tried = (accuracies(folder, f"sweep-{n}") for n in ("base", ingredient))
+    differences = [tried[seed] - base[seed] for seed in tried if seed in base]
+    n = len(differences)
+    mean = statistics.fmean(differences) if n else math.nan
+    error = statistics.stdev(differences) / math.sqrt(n) if n > 1 else math.inf
+    return Gain(mean, error, n)
+
+
+def chosen(folder: Path) -> dict[str, Any]:
+    """The fields of all ingredients that are kept."""
+    fields: dict[str, Any] = {}
+    for name, changes in INGREDIENTS.items():
+        if gain(folder, name).kept:
+            fields |= changes
+    return fields
+
+
+def missing(folder: Path, holdout: int) -> Iterator[Run]:
+    """Those still to be made; the finals once it is known what they consist of."""
+    yield from (
+        r for r in searches(holdout) if not (folder / f"{r.name}.json").exists()
+    )
+    yield from (
+        r for r in finals(chosen(folder)) if not (folder / f"{r.name}.json").exists()
+    )
+
+
+def make(run: Run, folder: Path, common: list[str]) -> None:
+    with tempfile.TemporaryDirectory() as scratch:
+        program.main([*common, *run.options, "--out", scratch])
+        (record,) = Path(scratch).glob("*.json")
+        shutil.copyfile(record, folder / f"{run.name}.new")
+    (folder / f"{run.name}.new").replace(folder / f"{run.name}.json")
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(prog="python -m tools.records")
+    parser.add_argument(
+        "--minutes",
+        type=float,
+        default=math.inf,
+        help="begin no run that would not end within these",
+    )
+    parser.add_argument("--out", type=Path, default=PROJECT / "results")
+    parser.add_argument("--holdout", type=int, default=5_000)
+    parser.add_argument(
+        "common", nargs="*", help="options of python -m helpers, for all (after --)"
+    )
+    options = parser.parse_args(arguments)
+    options.out.mkdir(parents=True, exist_ok=True)
+    began, longest = time.monotonic(), 0.0
+    for run in missing(options.out, options.holdout):
+        start = time.monotonic()
+        if start - began + longest > 60 * options.minutes:
+            raise SystemExit(f"{run.name} is next; run this again to go on")
+        print(f"--- {run.name}")
+        make(run, options.out, options.common)
+        longest = max(longest, time.monotonic() - start)
+    print(f"all records are in {options.out}")
+
+
+if __name__ == "__main__":
+    main()
