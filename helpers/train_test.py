@@ -1,13 +1,11 @@
 """From batches to metrics: the recipe, the learning rate, one epoch, a whole training."""
 
-import copy
 import sys
 import time
-import traceback
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from os import PathLike
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -28,7 +26,10 @@ from helpers.checkpoint import (
     require_same_model,
     save_checkpoint,
 )
+from helpers.history import Epoch, History, Metrics
 from helpers.lr_range import LRRangeTest, run_range_test
+from helpers.memory import explaining_memory
+from helpers.preflight import require_fitting, require_shared
 from helpers.processes import Processes
 from helpers.recipe import PROFILES, RECIPES, Recipe
 
@@ -53,70 +54,6 @@ __all__ = [
     "read_history",
     "train_one_epoch",
 ]
-
-
-class Metrics(NamedTuple):
-    """loss: mean cross-entropy in nats per example; accuracy: a fraction in [0, 1]."""
-
-    loss: float
-    accuracy: float
-
-
-class Epoch(NamedTuple):
-    """One row of a History; epochs count from 1.
-
-    train_loss: of the labels as they were smoothed. test_*: of the averaged weights, in
-    epochs that are averaged. learning_rate: that of the epoch's last step. seconds: of training and evaluation.
-    images_per_second: in training alone.
-    """
-
-    epoch: int
-    train_loss: float
-    train_accuracy: float
-    test_loss: float
-    test_accuracy: float
-    learning_rate: float
-    seconds: float
-    images_per_second: float
-
-    def __str__(self) -> str:
-        return (
-            f"epoch {self.epoch:3} | "
-            f"train loss {self.train_loss:.4f} acc {self.train_accuracy:7.2%} | "
-            f"test loss {self.test_loss:.4f} acc {self.test_accuracy:7.2%} | "
-            f"lr {self.learning_rate:.2e} | {self.images_per_second:7,.0f} images/s"
-        )
-
-
-@dataclass
-class History:
-    """What happened: a row an epoch, and the learning rate of every step.
-
-    max_lr: the peak that was used, given or found.
-    """
-
-    max_lr: float
-    epochs: list[Epoch] = field(default_factory=list)
-    learning_rates: list[float] = field(default_factory=list)
-
-    @property
-    def last(self) -> Epoch:
-        """The last epoch: the figure to report."""
-        return self.epochs[-1]
-
-    @property
-    def best(self) -> Epoch:
-        """The epoch with the highest test accuracy, which the test set has chosen."""
-        return max(self.epochs, key=lambda row: row.test_accuracy)
-
-    def as_dict(self) -> dict[str, Any]:
-        """Numbers, lists and dicts alone, as JSON and a checkpoint hold them."""
-        rows = [row._asdict() for row in self.epochs]
-        return {**vars(self), "epochs": rows}
-
-    @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> "History":
-        return cls(**{**values, "epochs": [Epoch(**row) for row in values["epochs"]]})
 
 
 def choose_dtype(precision: str, device: torch.device) -> torch.dtype:
@@ -238,54 +175,6 @@ def whole_batches(loader) -> Iterator[None]:
     finally:
         if share:
             loader.share = share
-
-
-@contextmanager
-def explaining_memory(
-    model: nn.Module, loader, dtype: torch.dtype, device: torch.device
-) -> Iterator[None]:
-    """Where memory runs out, raise MemoryError with a batch size that was seen to fit."""
-    try:
-        yield
-    except (RuntimeError, MemoryError) as error:
-        lacking = isinstance(error, torch.OutOfMemoryError | MemoryError)
-        if not (lacking or "DefaultCPUAllocator" in str(error)):
-            raise
-        # The failed step's tensors, which its frames hold, are in the way of the trials.
-        traceback.clear_frames(error.__traceback__)
-        images, labels = next(iter(loader))
-        fits = fitting_batch(model, images, labels, dtype=dtype, device=device)
-        raise MemoryError(
-            f"a step of {len(labels)} images needs more memory than {device} has; "
-            + (f"one of {fits} fits: make batch_size {fits}" if fits else "none fits")
-        ) from error
-
-
-def fitting_batch(
-    model: nn.Module,
-    images: Tensor,
-    labels: Tensor,
-    *,
-    dtype: torch.dtype,
-    device: torch.device,
-) -> int:
-    """The largest half, quarter and so on of the batch that a step has memory for, or 0."""
-    size = len(labels) // 2
-    while size:
-        if device.type == "cuda":
-            torch.cuda.empty_cache()
-        try:
-            tried = copy.deepcopy(model).to(device).train()
-            # Adam's two moments take as much memory as the parameters.
-            optimizer = Adam(tried.parameters())
-            part = list(zip(images[:size].split(size), labels[:size].split(size)))
-            train_one_epoch(tried, part, optimizer, device=device, dtype=dtype)
-        except (RuntimeError, MemoryError) as error:
-            traceback.clear_frames(error.__traceback__)
-            size //= 2
-        else:
-            return size
-    return 0
 
 
 def somebody_watches() -> bool:
@@ -570,66 +459,6 @@ class Training:
         return row
 
 
-def require_fitting(
-    model: nn.Module, loaders, recipe: Recipe, *, device: torch.device
-) -> None:
-    """Raise ValueError for what would otherwise fail, or be wrong, after hours."""
-    train, test = loaders
-    if not len(train) or not len(test):
-        raise ValueError(
-            f"the loaders have {len(train)} training and {len(test)} test batches; both "
-            "need at least one"
-        )
-    # A DataLoader whose batches a sampler makes has None.
-    batch_size = getattr(train, "batch_size", None) or recipe.batch_size
-    if batch_size != recipe.batch_size:
-        raise ValueError(
-            f"the training loader's batch_size is {batch_size} and the recipe's "
-            f"{recipe.batch_size}; make them the same"
-        )
-    if recipe.peak_epoch * len(train) <= 1:
-        raise ValueError(
-            f"peak_epoch {recipe.peak_epoch} leaves the learning rate no step to rise in, "
-            f"as an epoch has {len(train)}; make either larger"
-        )
-    with torch.random.fork_rng([]), evaluating(model), torch.no_grad():
-        images, labels = next(iter(test))
-        logits = model(images.to(device, memory_format=torch.channels_last))
-    if logits.shape[:-1] != labels.shape:
-        raise ValueError(
-            f"the model gives {tuple(logits.shape)} for {len(labels)} images; a classifier "
-            "gives (images, classes)"
-        )
-    last = getattr(train, "batch_sizes", [None])[-1]
-    if last == 1:
-        try:
-            with torch.random.fork_rng([]), torch.no_grad():
-                copy.deepcopy(model).train()(images[:1].to(device))
-        except ValueError as error:  # BatchNorm's, which needs two values to compare
-            raise ValueError(
-                f"the last batch of an epoch has one image and the model can't train on "
-                f"one ({error}); choose a batch_size that leaves none or more"
-            ) from error
-    low, high, classes = int(labels.min()), int(labels.max()), logits.shape[1]
-    if low < 0 or high >= classes:
-        raise ValueError(
-            f"the labels run from {low} to {high} and the model tells {classes} classes "
-            "apart, from 0; give it as many outputs as there are classes"
-        )
-
-
-def require_shared(loaders, processes: Processes) -> None:
-    """Raise ValueError where a loader doesn't give this process its share."""
-    for loader in loaders:
-        share = tuple(getattr(loader, "share", (0, 1)))
-        if share != processes:
-            raise ValueError(
-                f"{processes.size} processes train and this loader is for process "
-                f"{share[0]} of {share[1]}; give make_loaders share=({processes.rank}, "
-                f"{processes.size})"
-            )
-
-
 STATEFUL = ("model", "averaged", "optimizer", "scheduler", "scaler")
 
 
@@ -730,10 +559,15 @@ def read_history(checkpoint: str | PathLike, model: nn.Module | None = None) -> 
 
     model: is given the weights that the last of them was evaluated with.
 
-    Raises ValueError for a file that is damaged or no checkpoint, and for weights that
-    don't fit the model.
+    Raises FileNotFoundError where there is none, ValueError for a file that is damaged or
+    no checkpoint, and for weights that don't fit the model.
     """
-    path = Path(checkpoint)
+    kept = kept_checkpoints(Path(checkpoint))
+    if not kept:
+        raise FileNotFoundError(
+            f"{checkpoint} is not there; name a checkpoint of fit's"
+        )
+    path = kept[0]  # the one before it, where a stop came between the renames
     state = read_checkpoint(path)
     if model:
         require_same_model(path, state, model.state_dict())

@@ -13,6 +13,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from helpers import dataset, models, train_test
+from helpers.checkpoint import previous
 from helpers.train_test import RECIPES, Recipe
 
 CPU = torch.device("cpu")
@@ -218,7 +219,11 @@ def test_checkpoint_gives_history_and_the_weights_that_were_evaluated(
     assert train_test.read_history(path, other) == history
     for name, weight in model.state_dict().items():
         assert torch.equal(other.state_dict()[name], weight), name
-    with pytest.raises(ValueError, match="training.pt comes from another model"):
+    path.rename(previous(path))  # as a stop in the middle of a write leaves it
+    assert train_test.read_history(path) == history
+    with pytest.raises(FileNotFoundError, match="nothing.pt is not there"):
+        train_test.read_history(tmp_path / "nothing.pt")
+    with pytest.raises(ValueError, match="training.pt.*comes from another model"):
         train_test.read_history(path, nn.Linear(3, 3))
 
 

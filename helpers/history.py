@@ -1,0 +1,68 @@
+"""What a training leaves: a row an epoch, and the learning rate of every step."""
+
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+
+class Metrics(NamedTuple):
+    """loss: mean cross-entropy in nats per example; accuracy: a fraction in [0, 1]."""
+
+    loss: float
+    accuracy: float
+
+
+class Epoch(NamedTuple):
+    """One row of a History; epochs count from 1.
+
+    train_loss: of the labels as they were smoothed. test_*: of the averaged weights, in
+    epochs that are averaged. learning_rate: that of the epoch's last step. seconds: of training and evaluation.
+    images_per_second: in training alone.
+    """
+
+    epoch: int
+    train_loss: float
+    train_accuracy: float
+    test_loss: float
+    test_accuracy: float
+    learning_rate: float
+    seconds: float
+    images_per_second: float
+
+    def __str__(self) -> str:
+        return (
+            f"epoch {self.epoch:3} | "
+            f"train loss {self.train_loss:.4f} acc {self.train_accuracy:7.2%} | "
+            f"test loss {self.test_loss:.4f} acc {self.test_accuracy:7.2%} | "
+            f"lr {self.learning_rate:.2e} | {self.images_per_second:7,.0f} images/s"
+        )
+
+
+@dataclass
+class History:
+    """What happened: a row an epoch, and the learning rate of every step.
+
+    max_lr: the peak that was used, given or found.
+    """
+
+    max_lr: float
+    epochs: list[Epoch] = field(default_factory=list)
+    learning_rates: list[float] = field(default_factory=list)
+
+    @property
+    def last(self) -> Epoch:
+        """The last epoch: the figure to report."""
+        return self.epochs[-1]
+
+    @property
+    def best(self) -> Epoch:
+        """The epoch with the highest test accuracy, which the test set has chosen."""
+        return max(self.epochs, key=lambda row: row.test_accuracy)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Numbers, lists and dicts alone, as JSON and a checkpoint hold them."""
+        rows = [row._asdict() for row in self.epochs]
+        return {**vars(self), "epochs": rows}
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> "History":
+        return cls(**{**values, "epochs": [Epoch(**row) for row in values["epochs"]]})

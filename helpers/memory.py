@@ -1,0 +1,61 @@
+"""Where memory runs out, the size of batch that would fit, found by trying."""
+
+import copy
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.optim import Adam
+
+
+@contextmanager
+def explaining_memory(
+    model: nn.Module, loader, dtype: torch.dtype, device: torch.device
+) -> Iterator[None]:
+    """Where memory runs out, raise MemoryError with a batch size that was seen to fit."""
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        lacking = isinstance(error, torch.OutOfMemoryError | MemoryError)
+        if not (lacking or "DefaultCPUAllocator" in str(error)):
+            raise
+        # The failed step's tensors, which its frames hold, are in the way of the trials.
+        traceback.clear_frames(error.__traceback__)
+        images, labels = next(iter(loader))
+        fits = fitting_batch(model, images, labels, dtype=dtype, device=device)
+        raise MemoryError(
+            f"a step of {len(labels)} images needs more memory than {device} has; "
+            + (f"one of {fits} fits: make batch_size {fits}" if fits else "none fits")
+        ) from error
+
+
+def fitting_batch(
+    model: nn.Module,
+    images: Tensor,
+    labels: Tensor,
+    *,
+    dtype: torch.dtype,
+    device: torch.device,
+) -> int:
+    """The largest half, quarter and so on of the batch that a step has memory for, or 0."""
+    size = len(labels) // 2
+    while size:
+        if device.type == "cuda":
+            torch.cuda.empty_cache()
+        try:
+            tried = copy.deepcopy(model).to(device).train()
+            optimizer = Adam(tried.parameters())  # its moments take memory too
+            with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
+                logits = tried(images[:size].to(device))
+                loss = F.cross_entropy(logits, labels[:size].to(device))
+            loss.backward()
+            optimizer.step()
+        except (RuntimeError, MemoryError) as error:
+            traceback.clear_frames(error.__traceback__)
+            size //= 2
+        else:
+            return size
+    return 0
