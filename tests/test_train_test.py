@@ -71,10 +71,15 @@ def batches(*sizes):
 IMAGES = dataset.synthetic_cifar10(train=40, test=20)
 
 
-def loaders(*, on="device", seed=0):
+def loaders(*, on="device", seed=0, workers=0):
     """Two whole batches and a partial one to train on, augmented."""
     return dataset.make_loaders(
-        *IMAGES, batch_size=16, device=CPU, augment_on=on, seed=seed
+        *IMAGES,
+        batch_size=16,
+        device=CPU,
+        augment_on=on,
+        seed=seed,
+        num_workers=workers,
     )
 
 
@@ -965,7 +970,9 @@ def test_loss_that_never_falls_is_an_error_that_names_the_remedy(losses):
 @BOTH
 @pytest.mark.parametrize("epoch", [1, 2])
 @pytest.mark.parametrize(
-    "changes", [{}, {"average_epochs": 2}, {"optimizer": "sgd"}], ids=str
+    "changes",
+    [{}, {"average_epochs": 2}, {"optimizer": "sgd"}, {"precision": "float16"}],
+    ids=str,
 )
 def test_interrupted_and_resumed_is_bit_by_bit_as_if_nothing_had_happened(
     changes, on, epoch, tmp_path
@@ -981,6 +988,16 @@ def test_interrupted_and_resumed_is_bit_by_bit_as_if_nothing_had_happened(
 
     model = network(seed=9, dropout=0.3)
     resumed = fit(model, loaders(on=on), plan, checkpoint=path, resume=True)
+    assert untimed(resumed) == untimed(history)
+    assert_same_state(state_of(model), state_of(straight))
+
+
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+def test_resumed_training_does_not_depend_on_the_workers_either(interrupted_cpu):
+    straight, model = network(), network(seed=9)
+    history = fit(straight, loaders(on="cpu"), recipe())
+    pair = loaders(on="cpu", workers=2)
+    resumed = fit(model, pair, recipe(), checkpoint=interrupted_cpu, resume=True)
     assert untimed(resumed) == untimed(history)
     assert_same_state(state_of(model), state_of(straight))
 
@@ -1013,6 +1030,17 @@ def interrupted(tmp_path):
             recipe(),
             checkpoint=path,
         )
+    return path
+
+
+@pytest.fixture
+def interrupted_cpu(tmp_path):
+    """The same of one whose images two workers augmented."""
+    path = tmp_path / "training.pt"
+    train, test = loaders(on="cpu", workers=2)
+    pair = Failing(train, interrupt, epoch=1), test
+    with pytest.raises(Interrupted):
+        fit(network(), pair, recipe(), checkpoint=path)
     return path
 
 
