@@ -154,7 +154,8 @@ def main(arguments: list[str] | None = None) -> None:
     began, longest = time.monotonic(), 0.0
     for run in missing(options.out, options.holdout):
         start = time.monotonic()
-        if start - began + longest > 60 * options.minutes:
+        # The first run begins in any case, or nothing would ever be made.
+        if longest and start - began + longest > 60 * options.minutes:
             raise SystemExit(f"{run.name} is next; run this again to go on")
         print(f"--- {run.name}")
         make(run, options.out, options.common)
