@@ -302,14 +302,7 @@ def train_transform(
     """
     check_augmentation(padding, flip, cutout, size)
     A = import_albumentations()
-    (height, width), steps = size, []
-    if padding:
-        grown = (height + 2 * padding, width + 2 * padding)
-        # 4 is OpenCV's BORDER_REFLECT_101, which doesn't repeat the edge itself.
-        steps.append(A.PadIfNeeded(*grown, border_mode=4, p=1))
-        steps.append(A.RandomCrop(height, width, p=1))
-    if flip:
-        steps.append(A.HorizontalFlip(p=flip))
+    steps = geometry(padding=padding, flip=flip, size=size)
     if cutout:
         hole = {
             "num_holes_range": (1, 1),
@@ -318,7 +311,21 @@ def train_transform(
         }
         colour = tuple(round(255 * m) for m in mean)
         steps.append(A.CoarseDropout(**hole, fill=colour, p=1))
-    return compose(steps, mean, std, seed)
+    return normalizing(steps, mean, std, seed)
+
+
+def geometry(*, padding: int, flip: float, size: tuple[int, int]) -> list:
+    """The first steps of `train_transform`: uint8 (H, W, C) to the same."""
+    A = import_albumentations()
+    (height, width), steps = size, []
+    if padding:
+        grown = (height + 2 * padding, width + 2 * padding)
+        # 4 is OpenCV's BORDER_REFLECT_101, which doesn't repeat the edge itself.
+        steps.append(A.PadIfNeeded(*grown, border_mode=4, p=1))
+        steps.append(A.RandomCrop(height, width, p=1))
+    if flip:
+        steps.append(A.HorizontalFlip(p=flip))
+    return steps
 
 
 def eval_transform(
@@ -328,10 +335,10 @@ def eval_transform(
 
     mean, std: a value a channel, on the [0, 1] scale.
     """
-    return compose([], mean, std, None)
+    return normalizing([], mean, std, None)
 
 
-def compose(
+def normalizing(
     steps: list, mean: tuple[float, ...], std: tuple[float, ...], seed: int | None
 ):
     A = import_albumentations()
@@ -437,11 +444,18 @@ def make_loaders(
     else:
         if num_workers is None:
             num_workers = 0 if device.type == "cpu" else min(8, os.cpu_count() or 1)
-        build = partial(WorkerLoader, **common, num_workers=num_workers)
-        transform = train_transform(**augmentation, size=shape[:2], **colours)
+        build = partial(WorkerLoader, **common, **colours, num_workers=num_workers)
+        steps = geometry(padding=padding, flip=flip, size=shape[:2])
+        transform = import_albumentations().Compose(steps) if steps else None
         loaders = Loaders(
-            build(train.images, train.labels, transform=transform, seed=seed),
-            build(test.images, test.labels, transform=eval_transform(**colours)),
+            build(
+                train.images,
+                train.labels,
+                transform=transform,
+                cutout=cutout,
+                seed=seed,
+            ),
+            build(test.images, test.labels),
         )
     for loader, images in zip(loaders, (train, test), strict=True):
         loader.fingerprint = images.fingerprint()

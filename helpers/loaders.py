@@ -26,12 +26,17 @@ class Loader:
         *,
         batch_size: int,
         device: torch.device,
+        mean: tuple[float, ...],
+        std: tuple[float, ...],
         seed: int | None,
         share: tuple[int, int],
+        cutout: int = 0,
     ):
-        self.count, self.batch_size = count, batch_size
+        self.count, self.batch_size, self.cutout = count, batch_size, cutout
         self.device, self.seed, self.epoch = device, seed, 0
         self.share = share  # this process's number and how many share each batch
+        self.mean = 255 * torch.tensor(mean, device=device)
+        self.std = 255 * torch.tensor(std, device=device)
 
     @property
     def batch_sizes(self) -> list[int]:
@@ -63,6 +68,23 @@ class Loader:
         epoch, self.epoch = self.epoch, self.epoch + 1
         return None if self.seed is None else np.random.default_rng((self.seed, epoch))
 
+    def normalized(self, images: Tensor) -> Tensor:
+        """uint8 (B, H, W, C) to float32 (B, C, H, W), which thereby is channels-last."""
+        batch, height, width, channels = images.shape
+        # A CPU subtracts and divides long rows of one type 10 times as fast as triples.
+        rows = images.reshape(batch, height, -1).float()
+        rows.sub_(self.mean.repeat(width)).div_(self.std.repeat(width))
+        return rows.view(batch, height, width, channels).permute(0, 3, 1, 2)
+
+    def cut_out(self, images: Tensor, top: Tensor, left: Tensor) -> Tensor:
+        """Normalized images, each with its hole at top and left (B,) of the mean colour."""
+        if self.cutout:
+            side = torch.arange(self.cutout, device=self.device)
+            rows, columns = (edge[:, None] + side for edge in (top, left))
+            every = torch.arange(len(images), device=self.device)[:, None, None]
+            images[every, :, rows[:, :, None], columns[:, None, :]] = 0
+        return images
+
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         raise NotImplementedError
 
@@ -86,13 +108,18 @@ class DeviceLoader(Loader):
         cutout: int = 0,
     ):
         super().__init__(
-            len(labels), batch_size=batch_size, device=device, seed=seed, share=share
+            len(labels),
+            batch_size=batch_size,
+            device=device,
+            mean=mean,
+            std=std,
+            seed=seed,
+            share=share,
+            cutout=cutout,
         )
         self.images = torch.from_numpy(images).to(device)
         self.labels = torch.from_numpy(labels).to(device)
-        self.mean = 255 * torch.tensor(mean, device=device)
-        self.std = 255 * torch.tensor(std, device=device)
-        self.padding, self.flip, self.cutout = padding, flip, cutout
+        self.padding, self.flip = padding, flip
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         rng = self.start_epoch()
@@ -114,9 +141,8 @@ class DeviceLoader(Loader):
         height, width = self.images.shape[1:3]
         move = rng.integers(-self.padding, self.padding + 1, (2, self.count))
         flip = rng.random((1, self.count)) < self.flip
-        top = rng.integers(0, height - self.cutout + 1, (1, self.count))
-        left = rng.integers(0, width - self.cutout + 1, (1, self.count))
-        return np.concatenate([move, flip, top, left])
+        holes = draw_holes(rng, self.count, self.cutout, (height, width))
+        return np.concatenate([move, flip, holes])
 
     def augmented(
         self, index: Tensor, down: Tensor, right: Tensor, flip: Tensor, *hole: Tensor
@@ -128,22 +154,12 @@ class DeviceLoader(Loader):
         rows = reflected(y + down[:, None], height)
         columns = reflected(x + right[:, None], width)
         columns = torch.where(flip[:, None] > 0, columns.flip(1), columns)
-        # One gather shuffles, pads, crops and flips.
-        images = self.images[
-            index[:, None, None], rows[:, :, None], columns[:, None, :]
-        ]
-        images = self.normalized(images)
-        if self.cutout:
-            top, left = (edge[:, None] for edge in hole)
-            in_rows = (y >= top) & (y < top + self.cutout)
-            in_columns = (x >= left) & (x < left + self.cutout)
-            inside = in_rows[:, None, :, None] & in_columns[:, None, None, :]
-            images = images.masked_fill_(inside, 0)  # 0 is the mean colour, normalized
-        return images
-
-    def normalized(self, images: Tensor) -> Tensor:
-        """uint8 (B, H, W, C) to float32 (B, C, H, W), which thereby is channels-last."""
-        return ((images - self.mean) / self.std).permute(0, 3, 1, 2)
+        # One gather of pixels shuffles, pads, crops and flips.
+        lines = index[:, None] * height + rows
+        pixels = lines[:, :, None] * width + columns[:, None, :]
+        images = self.images.flatten(0, 2).index_select(0, pixels.flatten())
+        images = self.normalized(images.view(*pixels.shape, -1))
+        return self.cut_out(images, *hole)
 
 
 def reflected(index: Tensor, size: int) -> Tensor:
@@ -151,25 +167,51 @@ def reflected(index: Tensor, size: int) -> Tensor:
     return size - 1 - (size - 1 - index.abs()).abs()
 
 
+def draw_holes(
+    rng: np.random.Generator, count: int, cutout: int, size: tuple[int, int]
+) -> NDArray[np.int64]:
+    """Tops and lefts (2, count) of holes that lie wholly inside."""
+    edges = [rng.integers(0, side - cutout + 1, count) for side in size]
+    return np.stack(edges)
+
+
 class Batches(Dataset):
     """A dataset whose items are whole batches, asked for as (random key, indices).
 
+    An item is (images uint8 (B, H, W, C), labels (B,), tops and lefts of holes (2, B)).
     One seed a batch makes the batch independent of the worker that computes it; a seed
     an image would cost as much as augmenting it.
     """
 
-    def __init__(self, images: NDArray[np.uint8], labels: NDArray[np.int64], transform):
-        self.images, self.labels, self.transform = images, labels, transform
+    def __init__(
+        self,
+        images: NDArray[np.uint8],
+        labels: NDArray[np.int64],
+        transform,
+        cutout: int,
+    ):
+        self.images, self.labels = images, labels
+        self.transform, self.cutout = transform, cutout
 
-    def __getitem__(self, item: tuple[int, NDArray[np.int64]]) -> tuple[Tensor, Tensor]:
+    def __getitem__(
+        self, item: tuple[int, NDArray[np.int64]]
+    ) -> tuple[Tensor, Tensor, Tensor]:
         key, indices = item
-        self.transform.set_random_seed(key)
-        images = [self.transform(image=self.images[i])["image"] for i in indices]
-        return torch.stack(images), torch.from_numpy(self.labels[indices])
+        images, size = self.images[indices], self.images.shape[1:3]
+        if self.transform:
+            self.transform.set_random_seed(key)
+            images = np.stack([self.transform(image=one)["image"] for one in images])
+        holes = draw_holes(np.random.default_rng(key), len(indices), self.cutout, size)
+        return tuple(map(torch.from_numpy, (images, self.labels[indices], holes)))
 
 
 class WorkerLoader(Loader):
-    """Applies an albumentations transform to each image, in `num_workers` processes."""
+    """Applies an albumentations transform to each image, in `num_workers` processes.
+
+    transform: uint8 to uint8; None leaves the images as they are. Whole batches are
+    normalized and lose their holes, on the device: image by image that takes longer than
+    all the rest.
+    """
 
     def __init__(
         self,
@@ -178,16 +220,26 @@ class WorkerLoader(Loader):
         *,
         batch_size: int,
         device: torch.device,
-        transform,
+        mean: tuple[float, ...],
+        std: tuple[float, ...],
+        transform=None,
+        cutout: int = 0,
         num_workers: int,
         seed: int | None = None,
         share: tuple[int, int] = (0, 1),
     ):
         super().__init__(
-            len(labels), batch_size=batch_size, device=device, seed=seed, share=share
+            len(labels),
+            batch_size=batch_size,
+            device=device,
+            mean=mean,
+            std=std,
+            seed=seed,
+            share=share,
+            cutout=cutout,
         )
         self.loader = DataLoader(
-            Batches(images, labels, transform),
+            Batches(images, labels, transform, cutout),
             batch_size=None,  # an item is a batch already
             sampler=Keys(self),
             num_workers=num_workers,
@@ -196,11 +248,11 @@ class WorkerLoader(Loader):
         )
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        for images, labels in self.loader:
-            yield (
-                images.to(self.device, non_blocking=True),
-                labels.to(self.device, non_blocking=True),
+        for batch in self.loader:
+            images, labels, holes = (
+                part.to(self.device, non_blocking=True) for part in batch
             )
+            yield self.cut_out(self.normalized(images), *holes), labels
 
 
 class Keys:
