@@ -1,6 +1,7 @@
 # make run    execute the notebook, leave it and an HTML page in build/
 # make test   lint, unit tests, and the notebook cell by cell (nbval)
-# make test-all  that, and the examples cell by cell
+# make test-all  that, the examples cell by cell, and a rehearsal of the benchmarks
+# make bench  speed and memory beside what one would write instead (ARGS: options of python -m benchmarks)
 # make soak   kill a small training 100 times and compare it with an undisturbed one
 # make readme bring the README's tables and figures up to date with results/
 # make records train what results/ should hold; meant for a GPU (ARGS="--minutes 9" stops in time)
@@ -19,7 +20,7 @@ FOR_TEST := $(VENV)/.for-test
 FOR_EXAMPLES := $(VENV)/.for-examples
 endif
 
-.PHONY: run test test-all examples soak readme records
+.PHONY: run test test-all examples bench soak readme records
 
 run: $(FOR_RUN)
 	$(PYTHON) -m tools.run_notebook
@@ -32,7 +33,10 @@ test: $(FOR_TEST)
 test-all: test examples
 
 examples: $(FOR_EXAMPLES)
-	S10_PROFILE=smoke $(PYTHON) -m pytest examples
+	S10_PROFILE=smoke $(PYTHON) -m pytest examples benchmarks
+
+bench: $(FOR_TEST)
+	$(PYTHON) -m benchmarks $(ARGS)
 
 soak: $(FOR_TEST)
 	$(PYTHON) -m tests.soak 100

@@ -1,0 +1,136 @@
+"""python -m benchmarks: everything side by side, as a table, a JSON record and figures."""
+
+import argparse
+import dataclasses
+import json
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks import data, epoch, figures, fresh, limits, steps, together, whole
+from benchmarks.rows import Setup, find, table, target_table
+from benchmarks.targets import targets
+from helpers import utils
+from helpers.__main__ import commit, hardware, versions
+
+PROJECT = Path(__file__).resolve().parent.parent
+FORMAT = 1  # of the record
+GROUPS = {
+    "fresh": lambda setup, rows: fresh.measure(setup),
+    "data": lambda setup, rows: data.measure(setup),
+    "steps": lambda setup, rows: steps.measure(setup),
+    "limits": limits.measure,
+    "epoch": lambda setup, rows: epoch.measure(setup),
+    "together": lambda setup, rows: together.measure(setup),
+    "whole": whole.measure,
+}
+
+
+def main(arguments: list[str] | None = None) -> None:
+    options = parse(arguments)
+    setup = make_setup(options)
+    records, images = PROJECT / "results", PROJECT / "Images"
+    if options.out or setup.smoke:
+        records = images = options.out or PROJECT / "build" / "bench"
+    for folder in (records, images):
+        folder.mkdir(parents=True, exist_ok=True)
+    begun, rows = time.perf_counter(), []
+    record = described(setup)  # before it begins: the checkout may move on meanwhile
+    path = records / f"bench-{setup.device.type}.json"
+    for name in (group for group in GROUPS if group in options.only):
+        rows += GROUPS[name](setup, rows)
+        print(f"{name}: done after {time.perf_counter() - begun:.0f} s", flush=True)
+        found = targets(rows, setup)
+        # Each time: a later group that fails takes nothing along.
+        record |= {
+            "seconds": time.perf_counter() - begun,
+            "rows": [dataclasses.asdict(row) for row in rows],
+            "targets": [
+                {**target._asdict(), "verdict": target.verdict} for target in found
+            ],
+        }
+        path.write_text(json.dumps(record, indent=1) + "\n")
+    print(f"\n{figures.about(record)}\n\n{table(rows)}")
+    print(f"\n{target_table(found)}\n\nrecord {path}")
+    figures.plot_ratios(record).savefig(images / "bench.png", dpi=100)
+    if find(rows, epoch.GROUP, "data"):
+        figures.plot_second(record).savefig(images / "bench-second.png", dpi=100)
+
+
+def parse(arguments: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks",
+        description="Measure speed and memory side by side with what one would write "
+        "instead. Nothing else should run on the machine meanwhile.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    parser.add_argument(
+        "--data",
+        default=os.environ.get("CIFAR10_ROOT", "data"),
+        help="folder of the dataset, or the word synthetic",
+    )
+    parser.add_argument(
+        "--rivals",
+        type=Path,
+        help="folder with checkouts of cifar10-fast and cifar10-airbench, for whole "
+        "trainings on a GPU",
+    )
+    parser.add_argument(
+        "--only", nargs="+", choices=GROUPS, default=list(GROUPS), help="groups of rows"
+    )
+    parser.add_argument(
+        "--smoke",
+        action="store_true",
+        help="a rehearsal with tiny sizes on drawn images; its numbers mean nothing",
+    )
+    parser.add_argument(
+        "--out",
+        type=Path,
+        help="folder for record and figures, instead of results and Images",
+    )
+    return parser.parse_args(arguments)
+
+
+def make_setup(options: argparse.Namespace) -> Setup:
+    device = utils.get_device()
+    if options.smoke:
+        return Setup(
+            device=device,
+            data="synthetic",
+            threads=1,
+            images=64,
+            batch_size=4,
+            small_batch=2,
+            repeats=1,
+            process_repeats=1,
+            smoke=True,
+        )
+    # GPUs have many more steps in a second than CPUs, and less of a warm-up in each.
+    quick = {"steps": 30, "repeats": 7} if device.type == "cuda" else {}
+    return Setup(
+        device=device,
+        data=options.data,
+        # Other threads' and processes' settings are not ours: all cores, whatever they say.
+        threads=os.cpu_count() or 1,
+        rivals=options.rivals,
+        **quick,
+    )
+
+
+def described(setup: Setup) -> dict[str, Any]:
+    torch.set_num_threads(setup.threads)
+    size = dataclasses.asdict(setup)
+    return {
+        "format": FORMAT,
+        "commit": commit(),
+        "versions": versions(),
+        "hardware": hardware(setup.device, "auto"),
+        "setup": {**size, "device": setup.device.type, "rivals": bool(setup.rivals)},
+    }
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,112 @@
+"""Where a second of training goes, seen from outside: by hooks, and without waiting."""
+
+import time
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+
+from benchmarks.rows import Row, Setup, seconds
+from helpers import dataset, models, train_test
+
+GROUP = "where a second of training goes"
+PARTS = ("data", "forward", "loss and backward", "optimizer", "evaluation")
+SYNCS = "waits for the GPU between first and last step"
+TRAIN, TEST = 50_000, 10_000  # images of CIFAR-10, which the shares are of
+
+
+class Clock:
+    """Marks in time: the host's on a CPU; the device's own on CUDA, read afterwards."""
+
+    def __init__(self, device: torch.device):
+        self.cuda, self.marks = device.type == "cuda", []
+
+    def mark(self, name: str) -> None:
+        """What begins now is `name`."""
+        if self.cuda:
+            moment = torch.cuda.Event(enable_timing=True)
+            moment.record()
+        else:
+            moment = time.perf_counter()
+        self.marks.append((name, moment))
+
+    def totals(self) -> dict[str, float]:
+        """Seconds in all of each name, up to the last mark."""
+        if self.cuda:
+            torch.cuda.synchronize()
+        found = dict.fromkeys((name for name, _ in self.marks[:-1]), 0.0)
+        for (name, start), (_, end) in zip(self.marks, self.marks[1:]):
+            found[name] += start.elapsed_time(end) / 1e3 if self.cuda else end - start
+        return found
+
+
+@contextmanager
+def watched(
+    model: torch.nn.Module, optimizer: torch.optim.Optimizer, clock: Clock
+) -> Iterator[None]:
+    """Marks where each part of a step begins; the bookkeeping after it counts as data."""
+    hooks = [
+        model.register_forward_pre_hook(lambda *_: clock.mark("forward")),
+        model.register_forward_hook(lambda *_: clock.mark("loss and backward")),
+        optimizer.register_step_pre_hook(lambda *_: clock.mark("optimizer")),
+        optimizer.register_step_post_hook(lambda *_: clock.mark("data")),
+    ]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def measure(setup: Setup) -> list[Row]:
+    torch.set_num_threads(setup.threads)
+    device, count = setup.device, setup.batch_size * setup.steps
+    train, test = dataset.synthetic_cifar10(train=count, test=setup.batch_size)
+    loaders = dataset.make_loaders(
+        train, test, batch_size=setup.batch_size, device=device
+    )
+    model = models.CustomResNet().to(device, memory_format=torch.channels_last)
+    optimizer = train_test.make_optimizer(model, lr=1e-4)
+    dtype = train_test.choose_dtype("auto", device)
+    scaler = torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
+    options = {"device": device, "dtype": dtype, "scaler": scaler}
+    first = [next(iter(loaders.train))]
+    train_test.train_one_epoch(model, first, optimizer, **options)  # warm-up
+    train_test.evaluate(model, loaders.test, device=device)
+
+    clock = Clock(device)
+    with watched(model, optimizer, clock):
+        clock.mark("data")
+        train_test.train_one_epoch(model, loaders.train, optimizer, **options)
+    found = {name: took * TRAIN / count for name, took in clock.totals().items()}
+    tested = seconds(
+        lambda: train_test.evaluate(model, loaders.test, device=device), device
+    )
+    found["evaluation"] = tested * TEST / len(test)
+    whole = sum(found.values())
+    rows = [
+        Row(group=GROUP, name=part, unit="%", values=[100 * found[part] / whole])
+        for part in PARTS
+    ]
+    waits = {"note": "needs a CUDA device"}
+    if device.type == "cuda":
+        waits = {"values": [count_waits(model, loaders.train, optimizer, options)]}
+    return [*rows, Row(group=GROUP, name=SYNCS, unit="in an epoch", **waits)]
+
+
+def count_waits(model, loader, optimizer, options) -> int:
+    """How often the host waited for the GPU within an epoch, as torch itself notices."""
+    done = 0
+
+    def on_step(images: int, learning_rate: float) -> None:
+        # The epoch's draws go to the device before the first step, and its metrics come
+        # back after the last one: once an epoch.
+        nonlocal done
+        done += 1
+        torch.cuda.set_sync_debug_mode("warn" if done < len(loader) else "default")
+
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        train_test.train_one_epoch(model, loader, optimizer, on_step=on_step, **options)
+    return sum("synchronizing" in str(warning.message) for warning in caught)

@@ -1,0 +1,180 @@
+"""What needs a fresh process: seconds to the first batch, peak memory, import times.
+
+python -m benchmarks.fresh CONTENDER DATA BATCH_SIZE STEPS is such a process.
+"""
+
+import json
+import os
+import resource
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from benchmarks.rows import Row, Setup, compared, interleaved
+
+PROJECT = Path(__file__).resolve().parent.parent
+COLD = "from process start to the first batch"
+MEMORY = "peak memory of training"
+IMPORTS = "imports"
+NBVAL, CELLS = "the notebook's smoke test", "all cells with nbval, profile smoke"
+
+TIME_IMPORTS = """
+import json, time
+def took(name):
+    start = time.perf_counter(); __import__(name)
+    return time.perf_counter() - start
+print(json.dumps([took(name) for name in ("helpers", "torch", "helpers.models")]))
+"""
+
+
+def python(*arguments: str, setup: Setup, **environment: str) -> str:
+    """What a fresh Python prints; its messages go where ours do."""
+    done = subprocess.run(
+        [sys.executable, *arguments],
+        cwd=PROJECT,
+        env={**os.environ, "OMP_NUM_THREADS": str(setup.threads), **environment},
+        stdout=subprocess.PIPE,
+        text=True,
+        check=True,
+    )
+    return done.stdout
+
+
+def child(contender: str, steps: int, setup: Setup) -> dict[str, float]:
+    """first_batch: seconds. peak: MB. loading: MB by which loading raised the peak."""
+    start = time.time()
+    said = python(
+        "-m",
+        "benchmarks.fresh",
+        contender,
+        setup.data,
+        str(setup.batch_size),
+        str(steps),
+        setup=setup,
+    )
+    found = json.loads(said.splitlines()[-1])
+    return {**found, "first_batch": found["first_batch"] - start}
+
+
+def measure(setup: Setup) -> list[Row]:
+    from benchmarks import data
+
+    build = data.builders(setup.batch_size)
+    if setup.device.type == "cpu":
+        del build[data.OURS_ON_GPU]
+    values = interleaved(
+        {
+            name: lambda name=name: child(name, 0, setup)["first_batch"]
+            for name in build
+        },
+        setup.process_repeats,
+        warm_up=False,
+    )
+    rows = compared(COLD, "s", values, against=data.ALBUMENTATIONS)
+    return [*rows, *memory(setup), *imports(setup), nbval(setup)]
+
+
+def memory(setup: Setup) -> list[Row]:
+    """Of the assignment's loop, and of ours with the defaults of make_loaders."""
+    from benchmarks import data
+
+    cuda = setup.device.type == "cuda"
+    ours = data.OURS_ON_GPU if cuda else data.OURS_PER_IMAGE
+    what = "torch.cuda.max_memory_allocated" if cuda else "resident memory"
+    usual, own = (child(name, 2, setup) for name in (data.TORCHVISION, ours))
+    names = f"the usual loop, {what}", f"ours, {what}"
+    values = dict(zip(names, ([usual["peak"]], [own["peak"]]), strict=True))
+    loading = Row(
+        group=MEMORY,
+        name="ours, what loading adds; the images are held once",
+        unit="MB",
+        values=[own["loading"]],
+    )
+    return [*compared(MEMORY, "MB", values, against=names[0]), loading]
+
+
+def imports(setup: Setup) -> list[Row]:
+    found = [
+        json.loads(python("-c", TIME_IMPORTS, setup=setup))
+        for _ in range(setup.process_repeats)
+    ]
+    names = ("helpers", "torch", "helpers.models, after torch")
+    return [
+        Row(
+            group=IMPORTS,
+            name=name,
+            unit="ms",
+            values=[1e3 * value for value in values],
+        )
+        for name, values in zip(names, zip(*found, strict=True), strict=True)
+    ]
+
+
+def nbval(setup: Setup) -> Row:
+    if setup.smoke:
+        return Row(
+            group=NBVAL, name=CELLS, unit="s", note="takes longer than a rehearsal"
+        )
+    start = time.perf_counter()
+    python("-m", "pytest", "-q", "S10.ipynb", setup=setup, S10_PROFILE="smoke")
+    return Row(group=NBVAL, name=CELLS, unit="s", values=[time.perf_counter() - start])
+
+
+# --------------------------------------------------------------------------------------
+# In the fresh process
+# --------------------------------------------------------------------------------------
+
+
+def peak_resident() -> float:
+    """MB that this process has had in memory at most."""
+    if sys.platform == "linux":
+        # ru_maxrss would begin with the memory of the process that started this one.
+        (line,) = (
+            line
+            for line in Path("/proc/self/status").read_text().splitlines()
+            if line.startswith("VmHWM:")
+        )
+        return int(line.split()[1]) / 1024
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / (1024**2 if sys.platform == "darwin" else 1024)
+
+
+def main(contender: str, source: str, batch_size: int, steps: int) -> None:
+    from itertools import islice
+
+    from benchmarks import data
+    from helpers import dataset
+
+    before = peak_resident()
+    if source == "synthetic":
+        # Only the size matters here, and drawing 50,000 images takes a while.
+        train, _ = dataset.synthetic_cifar10(train=batch_size * max(steps, 1), test=1)
+    else:
+        train, _ = dataset.load_cifar10(source, download=False)
+    after = peak_resident()
+    loader = data.builders(batch_size)[contender](train)
+    batches = islice(loader, max(steps, 1))
+    first = next(batches)
+    found = {"first_batch": time.time(), "loading": after - before}
+    if steps:  # its imports are no part of the time above
+        import torch
+
+        from benchmarks.steps import our_epoch, students_epoch
+        from helpers import models, utils
+
+        ours = contender in (data.OURS_PER_IMAGE, data.OURS_BATCHED, data.OURS_ON_GPU)
+        device = utils.get_device()
+        epoch = our_epoch if ours else students_epoch
+        model = models.CustomResNet().to(device)
+        epoch(model, [first, *batches], device)()
+        found["peak"] = (
+            torch.cuda.max_memory_allocated() / 1024**2
+            if device.type == "cuda"
+            else peak_resident()
+        )
+    print(json.dumps(found))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4]))

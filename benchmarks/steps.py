@@ -1,0 +1,109 @@
+"""The training step: images a second of the same network on the same batches."""
+
+import contextlib
+import io
+import math
+import warnings
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Adam
+from torch.optim.lr_scheduler import OneCycleLR
+
+from benchmarks import students
+from benchmarks.rows import Contenders, Row, Setup, compared, interleaved, seconds
+from helpers import models, train_test
+
+STUDENTS = "the usual loop, float32"
+FINDER = "torch-lr-finder's range test"
+OURS = "ours, as fit calls it"
+RATE = 1e-4  # of all: its value costs nothing
+Batches = list[tuple[Tensor, Tensor]]
+
+
+def group(model: str, batch_size: int) -> str:
+    return f"training step, {model}, batch {batch_size}"
+
+
+def measure(setup: Setup) -> list[Row]:
+    rows = []
+    for name, batch_size in (
+        ("CustomResNet", setup.batch_size),
+        ("CustomResNet", setup.small_batch),
+        ("ResNet18", setup.batch_size),
+    ):
+        batches = random_batches(batch_size, setup.steps, setup.device)
+        values = interleaved(contenders(name, batches, setup), setup.repeats)
+        rows += compared(group(name, batch_size), "images/s", values, against=STUDENTS)
+    return rows
+
+
+def random_batches(batch_size: int, count: int, device: torch.device) -> Batches:
+    """Batches on the device, so that loading them is no part of the step."""
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randn(batch_size, 3, 32, 32, generator=generator)
+    labels = torch.randint(10, (batch_size,), generator=generator)
+    return [(images.to(device), labels.to(device))] * count
+
+
+def contenders(name: str, batches: Batches, setup: Setup) -> Contenders:
+    device, count = setup.device, sum(len(labels) for _, labels in batches)
+    torch.set_num_threads(setup.threads)
+    works = {
+        STUDENTS: students_epoch(models.MODELS[name]().to(device), batches, device),
+        FINDER: finder_test(models.MODELS[name]().to(device), batches, device),
+        OURS: our_epoch(models.MODELS[name](), batches, device),
+    }
+    return {
+        label: lambda work=work: count / seconds(work, device)
+        for label, work in works.items()
+    }
+
+
+def students_epoch(model: nn.Module, batches: Batches, device: torch.device):
+    optimizer = Adam(model.parameters(), lr=RATE)
+    scheduler = OneCycleLR(optimizer, RATE, total_steps=100_000)
+    return lambda: students.train_one_epoch(
+        model, batches, optimizer, scheduler, device
+    )
+
+
+def our_epoch(model: nn.Module, batches: Batches, device: torch.device):
+    model.to(device, memory_format=torch.channels_last)
+    recipe = train_test.PROFILES["full"]
+    optimizer = train_test.make_optimizer(model, recipe, lr=RATE)
+    scheduler = train_test.make_scheduler(
+        optimizer, recipe, max_lr=RATE, steps_per_epoch=100_000
+    )
+    dtype = train_test.choose_dtype("auto", device)
+    scaler = torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
+    return lambda: train_test.train_one_epoch(
+        model,
+        batches,
+        optimizer,
+        device=device,
+        scheduler=scheduler,
+        scaler=scaler,
+        dtype=dtype,
+    )
+
+
+def finder_test(model: nn.Module, batches: Batches, device: torch.device):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of its tqdm being experimental
+        from torch_lr_finder import LRFinder, TrainDataLoaderIter
+
+    def work() -> None:
+        # A finder can't be used twice. To make one copies the weights, milliseconds.
+        optimizer = Adam(model.parameters(), lr=RATE)
+        finder = LRFinder(model, optimizer, nn.CrossEntropyLoss(), device=device)
+        said = io.StringIO()
+        with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
+            finder.range_test(
+                TrainDataLoaderIter(batches),
+                end_lr=2 * RATE,
+                num_iter=len(batches),
+                diverge_th=math.inf,
+            )
+
+    return work

@@ -1,0 +1,48 @@
+"""All benchmarks run through, with sizes that mean nothing: a minute, so make test-all."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from benchmarks import epoch, figures
+
+PROJECT = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(scope="module")
+def rehearsal(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("bench")
+    done = subprocess.run(
+        [sys.executable, "-m", "benchmarks", "--smoke", "--out", str(folder)],
+        cwd=PROJECT,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return folder, done.stdout
+
+
+def test_the_rehearsal_leaves_record_and_figures(rehearsal):
+    folder, said = rehearsal
+    record = json.loads((folder / "bench-cpu.json").read_text())
+    assert record["setup"]["smoke"] and record["hardware"]["threads"] == 1
+    assert {"commit", "versions", "hardware", "rows", "targets"} <= set(record)
+    for name in ("bench.png", "bench-second.png"):
+        assert (folder / name).read_bytes().startswith(b"\x89PNG")
+    assert "REHEARSAL" in said and "TARGETS" in said
+
+
+def test_on_a_cpu_all_is_measured_but_what_needs_a_gpu_or_minutes(rehearsal):
+    rows = figures.rows_of(json.loads((rehearsal[0] / "bench-cpu.json").read_text()))
+    missing = {row.note for row in rows if not row.values}
+    assert missing == {"needs a CUDA device", "takes longer than a rehearsal"}
+    assert all(value >= 0 for row in rows for value in row.values)
+    shares = [row.values[0] for row in rows if row.name in epoch.PARTS]
+    assert sum(shares) == pytest.approx(100)

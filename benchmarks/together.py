@@ -1,0 +1,107 @@
+"""One training by one and by two processes, each with one thread or one GPU.
+
+torchrun -m benchmarks.together BATCH_SIZE STEPS is such a training.
+"""
+
+import os
+import subprocess
+import sys
+
+import torch
+
+from benchmarks.fresh import PROJECT
+from benchmarks.rows import Row, Setup, interleaved, ratio, seconds
+from helpers import dataset, models, train_test, utils
+from helpers.processes import connected
+
+GROUP = "training by several processes"
+RATE, SPEEDUP, VOLUME = "processes: {}", "speed of 2 over that of 1", "sent in a step"
+
+
+def measure(setup: Setup) -> list[Row]:
+    """On the CPU unless there are two GPUs."""
+    gpus = torch.cuda.device_count() >= 2
+    steps = setup.steps if gpus else 2  # on one core each takes seconds
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    if not gpus:
+        environment["CUDA_VISIBLE_DEVICES"] = ""
+    values = interleaved(
+        {
+            RATE.format(size): lambda size=size: torchrun(
+                size, setup.batch_size, steps, environment
+            )
+            for size in (1, 2)
+        },
+        1 if setup.smoke else 2,
+        warm_up=False,
+    )
+    where = "a GPU each" if gpus else "CPU, a thread each"
+    rows = [
+        Row(group=GROUP, name=f"{name}, {where}", unit="images/s", values=found)
+        for name, found in values.items()
+    ]
+    times = ratio(rows[1], rows[0])
+    return [
+        *rows,
+        Row(group=GROUP, name=SPEEDUP, unit="×", values=[times]),
+        Row(group=GROUP, name="efficiency", unit="%", values=[100 * times / 2]),
+        volume(2),
+    ]
+
+
+def volume(processes: int) -> Row:
+    """What a ring all-reduce sends: each process, 2 (N - 1) / N of all gradients."""
+    numbers = models.count_parameters(models.CustomResNet())
+    sent = 2 * (processes - 1) / processes * 4 * numbers / 1e6  # float32
+    name = f"{VOLUME} by each of {processes}, as a ring"
+    return Row(group=GROUP, name=name, unit="MB", values=[sent])
+
+
+def torchrun(
+    size: int, batch_size: int, steps: int, environment: dict[str, str]
+) -> float:
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    command += [f"--nproc-per-node={size}", "-m", "benchmarks.together"]
+    done = subprocess.run(
+        [*command, str(batch_size), str(steps)],
+        cwd=PROJECT,
+        env=environment,
+        stdout=subprocess.PIPE,
+        text=True,
+        check=True,
+    )
+    return float(done.stdout.splitlines()[-1])
+
+
+def main(batch_size: int, steps: int) -> None:
+    with connected() as processes:
+        device = utils.get_device()
+        sets = dataset.synthetic_cifar10(train=batch_size * steps, test=batch_size)
+        # The images to test on are the warm-up's.
+        train, warm_up = (
+            dataset.make_loaders(
+                images,
+                images,
+                batch_size=batch_size,
+                device=device,
+                augment_on="device",
+                share=processes,
+            ).train
+            for images in sets
+        )
+        utils.set_seed(0)
+        model = models.CustomResNet().to(device, memory_format=torch.channels_last)
+        model = processes.wrap(model, device)
+        optimizer = train_test.make_optimizer(model, lr=1e-4)
+        options = {"device": device, "dtype": train_test.choose_dtype("auto", device)}
+        train_test.train_one_epoch(model, warm_up, optimizer, **options)
+        took = seconds(
+            lambda: train_test.train_one_epoch(model, train, optimizer, **options),
+            device,
+        )
+        if processes.first:
+            print(batch_size * steps / took)
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]), int(sys.argv[2]))

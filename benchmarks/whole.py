@@ -1,0 +1,211 @@
+"""Whole trainings: ours, and the scripts of two projects known for their speed, by one clock.
+
+The clock is that of Jordan's airbench: it runs while images are normalized and augmented,
+while the network is trained and at last tested with test-time augmentation; it stands
+while the images go to the GPU, during a warm-up, and during the tests after each epoch.
+"""
+
+import contextlib
+import io
+import os
+import re
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from benchmarks.fresh import PROJECT
+from benchmarks.rows import Row, Setup, find, median, seconds
+from helpers import dataset, models, train_test
+
+GROUP = "a whole training"
+TRAINING = "ours, 24 epochs, training alone"
+EVALUATED = "ours, 24 epochs, with a test after each"
+CLOCK = "{}, airbench's clock"
+COLD = "{}, from process start to the last accuracy"
+ACCURACY = "{}, accuracy on the test images"
+SHARE = "ours, share of the matmul peak over 24 epochs"
+OURS = "ours"
+# The rate is given: no range test belongs to what the others do.
+RECIPE = train_test.Recipe(max_lr=3e-3)
+REHEARSED = train_test.Recipe(
+    max_lr=3e-3, epochs=2, batch_size=8, train_images=24, test_images=10, peak_epoch=1
+)
+
+
+@dataclass(frozen=True)
+class Rival:
+    """Another project's script, which prints accuracy (a fraction) and seconds at its end.
+
+    ends: how many of the lines that match `end` are waited for. The first one tells the
+    cold time; it is a warm-up for the clock where others follow.
+    """
+
+    script: str
+    end: str
+    ends: int
+    arguments: tuple[str, ...] = ()
+
+
+RIVALS = {
+    # One run. Its own clock leaves out warm-up and every test, also the last.
+    "cifar10-fast": Rival(
+        "cifar10-fast/dawn.py", r"^\s*24\s.*\s([\d.]+)\s+([\d.]+)\s*$", 1
+    ),
+    # The uncompiled script trains 25 times; two after the warm-up are enough.
+    "airbench94": Rival(
+        "cifar10-airbench/legacy/airbench94.py",
+        r"\beval\b.*\|\s*([\d.]+)\s*\|\s*([\d.]+)\s*\|",
+        3,
+    ),
+}
+
+
+def measure(setup: Setup, rows: list[Row]) -> list[Row]:
+    """rows: of the limits, to tell the share of the peak."""
+    names = [OURS, *RIVALS]
+    labels = [TRAINING, EVALUATED, SHARE]
+    labels += [text.format(name) for text in (CLOCK, COLD, ACCURACY) for name in names]
+    found = {label: [] for label in labels}
+    if setup.device.type == "cuda" or setup.smoke:
+        for _ in range(1 if setup.smoke else 2):
+            for label, value in [*ours(setup), *rivals(setup)]:
+                found[label].append(value)
+        peak = median(find(rows, "limits", f"matmul peak, {precision(setup)}"))
+        flops = median(find(rows, "limits", "CustomResNet, forward and backward"))
+        if peak and flops and not setup.smoke:
+            work = 24 * 50_000 * flops / 1e3  # TFLOP
+            found[SHARE] = [100 * work / took / peak for took in found[TRAINING]]
+    return [
+        Row(
+            group=GROUP,
+            name=label,
+            unit="%" if label == SHARE or "accuracy on" in label else "s",
+            values=values,
+            note="" if values else why_not(label, setup),
+        )
+        for label, values in found.items()
+    ]
+
+
+def precision(setup: Setup) -> str:
+    dtype = train_test.choose_dtype("auto", setup.device)
+    return str(dtype).removeprefix("torch.")
+
+
+def why_not(label: str, setup: Setup) -> str:
+    if setup.device.type != "cuda":
+        return "needs a CUDA device"
+    if setup.smoke:
+        return "not in a rehearsal"
+    return "needs the group limits" if label == SHARE else "needs --rivals"
+
+
+def ours(setup: Setup) -> list[tuple[str, float]]:
+    recipe = REHEARSED if setup.smoke else RECIPE
+    train, test = load(setup, recipe)
+    loaders = dataset.make_loaders(
+        train, test, batch_size=recipe.batch_size, device=setup.device
+    )
+    with contextlib.redirect_stdout(io.StringIO()):
+        short = replace(recipe, epochs=1, peak_epoch=0.5)
+        train_test.fit(models.CustomResNet(), loaders, short, device=setup.device)
+        model = models.CustomResNet()
+        history = train_test.fit(model, loaders, recipe, device=setup.device)
+    trained = sum(len(train) / row.images_per_second for row in history.epochs)
+    said = []
+    last = seconds(
+        lambda: said.append(
+            train_test.predict(model, loaders.test, device=setup.device, flip_tta=True)
+        ),
+        setup.device,
+    )
+    return [
+        (TRAINING, trained),
+        (EVALUATED, sum(row.seconds for row in history.epochs)),
+        (CLOCK.format(OURS), trained + last),
+        (ACCURACY.format(OURS), 100 * said[0].metrics.accuracy),
+        *([] if setup.smoke else [(COLD.format(OURS), cold(setup))]),
+    ]
+
+
+def load(setup: Setup, recipe: train_test.Recipe):
+    if setup.data == "synthetic":
+        sizes = {"train": recipe.train_images, "test": recipe.test_images}
+        return dataset.synthetic_cifar10(**{k: v for k, v in sizes.items() if v})
+    return dataset.load_cifar10(setup.data, download=False)
+
+
+def cold(setup: Setup) -> float:
+    """Seconds of `python -m helpers`, all it does included."""
+    with tempfile.TemporaryDirectory() as folder:
+        command = [sys.executable, "-m", "helpers", "--data", setup.data]
+        command += [
+            "--profile",
+            "full",
+            "--max-lr",
+            str(RECIPE.max_lr),
+            "--out",
+            folder,
+        ]
+        start = time.perf_counter()
+        subprocess.run(command, cwd=PROJECT, stdout=subprocess.PIPE, check=True)
+        return time.perf_counter() - start
+
+
+def rivals(setup: Setup) -> list[tuple[str, float]]:
+    if not setup.rivals or setup.smoke:  # they need a GPU
+        return []
+    found = []
+    with tempfile.TemporaryDirectory() as folder:
+        train, test = load(setup, RECIPE)
+        images = Path(folder, "cifar10.npz")
+        splits = {"train": train, "test": test}
+        np.savez(
+            images,
+            **{f"{name}_images": split.images for name, split in splits.items()},
+            **{f"{name}_labels": split.labels for name, split in splits.items()},
+        )
+        for name, rival in RIVALS.items():
+            script = (setup.rivals / rival.script).resolve()
+            first, clocks, accuracies = run_rival(rival, script, images)
+            found += [
+                (COLD.format(name), first),
+                (CLOCK.format(name), float(np.median(clocks))),
+                (ACCURACY.format(name), 100 * float(np.median(accuracies))),
+            ]
+    return found
+
+
+def run_rival(
+    rival: Rival, script: Path, images: Path
+) -> tuple[float, list[float], list[float]]:
+    """Seconds to its first end, then for each run after the warm-up its clock and accuracy."""
+    command = [sys.executable, "-W", "ignore", "-m", "benchmarks.adapter"]
+    environment = {**os.environ, "PYTHONPATH": str(PROJECT), "PYTHONUNBUFFERED": "1"}
+    start, ends = time.perf_counter(), []
+    with subprocess.Popen(
+        [*command, str(images), str(script), *rival.arguments],
+        cwd=images.parent,  # they write files where they stand
+        env=environment,
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as process:
+        for line in process.stdout:
+            if match := re.search(rival.end, line):
+                accuracy, clock = map(float, match.groups())
+                ends.append((time.perf_counter() - start, clock, accuracy))
+            if len(ends) == rival.ends:
+                process.terminate()
+                break
+    if len(ends) < rival.ends:
+        raise RuntimeError(
+            f"{script} ended with status {process.returncode} after {len(ends)} of "
+            f"{rival.ends} trainings; its messages are above"
+        )
+    counted = ends[1:] or ends
+    return ends[0][0], [clock for _, clock, _ in counted], [acc for *_, acc in counted]

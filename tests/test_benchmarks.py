@@ -1,0 +1,196 @@
+"""The benchmarks run, count and tell; how fast anything is, is not asserted here."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from benchmarks import adapter, epoch, limits, students, whole
+from benchmarks.rows import (
+    Row,
+    Target,
+    interleaved,
+    ratio,
+    table,
+    target_table,
+)
+from helpers import dataset, models, train_test
+
+PROJECT = Path(__file__).resolve().parent.parent
+CPU = torch.device("cpu")
+
+
+def test_the_table_says_what_was_not_measured():
+    rows = [
+        Row(group="a", name="one", unit="s", values=[2.0, 4.0]),
+        Row(group="a", name="two", unit="s", values=[4.0, 12.0], against="one"),
+        Row(group="a", name="three", unit="s", note="needs a GPU", against="one"),
+    ]
+    *_, one, two, three = table(rows).splitlines()
+    assert one.split() == ["one", "3", "2", "–", "4", "s"]
+    assert two.endswith("2.50 × one")  # the median of 2 and 3, not 8 / 3
+    assert three.split()[:6] == ["three", "not", "measured", "needs", "a", "GPU"]
+    assert not three.endswith("one")
+
+
+def test_a_target_that_was_not_measured_is_neither_met_nor_missed():
+    found = [Target("x", value, "≥", 1.5) for value in (1.5, 1.4, None)]
+    assert [target.verdict for target in found] == ["met", "missed", "not measured"]
+    assert "not measured" in target_table(found)
+
+
+def test_contenders_take_turns():
+    calls = []
+
+    def contender(name):
+        return lambda: calls.append(name) or float(len(calls))
+
+    found = interleaved({name: contender(name) for name in "AB"}, 2)
+    assert "".join(calls) == "ABABAB"  # the first of each is the warm-up
+    assert found == {"A": [3.0, 5.0], "B": [4.0, 6.0]}
+
+
+def test_a_ratio_needs_both_rows():
+    row = Row(group="a", name="one", unit="s", values=[1.0])
+    assert ratio(row, None) is None
+    assert ratio(row, Row(group="a", name="two", unit="s")) is None
+
+
+def test_flops_of_an_image():
+    assert limits.flops_per_image(models.CustomResNet) == pytest.approx(
+        2.27e9, rel=0.01
+    )
+
+
+def test_the_hooks_leave_nothing_behind():
+    model = torch.nn.Linear(3, 2)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    clock = epoch.Clock(CPU)
+    with epoch.watched(model, optimizer, clock):
+        clock.mark("data")
+        model(torch.ones(1, 3)).sum().backward()
+        optimizer.step()
+    model(torch.ones(1, 3)).sum().backward()
+    optimizer.step()
+    names = [name for name, _ in clock.marks]
+    assert names == ["data", "forward", "loss and backward", "optimizer", "data"]
+    assert list(clock.totals()) == ["data", "forward", "loss and backward", "optimizer"]
+
+
+# Adam's first steps are as large for the noise of rounding as for a gradient: at a high
+# rate, trainings that differ in the last bit part at once.
+RATE = 1e-4
+
+
+def three_batches():
+    train, _ = dataset.synthetic_cifar10(train=48, test=1)
+    return dataset.make_loaders(
+        train, train, batch_size=16, device="cpu", augment_on="device"
+    ).train
+
+
+def our_losses(dtype):
+    """Of the first three steps, each by train_one_epoch, channels-last."""
+    torch.manual_seed(0)
+    model = models.CustomResNet().to(memory_format=torch.channels_last)
+    optimizer = train_test.make_optimizer(model, lr=RATE)
+    options = {"device": CPU, "dtype": dtype}
+    return [
+        train_test.train_one_epoch(model, [batch], optimizer, **options).loss
+        for batch in three_batches()
+    ]
+
+
+def usual_losses():
+    """The same by the usual loop, float32 and channels-first."""
+    torch.manual_seed(0)
+    model = models.CustomResNet()
+    optimizer = torch.optim.Adam(model.parameters(), lr=RATE)
+    scheduler = torch.optim.lr_scheduler.ConstantLR(optimizer, factor=1)
+    batches = [(images.contiguous(), labels) for images, labels in three_batches()]
+    return [
+        students.train_one_epoch(model, [batch], optimizer, scheduler, CPU)[0]
+        for batch in batches
+    ]
+
+
+def test_the_fast_paths_train_as_the_usual_loop_does():
+    usual = usual_losses()
+    assert our_losses(torch.float32) == pytest.approx(usual, rel=1e-3)
+    assert our_losses(torch.bfloat16) == pytest.approx(usual, rel=0.02)
+
+
+def test_the_images_are_held_once():
+    train, test = dataset.synthetic_cifar10(train=20, test=10)
+    on_device, per_image = (
+        dataset.make_loaders(
+            train, test, batch_size=10, device="cpu", augment_on=where
+        ).train
+        for where in ("device", "cpu")
+    )
+    assert np.shares_memory(on_device.images.numpy(), train.images)
+    assert per_image.loader.dataset.images is train.images
+
+
+def test_both_students_loaders_draw_what_ours_does():
+    train, _ = dataset.synthetic_cifar10(train=16, test=1)
+    for make in (students.torchvision_loader, students.albumentations_loader):
+        ((images, labels),) = make(train, 16)
+        assert images.shape == (16, 3, 32, 32) and images.dtype == torch.float32
+        assert sorted(labels.tolist()) == sorted(train.labels.tolist())
+        # A hole of 8×8 of the mean colour, rounded to whole levels by one of them.
+        assert ((images.abs() < 0.02).all(1).sum((1, 2)) >= 64).all()
+
+
+SCRIPT = """
+import sys
+import numpy as np
+import pandas
+import torchvision
+found = torchvision.datasets.CIFAR10(root="cifar10", train={train}, download=True)
+assert found.data.shape == ({count}, 32, 32, 3) and len(found.targets) == {count}
+assert open(sys.argv[0]).read()
+for run in range(9):
+    print("|   eval  |   %.4f  |   %.4f  |" % (np.float(0.5) + run / 100, 1.5 + run))
+"""
+
+
+@pytest.mark.parametrize(("train", "count"), [(True, 6), (False, 4)])
+def test_a_rival_runs_as_it_is_and_is_timed(tmp_path, monkeypatch, train, count):
+    sets = dataset.synthetic_cifar10(train=6, test=4)
+    arrays = {}
+    for name, split in zip(("train", "test"), sets, strict=True):
+        arrays |= {f"{name}_images": split.images, f"{name}_labels": split.labels}
+    np.savez(tmp_path / "images.npz", **arrays)
+    script = tmp_path / "script.py"
+    script.write_text(SCRIPT.format(train=train, count=count))
+    rival = whole.RIVALS["airbench94"]
+    first, clocks, accuracies = whole.run_rival(rival, script, tmp_path / "images.npz")
+    assert first > 0
+    assert (clocks, accuracies) == ([2.5, 3.5], [0.51, 0.52])  # the first is a warm-up
+
+
+def test_a_rival_that_fails_is_named(tmp_path):
+    np.savez(tmp_path / "images.npz")
+    script = tmp_path / "script.py"
+    script.write_text("raise SystemExit(3)")
+    with pytest.raises(
+        RuntimeError, match=r"script.py ended with status 3 after 0 of 3"
+    ):
+        whole.run_rival(whole.RIVALS["airbench94"], script, tmp_path / "images.npz")
+
+
+def test_the_last_line_of_cifar10_fast_is_understood():
+    line = "          24       1.2763       0.1955       0.9951       0.0839       0.1989       0.9402      35.0596"
+    (found,) = whole.re.findall(whole.RIVALS["cifar10-fast"].end, line)
+    assert found == ("0.9402", "35.0596")
+
+
+def test_adapter_gives_plain_labels(tmp_path):
+    train, _ = dataset.synthetic_cifar10(train=3, test=1)
+    path = tmp_path / "images.npz"
+    np.savez(path, train_images=train.images, train_labels=train.labels)
+    given = adapter.given_images(str(path))(root=str(tmp_path / "made"), train=True)
+    assert given.targets == train.labels.tolist() and (tmp_path / "made").is_dir()
+    assert given.classes == list(dataset.CIFAR10_CLASSES)
