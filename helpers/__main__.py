@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 
-from helpers import __version__, dataset, models, train_test, utils
+from helpers import __version__, dataset, models, train_test, utils, weights
 from helpers.checkpoint import previous
 from helpers.processes import Processes, connected
 
@@ -87,6 +87,11 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     )
     parser.add_argument(
         "--out", type=Path, default=Path("runs"), help="folder of records"
+    )
+    parser.add_argument(
+        "--save-weights",
+        action="store_true",
+        help="also write the network beside its record, as safetensors in float16",
     )
     parser.add_argument(
         "--resume",
@@ -184,6 +189,14 @@ def run(options: argparse.Namespace, seed: int, processes: Processes) -> None:
         return
     record = {**begun, **outcome(history, plain, mirrored, test.classes)}
     stem = options.out / f"{time.strftime('%Y%m%d-%H%M%S')}-{name}"
+    if options.save_weights:
+        record["weights"] = weights.save_scored(
+            model,
+            stem.with_suffix(".safetensors"),
+            test,
+            data=train.source,
+            device=device,
+        )
     stem.with_suffix(".json").write_text(json.dumps(record, indent=1) + "\n")
     # The run is over: its checkpoint becomes the record's, and the name is free again.
     checkpoint.replace(stem.with_suffix(".pt"))

@@ -17,13 +17,17 @@ from matplotlib.ticker import MaxNLocator
 from numpy.typing import ArrayLike
 
 from helpers.measures import (
+    CalibrationBin,
     ClassAccuracy,
     Mistake,
     as_array,
     as_rgb,
+    calibration_error,
+    class_counts,
     class_numbers,
     denormalize,
     require_positive,
+    wilson,
 )
 
 # Okabe and Ito's colours (Color Universal Design, 2008), told apart by colour-blind readers.
@@ -233,13 +237,8 @@ def plot_confusion_matrix(
     The diagonal has one colour of its own, as its shares would drown the mistakes.
     Raises ValueError where the matrix does not fit the classes.
     """
-    counts = as_array(matrix)
     size = len(classes)
-    if counts.shape != (size, size) or counts.dtype.kind not in "iu":
-        raise ValueError(
-            f"matrix has shape {counts.shape} and type {counts.dtype} for {size} "
-            f"classes; pass the integers of confusion_matrix, shape ({size}, {size})"
-        )
+    counts = class_counts(matrix, size)
     shares = 100 * counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
     mistakes = np.ma.masked_array(shares, np.eye(size, dtype=bool))
     highest = float(mistakes.filled(0).max()) or 1.0
@@ -262,6 +261,46 @@ def plot_confusion_matrix(
     axes.set_xticks(shown, names, ha="right", va="center", **look)
     axes.set_yticks(shown, names)
     axes.set(xlabel="predicted class", ylabel="true class")
+    return figure
+
+
+def plot_calibration(rows: Sequence[CalibrationBin], *, data: str) -> Figure:
+    """Draw accuracy (%) against confidence (%) by bin, with counts and 95% intervals.
+
+    A reliability diagram as in Guo et al. (2017), from the rows of `calibration`; their
+    expected calibration error (%) is in the title. Raises ValueError where the rows hold no
+    image.
+    """
+    title = "Calibration, with an expected calibration error of "
+    title += f"{100 * calibration_error(rows):.1f}%"
+    figure, axes = new_figure(title, data, 8.5, 5.6)
+    filled = [row for row in rows if row.count]
+    middles = np.array([50 * (row.low + row.high) for row in filled])
+    width = 100 * (rows[0].high - rows[0].low)
+    shares, sure = (
+        np.array([100 * getattr(row, name) for row in filled])
+        for name in ("accuracy", "confidence")
+    )
+    look = {"width": 0.94 * width, "color": SKY_BLUE, "label": "accuracy"}
+    axes.bar(middles, shares, **look)
+    limits = [wilson(round(row.accuracy * row.count), row.count) for row in filled]
+    low, high = 100 * np.array(limits).T
+    look = {"fmt": "none", "ecolor": BLACK, "capsize": 3, "lw": 1}
+    text = "95% Wilson interval"
+    axes.errorbar(middles, (low + high) / 2, (high - low) / 2, label=text, **look)
+    axes.plot([0, 100], [0, 100], "--", color=BLACK, lw=1, label="calibrated")
+    look = {"ls": "", "marker": "D", "ms": 6, "color": VERMILLION, "mec": "white"}
+    axes.plot(sure, sure, label="mean confidence", clip_on=False, **look)
+    look = {"ha": "center", "va": "bottom", "size": SMALL}
+    look["rotation"] = 90 if len(rows) > 16 else 0  # else they would overlap
+    for middle, row in zip(middles, filled):
+        axes.text(middle, 102, f"{row.count:,}", **look)
+    axes.set(xlim=(0, 100), ylim=(0, 100))
+    x_label = (
+        "confidence: probability of the predicted class (%), number of images on top"
+    )
+    dress(axes, x_label, "accuracy (%)")
+    legend_below(figure)
     return figure
 
 

@@ -1,5 +1,6 @@
-"""Accuracy by class and the mistakes, from labels and predictions; no figures."""
+"""Accuracy by class, calibration and the mistakes, from labels and predictions; no figures."""
 
+import itertools
 import math
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -20,6 +21,29 @@ class ClassAccuracy(NamedTuple):
     accuracy: float
     low: float
     high: float
+
+
+class CalibrationBin(NamedTuple):
+    """Answers whose confidence is in (low, high]: how many, their mean confidence and accuracy.
+
+    All but the count are fractions in [0, 1]; nan for the last two where there is none.
+    """
+
+    low: float
+    high: float
+    count: int
+    confidence: float
+    accuracy: float
+
+
+class Confusion(NamedTuple):
+    """Two classes: images of one taken for the other, both ways, and their share of all mistakes."""
+
+    first: str
+    second: str
+    first_as_second: int
+    second_as_first: int
+    share: float
 
 
 class Mistake(NamedTuple):
@@ -70,17 +94,8 @@ def misclassified(
 
     Raises ValueError for wrong shapes, or values that are not probabilities.
     """
-    scores = as_array(probabilities)
-    if scores.ndim != 2:
-        raise ValueError(f"probabilities has shape {scores.shape}; pass (N, C)")
-    # Rounding can put the exponential of a log-softmax slightly above 1.
-    if not ((scores >= 0) & (scores <= 1.001)).all():
-        raise ValueError(
-            f"probabilities holds values from {scores.min():.4g} to {scores.max():.4g}; "
-            "apply softmax to the model's output first"
-        )
     require_positive("most", most)
-    true = class_numbers("labels", labels, scores.shape[1], len(scores))
+    true, scores = labels_and_scores(labels, probabilities)
     predicted = scores.argmax(axis=1)
     wrong = np.flatnonzero(predicted != true)
     confidence = scores[wrong, predicted[wrong]]
@@ -89,6 +104,81 @@ def misclassified(
         Mistake(int(i), int(true[i]), int(predicted[i]), float(scores[i, predicted[i]]))
         for i in first
     ]
+
+
+def most_confused(
+    matrix: ArrayLike, classes: Sequence[str], *, most: int = 5
+) -> list[Confusion]:
+    """Return up to `most` pairs of classes, those with most mistakes first, from (C, C) counts.
+
+    matrix: of `confusion_matrix`, rows true and columns predicted. Mistakes in both
+    directions count for a pair; a pair without any is left out.
+
+    Raises ValueError where the matrix does not fit the classes.
+    """
+    counts = class_counts(matrix, len(classes))
+    require_positive("most", most)
+    both = np.triu(counts + counts.T, k=1)  # each pair once
+    firsts, seconds = np.nonzero(both)
+    order = np.argsort(-both[firsts, seconds], kind="stable")[:most]
+    return [
+        Confusion(
+            classes[a],
+            classes[b],
+            int(counts[a, b]),
+            int(counts[b, a]),
+            float(both[a, b] / both.sum()),
+        )
+        for a, b in zip(firsts[order], seconds[order])
+    ]
+
+
+def calibration(
+    labels: ArrayLike, probabilities: ArrayLike, *, bins: int = 15
+) -> list[CalibrationBin]:
+    """Return answers by confidence, in `bins` bins of equal width, from (N,) and (N, C).
+
+    Confidence is the predicted class's probability. Of a calibrated network's answers with
+    confidence 0.8, 80% are right. Bins: C. Guo et al., "On Calibration of Modern Neural
+    Networks", ICML 2017. Raises ValueError as `misclassified` does.
+    """
+    require_positive("bins", bins)
+    true, scores = labels_and_scores(labels, probabilities)
+    right = scores.argmax(axis=1) == true
+    confidence = scores.max(axis=1).astype(np.float64)
+    edges = np.linspace(0, 1, bins + 1)
+    # An edge belongs to the bin below it, as does a rounding error above 1.
+    places = np.searchsorted(edges[1:-1], confidence)
+    rows = []
+    for place, (low, high) in enumerate(itertools.pairwise(edges.tolist())):
+        inside = places == place
+        count = int(inside.sum())
+        means = [
+            float(values[inside].mean()) if count else math.nan
+            for values in (confidence, right)
+        ]
+        rows.append(CalibrationBin(low, high, count, *means))
+    return rows
+
+
+def expected_calibration_error(
+    labels: ArrayLike, probabilities: ArrayLike, *, bins: int = 15
+) -> float:
+    """Return by how much confidence and accuracy differ, a fraction in [0, 1].
+
+    The mean over the images of the difference in their bin of `calibration` (Guo et al.,
+    2017), which gets larger with more bins and, by chance, with fewer images.
+    Raises ValueError as `misclassified` does, and where there are no images.
+    """
+    return calibration_error(calibration(labels, probabilities, bins=bins))
+
+
+def calibration_error(rows: Sequence[CalibrationBin]) -> float:
+    total = sum(row.count for row in rows)
+    if not total:
+        raise ValueError("calibration is of 0 images; pass at least one")
+    filled = [row for row in rows if row.count]
+    return sum(r.count * abs(r.accuracy - r.confidence) for r in filled) / total
 
 
 def denormalize(
@@ -125,6 +215,32 @@ def as_array(values: ArrayLike) -> np.ndarray:
             values = values.float()
         return values.numpy()
     return np.asarray(values)
+
+
+def labels_and_scores(
+    labels: ArrayLike, probabilities: ArrayLike
+) -> tuple[np.ndarray, np.ndarray]:
+    """Labels (N,) and probabilities (N, C) as arrays, once they are found to be that."""
+    scores = as_array(probabilities)
+    if scores.ndim != 2:
+        raise ValueError(f"probabilities has shape {scores.shape}; pass (N, C)")
+    # Rounding can put the exponential of a log-softmax slightly above 1.
+    if not ((scores >= 0) & (scores <= 1.001)).all():
+        raise ValueError(
+            f"probabilities holds values from {scores.min():.4g} to {scores.max():.4g}; "
+            "apply softmax to the model's output first"
+        )
+    return class_numbers("labels", labels, scores.shape[1], len(scores)), scores
+
+
+def class_counts(matrix: ArrayLike, size: int) -> np.ndarray:
+    counts = as_array(matrix)
+    if counts.shape != (size, size) or counts.dtype.kind not in "iu":
+        raise ValueError(
+            f"matrix has shape {counts.shape} and type {counts.dtype} for {size} "
+            f"classes; pass the integers of confusion_matrix, shape ({size}, {size})"
+        )
+    return counts.astype(np.int64)
 
 
 def class_numbers(

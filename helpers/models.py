@@ -1,6 +1,12 @@
-"""The two networks of the assignment, and what can be read off any network."""
+"""The two networks of the assignment, trained ones as files, and what can be read off any."""
 
 import copy
+import hashlib
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -13,7 +19,9 @@ __all__ = [
     "ResNet18",
     "Row",
     "count_parameters",
+    "load_pretrained",
     "receptive_field_table",
+    "save_weights",
     "summarize",
 ]
 
@@ -164,3 +172,170 @@ def summarize(model: nn.Module, image_size: tuple[int, int, int] = (3, 32, 32)) 
 
     with torch.random.fork_rng(devices=[]):
         summary(copy.deepcopy(model).cpu(), image_size, device="cpu")
+
+
+# --------------------------------------------------------------------------------------
+# A trained network as a file
+# --------------------------------------------------------------------------------------
+
+WEIGHTS_FORMAT = 1
+# One entry holds all that isn't a tensor: safetensors writes several in an order that differs
+# from one time to the next, and the same weights would have another digest.
+WEIGHTS_ENTRY = "helpers"
+WEIGHTS_FACTS = (
+    "model", "num_classes", "in_channels", "logit_scale", "classes", "data"
+)  # fmt: skip
+
+
+def save_weights(
+    model: nn.Module, path: str | os.PathLike, *, classes: Sequence[str], data: str
+) -> str:
+    """Write a trained network as a safetensors file; return the file's SHA-256, in hexadecimal.
+
+    model: one of MODELS, on any device; it is not changed. classes: the names of its
+    outputs, in order. data: what it was trained on, as `ImageSet.source` says it. The
+    file is 13 MB for CustomResNet and holds all that `load_pretrained` needs; the same
+    weights give the same bytes.
+
+    Parameters are rounded to float16: by 1 in 2,048 at most, or by 3e-8 where they are
+    smaller than 6e-5. What BatchNorm has counted stays as it is: a variance is not bounded, one
+    rounded to 0 or infinity would ruin its channel, and all of them are 18 kB.
+
+    Raises ValueError for any other model, classes that don't match its outputs and values
+    that float16 can't hold; OSError where the file can't be written, and then the one
+    that was there before stays.
+    """
+    from safetensors.torch import save
+
+    facts = {"format": WEIGHTS_FORMAT, **facts_of(model)}
+    if len(classes) != facts["num_classes"]:
+        raise ValueError(
+            f"classes has {len(classes)} names and the model {facts['num_classes']} "
+            "outputs; name each of them"
+        )
+    facts |= {"classes": list(classes), "data": data}
+    content = save(as_stored(model), {WEIGHTS_ENTRY: json.dumps(facts)})
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    new = path.with_name(path.name + ".new")
+    try:
+        new.write_bytes(content)
+        new.replace(path)
+    finally:
+        new.unlink(missing_ok=True)  # there only after a failure
+    return hashlib.sha256(content).hexdigest()
+
+
+def load_pretrained(
+    path: str | os.PathLike, *, sha256: str | None = None
+) -> CustomResNet | ResNet18:
+    """The network that `save_weights` wrote, in float32, on the CPU, in evaluation mode.
+
+    It takes images (B, C, H, W), normalized as `dataset.eval_transform` does it, and gives
+    logits (B, classes). Its attribute `classes` holds their names, `trained_on` the data.
+    sha256: what the file's digest must be, 64 hexadecimal digits. Nothing in the
+    file can run, and random numbers are not touched.
+
+    Raises FileNotFoundError where there is no file, ValueError for one with another
+    digest, of another kind or of a newer format, for a network that isn't in MODELS, and
+    for weights that don't fit it.
+    """
+    facts, tensors = read_weights(Path(path), sha256)
+    if facts["model"] not in MODELS:
+        raise ValueError(
+            f"{path} holds a {facts['model']}, and MODELS has {', '.join(MODELS)}; use the "
+            "version that wrote it"
+        )
+    options = {k: facts[k] for k in ("num_classes", "in_channels", "logit_scale")}
+    with torch.device("meta"):  # no memory and no random numbers for what is replaced
+        model = MODELS[facts["model"]](**options)
+    there, here = (
+        {name: tuple(tensor.shape) for name, tensor in state.items()}
+        for state in (tensors, model.state_dict())
+    )
+    differing = [n for n in {**here, **there} if there.get(n) != here.get(n)]
+    if differing:
+        first = differing[0]
+        raise ValueError(
+            f"{path} doesn't fit {facts['model']}: {first} is {there.get(first)} there and "
+            f"{here.get(first)} here, {len(differing)} in all; use the version that "
+            "wrote it"
+        )
+    state = {n: t.float() if t.is_floating_point() else t for n, t in tensors.items()}
+    model.load_state_dict(state, assign=True)
+    model.classes, model.trained_on = tuple(facts["classes"]), facts["data"]
+    return model.eval()
+
+
+def facts_of(model: nn.Module) -> dict[str, Any]:
+    """What a network of MODELS has to be built with to be like `model`."""
+    names = [name for name, network in MODELS.items() if type(model) is network]
+    if not names:
+        raise ValueError(
+            f"model is a {type(model).__name__}, which a file of weights can't name; pass "
+            f"one of {', '.join(MODELS)}"
+        )
+    return {
+        "model": names[0],
+        "num_classes": model.linear.out_features,
+        "in_channels": model.prep[0].in_channels,
+        "logit_scale": model.logit_scale,
+    }
+
+
+def as_stored(model: nn.Module) -> dict[str, Tensor]:
+    """The state dict with its parameters in float16, each tensor finite, on the CPU."""
+    parameters, stored = dict(model.named_parameters()), {}
+    for name, exact in model.state_dict().items():
+        tensor = exact.half() if name in parameters else exact
+        if not tensor.isfinite().all():
+            value = float(exact[~tensor.isfinite()][0])
+            raise ValueError(
+                f"{name} holds {value:.4g}, which is not finite in {tensor.dtype}; the "
+                "training has diverged, train with a lower max_lr"
+            )
+        stored[name] = tensor.cpu().contiguous()  # after fit it is channels-last
+    return stored
+
+
+def read_weights(
+    path: Path, sha256: str | None
+) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """What isn't a tensor in the file, and the tensors as they are stored."""
+    from safetensors import SafetensorError
+    from safetensors.torch import load
+
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"{path} is not there; name a file that save_weights wrote"
+        )
+    # Read once: what is checked is what is parsed.
+    content = path.read_bytes()
+    digest = hashlib.sha256(content).hexdigest()
+    if sha256 is not None and digest != sha256.lower():
+        raise ValueError(
+            f"{path} has the SHA-256 {digest} instead of {sha256}; it is damaged or another "
+            "file, fetch it again"
+        )
+    try:
+        tensors = load(content)
+        # safetensors gives metadata only of files: 8 bytes of length, then JSON.
+        length = int.from_bytes(content[:8], "little")
+        header = json.loads(content[8 : 8 + length])
+        facts = json.loads(header["__metadata__"][WEIGHTS_ENTRY])
+        newer = facts["format"] > WEIGHTS_FORMAT
+    except (SafetensorError, KeyError, TypeError, ValueError) as error:
+        raise ValueError(
+            f"{path} is damaged or no file of save_weights ({type(error).__name__}: "
+            f"{error}); fetch it again"
+        ) from error
+    if newer:
+        raise ValueError(
+            f"{path} is of format {facts['format']} and this version reads up to "
+            f"{WEIGHTS_FORMAT}; use a newer one"
+        )
+    if missing := [name for name in WEIGHTS_FACTS if name not in facts]:
+        raise ValueError(
+            f"{path} is damaged: it doesn't say its {missing[0]}; fetch it again"
+        )
+    return facts, tensors

@@ -1,4 +1,4 @@
-"""Seeds, device, accuracy by class, misclassified images and every figure."""
+"""Seeds, device, accuracy by class, calibration, misclassified images and every figure."""
 
 import contextlib
 import importlib.metadata
@@ -14,6 +14,7 @@ import torch
 
 from helpers.figures import (
     plot_augmentations,
+    plot_calibration,
     plot_class_accuracy,
     plot_confusion_matrix,
     plot_history,
@@ -23,26 +24,37 @@ from helpers.figures import (
     plot_samples,
 )
 from helpers.measures import (
+    CalibrationBin,
     ClassAccuracy,
+    Confusion,
     Mistake,
+    calibration,
     class_accuracy,
     confusion_matrix,
     denormalize,
+    expected_calibration_error,
     misclassified,
+    most_confused,
 )
 
 __all__ = [
+    "CalibrationBin",
     "ClassAccuracy",
+    "Confusion",
     "Mistake",
     "banner",
+    "calibration",
     "class_accuracy",
     "confusion_matrix",
     "denormalize",
     "describe_run",
     "device_name",
+    "expected_calibration_error",
     "get_device",
     "misclassified",
+    "most_confused",
     "plot_augmentations",
+    "plot_calibration",
     "plot_class_accuracy",
     "plot_confusion_matrix",
     "plot_history",

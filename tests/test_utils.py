@@ -113,6 +113,35 @@ def samples_of_100():
     return utils.plot_samples(images, np.arange(200) % 100, HUNDRED, data=DATA)
 
 
+# Confidences 0.875 right, 0.75 wrong, 0.625 right, 0.5 right, 1 right; class 2 is never predicted.
+LABELS = [0, 1, 0, 1, 0]
+PROBABILITIES = torch.tensor(
+    [
+        [0.875, 0.125, 0.0],
+        [0.75, 0.25, 0.0],
+        [0.625, 0.25, 0.125],
+        [0.25, 0.5, 0.25],
+        [1.0, 0.0, 0.0],
+    ]
+)
+
+
+def calibration_figure(bins):
+    rows = utils.calibration(LABELS, PROBABILITIES, bins=bins)
+    return utils.plot_calibration(rows, data=DATA)
+
+
+def full_calibration(bins):
+    """Each bin with thousands of images."""
+    rows = [
+        utils.CalibrationBin(
+            i / bins, (i + 1) / bins, 9_999, (i + 0.5) / bins, i / bins
+        )
+        for i in range(bins)
+    ]
+    return utils.plot_calibration(rows, data=DATA)
+
+
 FIGURES = {
     "samples": samples,
     "samples, long names": lambda: utils.plot_samples(
@@ -152,6 +181,10 @@ FIGURES = {
         np.eye(3, dtype=int), CLASSES, data=DATA
     ),
     "confusion, 50 classes": many_classes,
+    "calibration": lambda: calibration_figure(4),
+    "calibration, one bin": lambda: calibration_figure(1),
+    "calibration, full": lambda: full_calibration(15),
+    "calibration, 40 bins": lambda: full_calibration(40),
     "misclassified": lambda: misclassified_figure(20),
     "misclassified, long names": lambda: utils.plot_misclassified(
         pictures(30, channels=1), mistakes(20), HUNDRED, data=DATA
@@ -285,6 +318,73 @@ def test_mistakes_come_most_confident_first_and_alone(kind):
     assert found == [(2, 2, 1, 0.875), (3, 0, 2, 0.625), (1, 1, 0, 0.5)]
     assert utils.misclassified([0, 1, 2, 0], probabilities, most=2) == found[:2]
     assert utils.misclassified([0, 0, 1, 2], probabilities) == []
+
+
+@pytest.mark.parametrize("kind", [torch.float32, torch.bfloat16])
+def test_calibration_is_the_one_computed_by_hand(kind):
+    empty, low, middle, high = utils.calibration(LABELS, PROBABILITIES.to(kind), bins=4)
+    assert empty[:3] == (0, 0.25, 0)
+    assert math.isnan(empty.confidence) and math.isnan(empty.accuracy)
+    assert low == (0.25, 0.5, 1, 0.5, 1)  # an edge belongs to the bin below it
+    assert middle == (0.5, 0.75, 2, 0.6875, 0.5)
+    assert high == (0.75, 1, 2, 0.9375, 1)
+    # (1 × 0.5 + 2 × 0.1875 + 2 × 0.0625) / 5
+    error = utils.expected_calibration_error(LABELS, PROBABILITIES.to(kind), bins=4)
+    assert error == pytest.approx(0.2)
+
+
+@pytest.mark.parametrize(
+    ("labels", "probabilities", "error"),
+    [
+        ([0, 1], [[1, 0], [0, 1]], 0),  # sure and right
+        ([1, 0], [[1, 0], [0, 1]], 1),  # sure and wrong
+        ([0, 1], [[0.5, 0.5], [0.5, 0.5]], 0),  # as unsure as it should be
+        ([0, 0], [[1.0005, 0], [1, 0]], 0.00025),  # rounded up, still in the last bin
+    ],
+)
+def test_calibration_error_goes_from_0_to_1(labels, probabilities, error):
+    found = utils.expected_calibration_error(labels, np.array(probabilities))
+    assert found == pytest.approx(error)
+
+
+def test_calibration_accounts_for_each_image_and_its_answer():
+    generator = torch.Generator().manual_seed(0)
+    probabilities = torch.randn(5_000, 10, generator=generator).mul(2).softmax(1)
+    labels = torch.multinomial(probabilities, 1, generator=generator)[:, 0]
+    rows = utils.calibration(labels, probabilities)
+    assert len(rows) == 15
+    assert sum(row.count for row in rows) == 5_000
+    right = sum(row.count * row.accuracy for row in rows if row.count)
+    assert right == pytest.approx(int((probabilities.argmax(1) == labels).sum()))
+    for row in rows:
+        if row.count:
+            assert row.low < row.confidence <= row.high
+    # The labels were drawn with these probabilities: calibrated, but for chance.
+    assert utils.expected_calibration_error(labels, probabilities) < 0.03
+    surer = probabilities.pow(3) / probabilities.pow(3).sum(1, keepdim=True)
+    assert utils.expected_calibration_error(labels, surer) > 0.2
+
+
+def test_most_confused_classes_are_counted_both_ways():
+    matrix = [[90, 3, 7], [0, 99, 1], [5, 0, 95]]
+    pairs = utils.most_confused(matrix, CLASSES)
+    assert pairs == [
+        ("airplane", "bird", 7, 5, 0.75),
+        ("airplane", "automobile", 3, 0, 0.1875),
+        ("automobile", "bird", 1, 0, 0.0625),
+    ]
+    assert utils.most_confused(matrix, CLASSES, most=1) == pairs[:1]
+    # A sum that doesn't fit the counts' type.
+    narrow = np.array([[0, 200, 0], [100, 0, 100], [0, 0, 0]], np.uint8)
+    assert utils.most_confused(narrow, "abc", most=1) == [("a", "b", 200, 100, 0.75)]
+
+
+def test_classes_that_are_not_confused_are_left_out():
+    assert utils.most_confused(np.diag([5, 0, 7]), CLASSES) == []
+    never_right = [[0, 2, 0], [2, 0, 0], [0, 0, 0]]
+    assert utils.most_confused(never_right, CLASSES) == [
+        ("airplane", "automobile", 2, 2, 1.0)
+    ]
 
 
 @pytest.mark.parametrize("channels", [1, 3])
@@ -433,6 +533,28 @@ def test_confusion_figure_of_many_classes_has_no_counts():
     assert len(axes.get_xticklabels()) == 25
 
 
+def test_calibration_figure_shows_each_bin_that_has_images():
+    figure = FIGURES["calibration"]()
+    title = "Calibration, with an expected calibration error of 20.0%\n"
+    assert figure.get_suptitle().startswith(title)
+    axes = figure.axes[0]
+    assert [bar.get_height() for bar in axes.patches] == [100, 50, 100]
+    middles = [bar.get_x() + bar.get_width() / 2 for bar in axes.patches]
+    assert middles == pytest.approx([37.5, 62.5, 87.5])
+    marks = {line.get_label(): line for line in axes.lines}["mean confidence"]
+    assert list(marks.get_ydata()) == pytest.approx([50, 68.75, 93.75])
+    assert [text.get_text() for text in axes.texts] == ["1", "2", "2"]
+
+
+@pytest.mark.parametrize("name", ["calibration, full", "calibration, 40 bins"])
+def test_counts_of_calibration_do_not_run_into_each_other(name):
+    figure = FIGURES[name]()
+    figure.draw_without_rendering()
+    boxes = [text.get_window_extent() for text in figure.axes[0].texts]
+    for left, right in itertools.pairwise(boxes):
+        assert left.x1 < right.x0
+
+
 def test_misclassified_figure_shows_each_mistake_once():
     images = pictures(30)
     figure = misclassified_figure(7)
@@ -489,6 +611,30 @@ BAD = {
     ),
     "most is 0; choose 1 or more": (
         lambda: utils.misclassified([0], [[0.5, 0.5]], most=0)
+    ),
+    "bins is 0; choose 1 or more": (
+        lambda: utils.calibration([0], [[0.5, 0.5]], bins=0)
+    ),
+    "labels has 3 entries for 1; pass as many": (
+        lambda: utils.calibration([0, 1, 0], [[0.5, 0.5]])
+    ),
+    "probabilities holds values from -1 to 2; apply softmax": (
+        lambda: utils.expected_calibration_error([0], [[-1.0, 2.0]])
+    ),
+    "calibration is of 0 images; pass at least one": (
+        lambda: utils.expected_calibration_error([], np.empty((0, 3)))
+    ),
+    "calibration is of 0 images; pass at least": (
+        lambda: utils.plot_calibration([], data=DATA)
+    ),
+    "matrix has shape (2, 2) and type int64 for 3 classes; pass the integers": (
+        lambda: utils.most_confused([[1, 0], [0, 1]], CLASSES)
+    ),
+    "matrix has shape (3, 3) and type float64 for 3 classes; pass": (
+        lambda: utils.most_confused(np.eye(3), CLASSES)
+    ),
+    "most is -1; choose 1 or more": (
+        lambda: utils.most_confused(np.eye(3, dtype=int), CLASSES, most=-1)
     ),
     "images has shape (4, 3, 8, 8) with 1 means and 1 deviations; pass": (
         lambda: utils.denormalize(TENSOR, [0.5], [0.5])

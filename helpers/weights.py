@@ -1,0 +1,146 @@
+"""python -m helpers.weights FILE --record RECORD: are the weights worth what the record says?
+
+A program of its own beside `python -m helpers`: none of that one's options would mean
+anything here.
+"""
+
+import argparse
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from helpers import dataset, models, train_test, utils
+
+BATCH = 512  # images; of another size, the last digits of the logits may differ
+# Images of 10,000, say, whose two best classes are so close that another processor's or another
+# number of threads' rounding may turn them. On the same machine none does.
+TOLERANCE = 3
+
+
+def main(arguments: list[str] | None = None) -> None:
+    options = parse(arguments)
+    try:
+        check(options.file, read_record(options.record), options.data)
+    except (ValueError, OSError) as error:
+        raise SystemExit(f"error: {error}") from error
+
+
+def parse(arguments: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m helpers.weights",
+        description="Evaluate weights again and compare with what their record says.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    parser.add_argument("file", type=Path, help="weights, a .safetensors file")
+    parser.add_argument(
+        "--record",
+        type=Path,
+        required=True,
+        help="JSON record of the run they are from",
+    )
+    parser.add_argument(
+        "--data",
+        default=os.environ.get("CIFAR10_ROOT", "data"),
+        help="folder the dataset is in or goes to, or the word synthetic",
+    )
+    return parser.parse_args(arguments)
+
+
+def check(file: Path, record: dict[str, Any], data: str) -> None:
+    """Print the accuracy and the record's. Raises ValueError where they should agree and don't."""
+    said = record["weights"]
+    model = models.load_pretrained(file, sha256=said["sha256"])
+    images = evaluated_images(record["data"], data)
+    count, there, here = (
+        len(images),
+        record["data"]["test_fingerprint"],
+        images.fingerprint(),
+    )
+    accuracy = score(model, images, device=utils.get_device())
+    found, recorded = round(accuracy * count), round(said["accuracy"] * count)
+    print(
+        f"{file}: {record['model']}, trained on {model.trained_on}, SHA-256 as recorded"
+    )
+    print(f"here:   {accuracy:.2%} of {count:,} images, {images.source}, {here}")
+    print(f"record: {said['accuracy']:.2%}, {record['data']['source']}, {there}")
+    if there != here:
+        print("These are other images, so the two can't be compared.")
+        return
+    difference = abs(found - recorded)
+    if difference > TOLERANCE:
+        raise ValueError(
+            f"{found:,} images are right and the record says {recorded:,}: rounding explains "
+            f"{TOLERANCE} at most; the record, or this code, isn't that of these weights"
+        )
+    print(f"They agree: {found:,} images are right, {recorded:,} in the record.")
+
+
+def read_record(path: Path) -> dict[str, Any]:
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+        record["weights"]["accuracy"], record["data"]["test_fingerprint"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(
+            f"{path} is no record of a run with weights ({type(error).__name__}: {error}); "
+            "name one that python -m helpers --save-weights wrote"
+        ) from error
+    return record
+
+
+def evaluated_images(said: dict[str, Any], root: str) -> dataset.ImageSet:
+    """The images of `root` that stand where those of the record's `data` stood."""
+    count = said["test_images"]
+    if root == "synthetic":
+        size = said["train_images"] + count  # what a holdout was split from
+        train, test = dataset.synthetic_cifar10(train=size, test=count)
+    else:
+        train, test = dataset.load_cifar10(root)
+    if said["evaluated_on"] == "test set":
+        return test.subset(count)
+    return train.split(count)[1]
+
+
+def score(
+    model: torch.nn.Module, images: dataset.ImageSet, *, device: torch.device
+) -> float:
+    """Accuracy in float32, a fraction in [0, 1]; the same bits on the same machine."""
+    loaders = dataset.make_loaders(
+        images,
+        images,
+        batch_size=min(BATCH, len(images)),
+        device=device,
+        augment_on="device",  # needs no albumentations, and nothing is augmented
+    )
+    model = model.to(device, memory_format=torch.channels_last)
+    # By default a GPU rounds what it convolves to TF32's 10 bits, and a CPU doesn't.
+    exact = torch.backends.cudnn.flags(
+        enabled=True, deterministic=True, allow_tf32=False
+    )
+    with exact:
+        return train_test.evaluate(model, loaders.test, device=device).accuracy
+
+
+def save_scored(
+    model: torch.nn.Module,
+    path: Path,
+    images: dataset.ImageSet,
+    *,
+    data: str,
+    device: torch.device,
+) -> dict[str, Any]:
+    """Write the weights to `path`; return what a record says of them.
+
+    images: to evaluate on. data: what the model was trained on. The accuracy is that of the
+    file, whose float16 can turn an image that the model in memory has right.
+    """
+    digest = models.save_weights(model, path, classes=images.classes, data=data)
+    reread = models.load_pretrained(path, sha256=digest)
+    accuracy = score(reread, images, device=device)
+    return {"file": path.name, "sha256": digest, "accuracy": accuracy}
+
+
+if __name__ == "__main__":
+    main()
