@@ -5,7 +5,7 @@ import math
 
 import pytest
 
-from helpers import models
+from helpers import models, weights
 from helpers.train_test import RECIPES, Recipe
 from tests.test_main import Tiny
 from tools import readme, records
@@ -19,6 +19,7 @@ def small(monkeypatch, tmp_path):
     """Makes the records of a plan of two seeds, two ingredients and one learning rate."""
     monkeypatch.setattr(records, "SEEDS", range(2))
     monkeypatch.setattr(records, "MAX_LRS", (1e-3,))
+    monkeypatch.setattr(records, "KEPT", "")  # Tiny is none of the networks with a file
     some = {n: records.INGREDIENTS[n] for n in ("weight-decay", "no-cutout")}
     monkeypatch.setattr(records, "INGREDIENTS", some)
     for name in models.MODELS:
@@ -55,6 +56,15 @@ def test_nothing_begins_that_would_not_end_in_time(small, tmp_path):
     with pytest.raises(SystemExit, match="sweep-weight-decay-seed0 is next; run this"):
         small("--minutes", "1e-6")
     assert [path.name for path in tmp_path.iterdir()] == ["sweep-base-seed0.json"]
+
+
+def test_network_of_the_first_seed_is_kept_and_scores_as_recorded(tmp_path, capsys):
+    run = next(run for run in records.finals({}) if run.name == records.KEPT)
+    records.make(run, tmp_path, [*SMALL, "--peak-epoch", "1", "--max-lr", "1e-3"])
+    record = tmp_path / f"{run.name}.json"
+    kept = tmp_path / json.loads(record.read_text())["weights"]["file"]
+    weights.main([str(kept), "--record", str(record), "--data", "synthetic"])
+    assert "They agree: " in capsys.readouterr().out
 
 
 def leave(folder, name, accuracies):
