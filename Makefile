@@ -28,7 +28,7 @@ run: $(FOR_RUN)
 test: $(FOR_TEST)
 	$(PYTHON) -m ruff check
 	$(PYTHON) -m ruff format --check
-	$(PYTHON) -m pytest
+	$(PYTHON) -m pytest -n 2 --dist loadfile
 
 test-all: test examples
 
