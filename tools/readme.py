@@ -227,6 +227,31 @@ def claims(records: list[dict[str, Any]]) -> str:
     return table("the report says | what is so", ":-- :--", lines)
 
 
+def speed(folder: Path = PROJECT / "results") -> str:
+    """What was aimed at and what was found, by the benchmark's record of a CPU."""
+    record = json.loads((folder / "bench-cpu.json").read_text())
+    lines = [
+        (
+            target["text"],
+            "" if target["value"] is None else f"{target['value']:.3g}",
+            f"{target['sign']} {target['bound']:g}",
+            target["verdict"],
+        )
+        for target in record["targets"]
+    ]
+    for row in record["rows"]:
+        if row["name"] in ("speed of 2 over that of 1", "efficiency"):
+            value = f"{statistics.median(row['values']):.3g}"
+            name = f"2 processes of one thread each: {row['name']}, {row['unit']}"
+            lines.append((name, value, "", "measured"))
+    hardware = record["hardware"]
+    about = (
+        f"{hardware['device']}, {hardware['threads']} threads, {hardware['precision']}, "
+        f"commit `{record['commit'][:7]}`"
+    )
+    return table(f"{about} | found | target | verdict", ":-- --: --: :--", lines)
+
+
 def notebook() -> str:
     """The last line that the committed notebook printed."""
     cells = json.loads((PROJECT / "S10.ipynb").read_text(encoding="utf-8"))["cells"]
@@ -249,6 +274,7 @@ def render(text: str) -> str:
             "receptive-field": receptive_field(),
             "results": results(records),
             "by-class": by_class(records),
+            "speed": speed(),
             "notebook": notebook(),
             "claims": claims(records),
         },
