@@ -122,7 +122,8 @@ def make_setup(options: argparse.Namespace) -> Setup:
 
 def described(setup: Setup) -> dict[str, Any]:
     torch.set_num_threads(setup.threads)
-    size = dataclasses.asdict(setup)
+    # Of the data's folder its name alone, as the rest is this machine's.
+    size = {**dataclasses.asdict(setup), "data": Path(setup.data).name}
     return {
         "format": FORMAT,
         "commit": commit(),
