@@ -421,6 +421,9 @@ class Training:
     def run_epoch(self, train, test) -> Epoch:
         """Train, evaluate, and add a row to the history."""
         number, sizes = len(self.history.epochs) + 1, []
+        for loader in (train, test):
+            if hasattr(loader, "set_epoch"):
+                loader.set_epoch(number - 1)
         averages = number > self.recipe.epochs - self.recipe.average_epochs
 
         def on_step(images: int, learning_rate: float) -> None:
@@ -462,6 +465,22 @@ class Training:
 STATEFUL = ("model", "averaged", "optimizer", "scheduler", "scaler")
 
 
+def plan_of(loaders, recipe: Recipe) -> dict[str, Any]:
+    """What must be the same when training goes on.
+
+    Not the learning rate: a range test that is run again may choose a neighbour of what
+    the schedule began with, and the history holds that.
+    """
+    train = loaders[0]
+    return {
+        **asdict(recipe),
+        "max_lr": None,
+        "steps_per_epoch": len(train),
+        "images": [getattr(loader, "fingerprint", None) for loader in loaders],
+        "seed": getattr(train, "seed", None),
+    }
+
+
 def fit(
     model: nn.Module,
     loaders,
@@ -493,13 +512,7 @@ def fit(
         raise FileExistsError(
             f"{kept[0]} exists; pass resume=True or name another file"
         )
-    # What must be the same when training goes on. A range test that is run again may
-    # choose a neighbour of what the schedule began with, and the history holds that.
-    plan = {**asdict(recipe), "max_lr": None, "steps_per_epoch": len(train)}
-    plan |= {
-        "images": [getattr(loader, "fingerprint", None) for loader in loaders],
-        "seed": getattr(train, "seed", None),
-    }
+    plan = plan_of(loaders, recipe)
     processes.require_same({**plan, "max_lr": recipe.max_lr, "resume": resume})
     saved = None
     if path and resume and processes.first:
@@ -531,10 +544,7 @@ def fit(
             )
 
     try:
-        for epoch in range(len(history.epochs), recipe.epochs):
-            for loader in loaders:
-                if hasattr(loader, "set_epoch"):
-                    loader.set_epoch(epoch)
+        for _ in range(len(history.epochs), recipe.epochs):
             with explaining_memory(model, train, training.dtype, device):
                 row = training.run_epoch(train, test)
             if processes.first:
