@@ -15,6 +15,7 @@ from torch.nn import functional as F
 from helpers import dataset, models, train_test
 from helpers.checkpoint import previous
 from helpers.train_test import RECIPES, Recipe
+from tests.test_train_test import network
 
 CPU = torch.device("cpu")
 IMAGES = dataset.synthetic_cifar10(train=40, test=20)
@@ -22,18 +23,6 @@ IMAGES = dataset.synthetic_cifar10(train=40, test=20)
 
 def named(name, **changes):
     return dataclasses.replace(Recipe(), **{**RECIPES[name], **changes})
-
-
-def network(seed=0):
-    torch.manual_seed(seed)
-    return nn.Sequential(
-        nn.Conv2d(3, 8, 3, padding=1),
-        nn.BatchNorm2d(8),
-        nn.ReLU(),
-        nn.AdaptiveAvgPool2d(4),
-        nn.Flatten(),
-        nn.Linear(8 * 4 * 4, 10),
-    )
 
 
 def tiny(**changes):
