@@ -232,12 +232,12 @@ def train_one_epoch(
     for images, labels in bar:
         images = images.to(device, non_blocking=True, memory_format=torch.channels_last)
         labels = labels.to(device, non_blocking=True)
+        optimizer.zero_grad()  # before the forward pass, where memory is scarcest
         with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
             logits = model(images)
             loss = F.cross_entropy(logits, labels, label_smoothing=label_smoothing)
         # Gradients are averaged over the processes: each counts by its share of the batch.
         whole = batch_sizes[len(losses)] if batch_sizes else len(labels)
-        optimizer.zero_grad()
         scaler.scale(loss * (processes.size * len(labels) / whole)).backward()
         rates.append(optimizer.param_groups[0]["lr"])
         scaler.step(optimizer)
