@@ -88,11 +88,14 @@ def make_optimizer(
     """
     decay, parameters = recipe.weight_decay, list(model.parameters())
     if recipe.optimizer == "sgd":
-        return SGD(parameters, lr, momentum=0.9, nesterov=True, weight_decay=decay)
+        return SGD(
+            parameters, lr, momentum=0.9, nesterov=True, weight_decay=decay, fused=True
+        )
     # Biases and BatchNorm's parameters are vectors. To shrink them only costs.
     weights = {"params": [p for p in parameters if p.ndim > 1], "weight_decay": decay}
     vectors = {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0}
-    return AdamW([group for group in (weights, vectors) if group["params"]], lr)
+    groups = [group for group in (weights, vectors) if group["params"]]
+    return AdamW(groups, lr, fused=True)  # one pass over memory instead of ten
 
 
 def make_scheduler(

@@ -110,7 +110,7 @@ def test_without_decay_it_is_adam():
     one, other = network(), network()
     optimizers = [
         train_test.make_optimizer(one, tiny(), lr=0.01),
-        torch.optim.Adam(other.parameters(), lr=0.01),
+        torch.optim.Adam(other.parameters(), lr=0.01, fused=True),
     ]
     for model, optimizer in zip((one, other), optimizers, strict=True):
         list(train_test.train_one_epoch(model, loaders().train, optimizer, device=CPU))
