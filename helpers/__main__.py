@@ -22,8 +22,7 @@ import torch
 from helpers import __version__, dataset, models, train_test, utils, weights
 from helpers.checkpoint import previous
 from helpers.processes import Processes, connected
-
-FORMAT = 2  # of the records
+from helpers.records import FORMAT
 
 
 def main(arguments: list[str] | None = None) -> None:

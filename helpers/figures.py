@@ -29,6 +29,7 @@ from helpers.measures import (
     require_positive,
     wilson,
 )
+from helpers.records import accuracy_by_rate, flat_top
 
 # Okabe and Ito's colours (Color Universal Design, 2008), told apart by colour-blind readers.
 BLACK, ORANGE, SKY_BLUE, GREEN = "#000000", "#E69F00", "#56B4E9", "#009E73"
@@ -128,6 +129,41 @@ def plot_lr_range_test(search: Any, *, data: str) -> Figure:
     return figure
 
 
+def plot_max_lr(
+    records: Sequence[dict[str, Any]], chosen: Sequence[float], *, data: str
+) -> Figure:
+    """Draw the last epoch's accuracy (%) against max_lr, and what the range test chose.
+
+    records: of runs that differ in max_lr and seed alone, two seeds or more of each. chosen:
+    the range test's rates. Shaded is the `flat_top`. Raises ValueError as that does, and
+    where nothing is given.
+    """
+    if not records or not chosen:
+        raise ValueError(
+            f"there are {len(records)} records and {len(chosen)} chosen rates; pass at "
+            "least one of each"
+        )
+    found, (low, high) = accuracy_by_rate(records), flat_top(records)
+    figure, axes = new_figure("Accuracy against the peak learning rate", data, 8.5, 4.8)
+    label = f"no worse than the best: {low:.1e} to {high:.1e}"
+    # Half a step to either side, so that a single rate is seen too.
+    axes.axvspan(low / 1.1, high * 1.1, color=SKY_BLUE, alpha=0.3, lw=0, label=label)
+    for rate, seeds in found.items():
+        look = {"color": BLUE, "alpha": 0.6, "ms": 4, "ls": ""}
+        axes.plot([rate] * len(seeds), [100 * a for a in seeds.values()], "o", **look)
+    means = [100 * np.mean(list(seeds.values())) for seeds in found.values()]
+    most = max(map(len, found.values()))
+    axes.plot(list(found), means, color=BLUE, label=f"mean of up to {most} seeds")
+    label = "chosen by range tests"
+    for rate in chosen:
+        axes.axvline(rate, color=VERMILLION, ls="--", lw=1.4, label=label)
+        label = None  # one entry in the legend
+    axes.set_xscale("log")
+    dress(axes, "max_lr", "last-epoch accuracy (%)")
+    legend_below(figure)
+    return figure
+
+
 def plot_learning_rate(
     planned: Sequence[float],
     actual: Sequence[float],
@@ -149,8 +185,9 @@ def plot_learning_rate(
     epochs = np.arange(1, len(plan) + 1) / steps_per_epoch
     figure, axes = new_figure("Learning rate at each step", data, 8.5, 4.2)
     axes.plot(epochs, plan, color=SKY_BLUE, lw=6, alpha=0.6, label="planned")
-    text = f"actual ({len(used)} of {len(plan)} steps)"
-    axes.plot(epochs[: len(used)], used, "--", color=BLACK, lw=1.4, label=text)
+    if len(used):
+        text = f"actual ({len(used)} of {len(plan)} steps)"
+        axes.plot(epochs[: len(used)], used, "--", color=BLACK, lw=1.4, label=text)
     peak = int(plan.argmax())
     text = f"peak {plan[peak]:.3g} after epoch {epochs[peak]:g}"
     axes.plot(epochs[peak], plan[peak], "o", color=VERMILLION, label=text)

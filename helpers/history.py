@@ -41,7 +41,8 @@ class Epoch(NamedTuple):
 class History:
     """What happened: a row an epoch, and the learning rate of every step.
 
-    max_lr: the peak that was used, given or found.
+    max_lr: the peak that was used, given or found. learning_rates: one a step; none where a
+    record is all that is left.
     """
 
     max_lr: float
@@ -66,3 +67,8 @@ class History:
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "History":
         return cls(**{**values, "epochs": [Epoch(**row) for row in values["epochs"]]})
+
+    @classmethod
+    def from_record(cls, record: dict[str, Any]) -> "History":
+        """Of a run's record, which tells each epoch but not the rate of every step."""
+        return cls(record["max_lr"], [Epoch(**row) for row in record["history"]])

@@ -45,6 +45,13 @@ class Confusion(NamedTuple):
     second_as_first: int
     share: float
 
+    def __str__(self) -> str:
+        return (
+            f"{self.first} taken for {self.second} {self.first_as_second:,} times, "
+            f"{self.second} for {self.first} {self.second_as_first:,} times: "
+            f"{self.share:.1%} of all mistakes"
+        )
+
 
 class Mistake(NamedTuple):
     """One wrong answer: image number, both classes, and the wrong class's probability."""

@@ -1,4 +1,4 @@
-"""Seeds, device, accuracy by class, calibration, misclassified images and every figure."""
+"""Seeds, device, accuracy by class, calibration, misclassified images, records, every figure."""
 
 import contextlib
 import importlib.metadata
@@ -20,6 +20,7 @@ from helpers.figures import (
     plot_history,
     plot_learning_rate,
     plot_lr_range_test,
+    plot_max_lr,
     plot_misclassified,
     plot_samples,
 )
@@ -36,6 +37,7 @@ from helpers.measures import (
     misclassified,
     most_confused,
 )
+from helpers.records import read_record, read_records, results_markdown
 
 __all__ = [
     "CalibrationBin",
@@ -60,9 +62,13 @@ __all__ = [
     "plot_history",
     "plot_learning_rate",
     "plot_lr_range_test",
+    "plot_max_lr",
     "plot_misclassified",
     "plot_samples",
+    "read_record",
+    "read_records",
     "receptive_field_markdown",
+    "results_markdown",
     "set_seed",
 ]
 

@@ -5,7 +5,6 @@ anything here.
 """
 
 import argparse
-import json
 import os
 from pathlib import Path
 from typing import Any
@@ -79,14 +78,12 @@ def check(file: Path, record: dict[str, Any], data: str) -> None:
 
 
 def read_record(path: Path) -> dict[str, Any]:
-    try:
-        record = json.loads(path.read_text(encoding="utf-8"))
-        record["weights"]["accuracy"], record["data"]["test_fingerprint"]
-    except (ValueError, KeyError, TypeError) as error:
+    record = utils.read_record(path)
+    if "weights" not in record:
         raise ValueError(
-            f"{path} is no record of a run with weights ({type(error).__name__}: {error}); "
-            "name one that python -m helpers --save-weights wrote"
-        ) from error
+            f"{path} is a record of a run without weights; name one that python -m helpers "
+            "--save-weights wrote"
+        )
     return record
 
 

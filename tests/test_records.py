@@ -1,11 +1,12 @@
-"""The records are made one by one, and what they show decides what is trained at the end."""
+"""Records are made one by one, read with care, and decide what is trained at the end."""
 
 import json
 import math
 
 import pytest
 
-from helpers import models, weights
+from helpers import models, utils, weights
+from helpers import records as kept
 from helpers.train_test import RECIPES, Recipe
 from tests.test_main import Tiny
 from tools import readme, records
@@ -69,7 +70,7 @@ def test_network_of_the_first_seed_is_kept_and_scores_as_recorded(tmp_path, caps
 
 def leave(folder, name, accuracies):
     for seed, accuracy in enumerate(accuracies):
-        record = {"seed": seed, "last_epoch_accuracy": accuracy}
+        record = {"format": 2, "seed": seed, "last_epoch_accuracy": accuracy}
         (folder / f"sweep-{name}-seed{seed}.json").write_text(json.dumps(record))
 
 
@@ -106,3 +107,98 @@ def test_ingredients_are_recipes():
 
 def test_ours_is_what_the_records_have_chosen():
     assert RECIPES["ours"] == records.chosen(readme.PROJECT / "results")
+
+
+# --- what records say ------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ('{"format": 99}', "is of format 99 and this version reads up to 2; use"),
+        ('{"format": "2"}', "is of format 2 and"),
+        ('{"seed": 0}', r"is no record of a run \(KeyError: 'format'\); name one"),
+        ("[]", r"is no record of a run \(TypeError"),
+        ("{", r"is no record of a run \(JSONDecodeError"),
+    ],
+)
+def test_what_is_no_record_of_this_version_is_one_sentence(content, said, tmp_path):
+    path = tmp_path / "run-x.json"
+    path.write_text(content)
+    for read in (
+        lambda: utils.read_record(path),
+        lambda: utils.read_records(tmp_path),
+    ):
+        with pytest.raises(ValueError, match=rf"run-x\.json {said}"):
+            read()
+
+
+def test_record_that_is_not_there_is_said(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"none\.json is not there; name a rec"):
+        utils.read_record(tmp_path / "none.json")
+
+
+def made(recipe, seed, accuracy):
+    (record,) = utils.read_records(readme.RESULTS, "run-*-12epochs-*.json")
+    changed = {"recipe_name": recipe, "seed": seed}
+    return {**record, **changed, "last_epoch_accuracy": accuracy}
+
+
+def test_recipe_is_compared_with_pages_on_the_same_images_and_seeds():
+    page = [made("page", seed, 0.90 + seed / 100) for seed in range(3)]
+    ours = [made("ours", seed, 0.91 + seed / 100) for seed in range(2)]
+    assert kept.against_page(ours, page + ours) == "+1.00 ± 0.00"
+    assert kept.against_page(ours, ours) == "not measured"
+    ours[0]["last_epoch_accuracy"] = 0.93
+    assert kept.against_page(ours, page + ours) == "+2.00 ± 1.00"
+    table = utils.results_markdown(page + ours).splitlines()
+    assert len(table) == 2 + 2  # a line for each recipe
+    assert "`ours`" in table[2] and "+2.00 ± 1.00" in table[2]
+    assert "**91.00% ± 1.00**" in table[3]
+
+
+def test_mean_and_deviation_stand_where_there_are_several_runs():
+    assert kept.spread([0.9]) == "90.00%"
+    assert kept.spread([0.9, 0.91, 0.92]) == "91.00% ± 1.00"
+
+
+def curve(**accuracies):
+    """Records of some seeds for each rate, given in thousandths: r10=[0.9, 0.91]."""
+    return [
+        {"max_lr": int(name[1:]) / 1e3, "seed": seed, "last_epoch_accuracy": accuracy}
+        for name, some in accuracies.items()
+        for seed, accuracy in enumerate(some)
+    ]
+
+
+def test_flat_top_ends_where_accuracy_is_lower_by_more_than_chance():
+    steady = {"r3": [0.900, 0.910], "r1": [0.898, 0.908]}  # 0.2 points lower
+    assert kept.flat_top(curve(**steady)) == (0.001, 0.003)
+    lower = {**steady, "r10": [0.880, 0.890], "r30": [0.899, 0.909]}
+    # What lies beyond a rate that is worse doesn't count, however good.
+    assert kept.flat_top(curve(**lower)) == (0.001, 0.003)
+    noisy = {**steady, "r10": [0.860, 0.920]}  # 1.5 points lower, give or take 2.5
+    assert kept.flat_top(curve(**noisy)) == (0.001, 0.010)
+
+
+def test_flat_top_compares_the_same_seeds():
+    # Seed by seed a point lower, though both seeds differ by more than that.
+    assert kept.flat_top(curve(r3=[0.90, 0.93], r1=[0.89, 0.92])) == (0.003, 0.003)
+    with pytest.raises(ValueError, match="1 seeds in common; a comparison needs two"):
+        kept.flat_top(curve(r3=[0.90, 0.93], r1=[0.89]))
+
+
+def test_log_says_whether_the_range_tests_are_on_the_flat_top(tmp_path):
+    assert "| flat top |  | not measured |" in readme.learning_rates(tmp_path)
+    base, rates = made("assignment", 0, 0.9), {1e-3: 0.88, 3.2e-3: 0.9, 5.6e-3: 0.9}
+    for seed in range(2):
+        for rate, accuracy in rates.items():
+            record = {**base, "seed": seed, "max_lr": rate}
+            record["last_epoch_accuracy"] = accuracy + seed / 1e4
+            (tmp_path / f"lr-{rate:.1e}-seed{seed}.json").write_text(json.dumps(record))
+        chose = {**base, "seed": seed, "max_lr": (2e-3, 4e-3)[seed]}
+        (tmp_path / f"sweep-base-seed{seed}.json").write_text(json.dumps(chose))
+    table = readme.learning_rates(tmp_path)
+    assert "| 3.2e-03 | 2 | 90.00% ± 0.01 |" in table or "| 90.01% ± 0.01 |" in table
+    assert "| 3.0e-02 | 0 | not measured |" in table
+    assert "3.2e-03 to 5.6e-03; 1 of 2 range tests inside" in table

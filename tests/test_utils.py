@@ -142,6 +142,20 @@ def full_calibration(bins):
     return utils.plot_calibration(rows, data=DATA)
 
 
+def rates_figure(*rates, seeds=2):
+    """The nearer to 3e-3 the better, by more than chance."""
+    runs = [
+        {
+            "max_lr": rate,
+            "seed": seed,
+            "last_epoch_accuracy": 0.9 - abs(math.log10(rate / 3e-3)) / 9 + seed / 1e3,
+        }
+        for rate in rates
+        for seed in range(seeds)
+    ]
+    return utils.plot_max_lr(runs, [2e-3, 3e-3], data=DATA)
+
+
 FIGURES = {
     "samples": samples,
     "samples, long names": lambda: utils.plot_samples(
@@ -164,6 +178,8 @@ FIGURES = {
     "range test, divergence at the end": lambda: utils.plot_lr_range_test(
         search(divergence=1.0), data=DATA
     ),
+    "max_lr": lambda: rates_figure(3e-4, 1e-3, 3e-3, 1e-2),
+    "max_lr, one rate": lambda: rates_figure(3e-3),
     "learning rate": lambda: utils.plot_learning_rate(
         rates(40), rates(40), steps_per_epoch=4, data=DATA
     ),
@@ -374,6 +390,9 @@ def test_most_confused_classes_are_counted_both_ways():
         ("automobile", "bird", 1, 0, 0.0625),
     ]
     assert utils.most_confused(matrix, CLASSES, most=1) == pairs[:1]
+    assert str(utils.Confusion("cat", "dog", 1200, 80, 0.25)) == (
+        "cat taken for dog 1,200 times, dog for cat 80 times: 25.0% of all mistakes"
+    )
     # A sum that doesn't fit the counts' type.
     narrow = np.array([[0, 200, 0], [100, 0, 100], [0, 0, 0]], np.uint8)
     assert utils.most_confused(narrow, "abc", most=1) == [("a", "b", 200, 100, 0.75)]
@@ -460,6 +479,21 @@ def test_range_test_survives_losses_that_are_all_nan():
     broken = search()
     broken.losses = broken.smoothed = [[math.nan] * 5, []]
     assert utils.plot_lr_range_test(broken, data=DATA)._repr_png_()
+
+
+def test_rates_that_do_as_well_as_the_best_are_shaded_and_the_chosen_marked():
+    axes = rates_figure(3e-4, 2e-3, 3e-3, 1e-2).axes[0]
+    mean, *chosen = (line for line in axes.lines if line.get_linestyle() != "None")
+    assert list(mean.get_xdata()) == [3e-4, 2e-3, 3e-3, 1e-2]
+    assert mean.get_ydata()[2] == pytest.approx(90.05)
+    assert [line.get_xdata()[0] for line in chosen] == [2e-3, 3e-3]
+    assert "no worse than the best: 3.0e-03 to 3.0e-03" in texts(axes.figure)
+
+
+def test_plan_alone_is_drawn_where_no_step_is_known():
+    assert not any(
+        "actual" in text for text in texts(FIGURES["learning rate, no step"]())
+    )
 
 
 def test_learning_rate_names_the_peak_in_epochs():
@@ -653,6 +687,12 @@ BAD = {
         lambda: utils.plot_augmentations(
             IMAGES, TENSOR[:, None, :, :4], MEAN, STD, data=DATA
         )
+    ),
+    "there are 0 records and 1 chosen rates; pass at least one of each": (
+        lambda: utils.plot_max_lr([], [1e-3], data=DATA)
+    ),
+    "max_lr 3.0e-03 and 1.0e-03 have 1 seeds in common; a comparison needs two": (
+        lambda: rates_figure(1e-3, 3e-3, seeds=1)
     ),
     "a loss curve has 2 values for 1 learning rates; pass at most": (
         lambda: utils.plot_lr_range_test(

@@ -338,7 +338,7 @@ def record(saved, images, tmp_path):
 
     def write(*, entry=saved[1], **changed):
         path = tmp_path / "record.json"
-        content = {"model": "CustomResNet", "data": {**data, **changed}}
+        content = {"format": 2, "model": "CustomResNet", "data": {**data, **changed}}
         path.write_text(json.dumps({**content, "weights": entry}))
         return path
 
@@ -429,16 +429,19 @@ def test_other_weights_than_the_records_are_refused(file, saved, record):
 
 
 @pytest.mark.parametrize(
-    ("content", "named"),
-    [('{"data": {}}', "KeyError: 'weights'"), ("{", "JSONDecodeError"), ("[]", "Type")],
+    ("content", "said"),
+    [
+        ('{"format": 2}', "is a record of a run without weights; name one that"),
+        ('{"format": 3}', "is of format 3 and this version reads up to 2; use the"),
+        ("{", "is no record of a run (JSONDecodeError"),
+    ],
 )
-def test_record_without_weights_is_one_sentence(content, named, saved, tmp_path):
+def test_record_without_weights_is_one_sentence(content, said, saved, tmp_path):
     path = tmp_path / "record.json"
     path.write_text(content)
     with pytest.raises(SystemExit) as caught:
         rescore(saved[0], path)
-    message = f"error: {path} is no record of a run with weights ({named}"
-    assert str(caught.value).startswith(message)
+    assert str(caught.value).startswith(f"error: {path} {said}")
 
 
 def test_program_says_what_is_wrong_and_fails(tmp_path):

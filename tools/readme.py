@@ -8,17 +8,25 @@ import base64
 import json
 import re
 import statistics
-from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from helpers import __main__ as program
 from helpers import models, train_test, utils
+from helpers.records import (
+    NOT_MEASURED,
+    accuracy_by_rate,
+    experiments,
+    flat_top,
+    identity,
+    markdown,
+    spread,
+)
 from tools import records as sweeps
 
 PROJECT = Path(__file__).resolve().parent.parent
 README = PROJECT / "README.md"
-LOG = PROJECT / "results" / "LOG.md"
+RESULTS = PROJECT / "results"
+LOG = RESULTS / "LOG.md"
 IMAGES = PROJECT / "Images"
 NOTEBOOK_FIGURES = {
     "samples.png": "utils.plot_samples(",
@@ -28,115 +36,14 @@ NOTEBOOK_FIGURES = {
 }
 
 
-def read_records(folder: Path = PROJECT / "results") -> list[dict[str, Any]]:
-    """The runs on the test set. Raises ValueError for a record of a newer version."""
-    read = []
-    for path in sorted(folder.glob("run-*.json")):
-        record = json.loads(path.read_text())
-        if not 1 <= record["format"] <= program.FORMAT:
-            raise ValueError(
-                f"{path} is of format {record['format']} and this version reads up to "
-                f"{program.FORMAT}; use the version that wrote it"
-            )
-        # The first format had one recipe, and no flip TTA.
-        read.append({"recipe_name": "assignment", "flip_tta_accuracy": None, **record})
-    return read
-
-
 def receptive_field() -> str:
     rows = models.receptive_field_table(models.CustomResNet())
     return utils.receptive_field_markdown(rows)
 
 
-def experiment(record: dict[str, Any]) -> tuple:
-    """What two records must share to be runs of one experiment."""
-    data = record["data"]
-    return (
-        record["model"],
-        record["recipe_name"],
-        record["recipe"]["epochs"],
-        data["train_images"],
-        record["recipe"]["batch_size"],
-        data["source"],
-        data["test_images"],
-        record["hardware"]["device"],
-    )
-
-
-def spread(values: list[float | None]) -> str:
-    """Mean, and with several values their standard deviation, of fractions, in percent."""
-    if None in values:
-        return "not measured"
-    mean = f"{statistics.fmean(values):.2%}"
-    return f"{mean} ± {100 * statistics.stdev(values):.2f}" if len(values) > 1 else mean
-
-
-def table(head: str, aligns: str, lines: list[tuple]) -> str:
-    rows = [head.split(" | "), aligns.split(), *lines]
-    return "\n".join(f"| {' | '.join(map(str, row))} |" for row in rows)
-
-
-def against_page(runs: list[dict[str, Any]], records: list[dict[str, Any]]) -> str:
-    """How much better than Page's recipe: points, with the standard error over seeds."""
-
-    def same(record: dict[str, Any]) -> tuple:
-        return *experiment(record)[2:], record["seed"]
-
-    page = {
-        same(record): record["last_epoch_accuracy"]
-        for record in records
-        if (record["model"], record["recipe_name"]) == ("CustomResNet", "page")
-    }
-    gains = [
-        100 * (run["last_epoch_accuracy"] - page[same(run)])
-        for run in runs
-        if same(run) in page
-    ]
-    if len(gains) < 2:
-        return "not measured"
-    error = statistics.stdev(gains) / len(gains) ** 0.5
-    return f"{statistics.fmean(gains):+.2f} ± {error:.2f}"
-
-
-def results(records: list[dict[str, Any]]) -> str:
-    lines = []
-    for key, group in groupby(sorted(records, key=experiment), key=experiment):
-        runs = list(group)
-        model, recipe, epochs, train, batch, source, test, hardware = key
-        last, tta, best = (
-            spread([run[name] for run in runs])
-            for name in ("last_epoch_accuracy", "flip_tta_accuracy", "maximum_accuracy")
-        )
-        commits = sorted({f"`{run['commit'][:7]}`" for run in runs})
-        rates = sorted({f"{run['max_lr']:.1e}" for run in runs})
-        lines.append(
-            (
-                f"{model}, `{recipe}`",
-                source,
-                f"{train:,} → {test:,}",
-                f"{epochs} × {batch}",
-                " to ".join(dict.fromkeys((rates[0], rates[-1]))),
-                len(runs),
-                f"**{last}**",
-                best,
-                tta,
-                against_page(runs, records),
-                hardware,
-                ", ".join(commits),
-            )
-        )
-    head = (
-        "network, recipe | data | training → test images | epochs × batch | max_lr | runs "
-        "| last epoch | maximum | last epoch, flip TTA | points above `page` | hardware "
-        "| commit"
-    )
-    return table(head, ":-- :-- --: --: --: --: --: --: --: --: :-- :--", lines)
-
-
 def by_class(records: list[dict[str, Any]]) -> str:
     """Accuracy of each class, a column for each experiment."""
-    groups = groupby(sorted(records, key=experiment), key=experiment)
-    columns = {key: list(runs) for key, runs in groups}
+    columns = {identity(runs[0]): runs for runs in experiments(records)}
     names = list(dict.fromkeys(c for r in records for c in r["class_accuracy"]))
     lines = [
         (
@@ -149,12 +56,12 @@ def by_class(records: list[dict[str, Any]]) -> str:
         for name in names
     ]
     heads = [f"{key[0]}, `{key[1]}`, {key[2]} epochs, {key[5]}" for key in columns]
-    return table(
+    return markdown(
         " | ".join(["class", *heads]), " ".join([":--", *["--:"] * len(heads)]), lines
     )
 
 
-def ingredients(folder: Path = PROJECT / "results") -> str:
+def ingredients(folder: Path = RESULTS) -> str:
     """What each ingredient gained on images held out, and whether it was kept."""
     base = list(sweeps.accuracies(folder, "sweep-base").values())
     lines = []
@@ -162,27 +69,37 @@ def ingredients(folder: Path = PROJECT / "results") -> str:
         gain = sweeps.gain(folder, name)
         tried = ", ".join(f"`{field}={value}`" for field, value in fields.items())
         if not gain.n:
-            lines.append((name, tried, 0, *["not measured"] * 3, "not tried"))
+            lines.append((name, tried, 0, *[NOT_MEASURED] * 3, "not tried"))
             continue
         found = list(sweeps.accuracies(folder, f"sweep-{name}").values())
         points = f"{100 * gain.mean:+.2f} ± {100 * gain.error:.2f}"
         kept = "kept" if gain.kept else "not kept"
         lines.append((name, tried, gain.n, spread(base), spread(found), points, kept))
     head = "ingredient | fields | paired seeds | without | with | gain in points ± its standard error | decision"
-    return table(head, ":-- :-- --: --: --: --: :--", lines)
+    return markdown(head, ":-- :-- --: --: --: --: :--", lines)
 
 
-def learning_rates(folder: Path = PROJECT / "results") -> str:
-    """Accuracy on images held out against max_lr, and what the range test chose."""
-    lines = []
+def learning_rates(folder: Path = RESULTS) -> str:
+    """Accuracy on images held out against max_lr, what the range test chose, the verdict."""
+    curve = utils.read_records(folder, "lr-*.json")
+    found, lines = accuracy_by_rate(curve), []
     for rate in sweeps.MAX_LRS:
-        found = list(sweeps.accuracies(folder, f"lr-{rate:.1e}").values())
-        shown = spread(found) if found else "not measured"
-        lines.append((f"{rate:.1e}", len(found), shown))
-    chose = [json.loads(p.read_text()) for p in folder.glob("sweep-base-seed*.json")]
-    rates = ", ".join(f"{rate:.1e}" for rate in sorted(r["max_lr"] for r in chose))
-    lines.append(("range test", len(chose), rates or "not measured"))
-    return table("max_lr | seeds | last epoch, held-out images", "--: --: --:", lines)
+        values = list(found.get(rate, {}).values())
+        shown = spread(values) if values else NOT_MEASURED
+        lines.append((f"{rate:.1e}", len(values), shown))
+    chose = sorted(sweeps.chosen_rates(folder))
+    rates, verdict = ", ".join(f"{rate:.1e}" for rate in chose), NOT_MEASURED
+    if curve and chose:
+        low, high = flat_top(curve)
+        inside = sum(low <= rate <= high for rate in chose)
+        verdict = (
+            f"{low:.1e} to {high:.1e}; {inside} of {len(chose)} range tests inside"
+        )
+    lines.append(("range test", len(chose), rates or NOT_MEASURED))
+    lines.append(("flat top", "", verdict))
+    return markdown(
+        "max_lr | seeds | last epoch, held-out images", "--: --: --:", lines
+    )
 
 
 def claims(records: list[dict[str, Any]]) -> str:
@@ -224,10 +141,10 @@ def claims(records: list[dict[str, Any]]) -> str:
             f"The peak used there: {record['max_lr']:.1e}",
         ),
     ]
-    return table("the report says | what is so", ":-- :--", lines)
+    return markdown("the report says | what is so", ":-- :--", lines)
 
 
-def speed(folder: Path = PROJECT / "results") -> str:
+def speed(folder: Path = RESULTS) -> str:
     """What was aimed at and what was found, by the benchmark's record of a CPU."""
     record = json.loads((folder / "bench-cpu.json").read_text())
     lines = [
@@ -249,7 +166,7 @@ def speed(folder: Path = PROJECT / "results") -> str:
         f"{hardware['device']}, {hardware['threads']} threads, {hardware['precision']}, "
         f"commit `{record['commit'][:7]}`"
     )
-    return table(f"{about} | found | target | verdict", ":-- --: --: :--", lines)
+    return markdown(f"{about} | found | target | verdict", ":-- --: --: :--", lines)
 
 
 def notebook() -> str:
@@ -267,12 +184,12 @@ def longest(records: list[dict[str, Any]]) -> dict[str, Any]:
 
 def render(text: str) -> str:
     """README's text with each table as it should be."""
-    records = read_records()
+    records = utils.read_records(RESULTS)
     return filled(
         text,
         {
             "receptive-field": receptive_field(),
-            "results": results(records),
+            "results": utils.results_markdown(records),
             "by-class": by_class(records),
             "speed": speed(),
             "notebook": notebook(),
@@ -304,10 +221,8 @@ def filled(text: str, tables: dict[str, str]) -> str:
 
 def draw() -> None:
     """Write the figures of Images/."""
-    record = longest(read_records())
-    history = train_test.History(
-        record["max_lr"], [train_test.Epoch(**row) for row in record["history"]]
-    )
+    record = longest(utils.read_records(RESULTS))
+    history = train_test.History.from_record(record)
     recipe = record["recipe"]
     data = (
         f"{record['data']['source']}, {record['data']['train_images']:,} training images, "
@@ -316,6 +231,12 @@ def draw() -> None:
     utils.plot_history(history, data=data).savefig(
         IMAGES / "loss_accuracy.png", dpi=100
     )
+    if curve := utils.read_records(RESULTS, "lr-*.json"):
+        held = "CIFAR-10 as in the records, images held out from training"
+        chose = sweeps.chosen_rates(RESULTS)
+        utils.plot_max_lr(curve, chose, data=held).savefig(
+            IMAGES / "max_lr.png", dpi=100
+        )
     cells = json.loads((PROJECT / "S10.ipynb").read_text(encoding="utf-8"))["cells"]
     for name, call in NOTEBOOK_FIGURES.items():
         cell = next(cell for cell in cells if call in "".join(cell["source"]))

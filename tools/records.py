@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from helpers import __main__ as program
+from helpers import utils
 
 PROJECT = Path(__file__).resolve().parent.parent
 SEEDS = range(5)
@@ -98,8 +99,14 @@ class Gain(NamedTuple):
 
 def accuracies(folder: Path, prefix: str) -> dict[int, float]:
     """Last-epoch accuracy by seed."""
-    records = [json.loads(p.read_text()) for p in folder.glob(f"{prefix}-seed*.json")]
+    records = utils.read_records(folder, f"{prefix}-seed*.json")
     return {record["seed"]: record["last_epoch_accuracy"] for record in records}
+
+
+def chosen_rates(folder: Path) -> list[float]:
+    """What the range tests of the base runs chose, on the images of the curve's runs."""
+    base = utils.read_records(folder, "sweep-base-seed*.json")
+    return [record["max_lr"] for record in base]
 
 
 def gain(folder: Path, ingredient: str) -> Gain:

@@ -1,0 +1,192 @@
+"""The JSON records that runs leave: read, checked, and drawn up as a table.
+
+`python -m helpers` writes them. What one holds can be read in any: they are plain JSON.
+"""
+
+import itertools
+import json
+import os
+import statistics
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+FORMAT = 2
+NOT_MEASURED = "not measured"
+# Of accuracy: twice what the seed alone makes of networks like these (0.15 points).
+ALIKE = 0.003
+
+
+def read_record(path: str | os.PathLike) -> dict[str, Any]:
+    """Return what a run has left, a record of an older format with what it lacks.
+
+    Raises FileNotFoundError where there is none, ValueError for a file that is no record
+    and for one of a newer format.
+    """
+    path = Path(path)
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+        form = record["format"]
+    except FileNotFoundError:
+        raise FileNotFoundError(
+            f"{path} is not there; name a record that python -m helpers wrote"
+        ) from None
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(
+            f"{path} is no record of a run ({type(error).__name__}: {error}); name one "
+            "that python -m helpers wrote"
+        ) from error
+    if form not in range(1, FORMAT + 1):
+        raise ValueError(
+            f"{path} is of format {form} and this version reads up to {FORMAT}; use the "
+            "version that wrote it"
+        )
+    # The first format had one recipe, and no flip TTA.
+    return {"recipe_name": "assignment", "flip_tta_accuracy": None, **record}
+
+
+def read_records(
+    folder: str | os.PathLike, pattern: str = "run-*.json"
+) -> list[dict[str, Any]]:
+    """Return all records of `folder` whose names match, by name; see `read_record`."""
+    return [read_record(path) for path in sorted(Path(folder).glob(pattern))]
+
+
+def results_markdown(records: Sequence[dict[str, Any]]) -> str:
+    """Return a Markdown table with a row for each experiment among `records`.
+
+    Accuracies are means in percent, with the standard deviation where there are several
+    seeds. The last epoch's is the figure to quote: the maximum was chosen by the test set.
+    """
+    lines = []
+    for runs in experiments(records):
+        model, recipe, epochs, train, batch, source, test, hardware = identity(runs[0])
+        last, tta, best = (
+            spread([run[name] for run in runs])
+            for name in ("last_epoch_accuracy", "flip_tta_accuracy", "maximum_accuracy")
+        )
+        commits = sorted({f"`{run['commit'][:7]}`" for run in runs})
+        rates = sorted({f"{run['max_lr']:.1e}" for run in runs}, key=float)
+        lines.append(
+            (
+                f"{model}, `{recipe}`",
+                source,
+                f"{train:,} → {test:,}",
+                f"{epochs} × {batch}",
+                " to ".join(dict.fromkeys((rates[0], rates[-1]))),
+                len(runs),
+                f"**{last}**",
+                best,
+                tta,
+                against_page(runs, records),
+                hardware,
+                ", ".join(commits),
+            )
+        )
+    head = (
+        "network, recipe | data | training → test images | epochs × batch | max_lr | runs "
+        "| last epoch | maximum | last epoch, flip TTA | points above `page` | hardware "
+        "| commit"
+    )
+    return markdown(head, ":-- :-- --: --: --: --: --: --: --: --: :-- :--", lines)
+
+
+def accuracy_by_rate(
+    records: Sequence[dict[str, Any]],
+) -> dict[float, dict[int, float]]:
+    """Return for each max_lr, lowest first, the last epoch's accuracy of each seed."""
+    found: dict[float, dict[int, float]] = {}
+    for record in sorted(records, key=lambda record: record["max_lr"]):
+        seeds = found.setdefault(record["max_lr"], {})
+        seeds[record["seed"]] = record["last_epoch_accuracy"]
+    return found
+
+
+def flat_top(records: Sequence[dict[str, Any]]) -> tuple[float, float]:
+    """Return the lowest and the highest max_lr that do as well as the best one.
+
+    records: of runs that differ in max_lr and seed alone. A rate does as well if over the
+    seeds that it shares with the best its accuracy is, on average, at most 0.3 points
+    lower, or at most two standard errors; on either side, the first that doesn't ends it.
+
+    Raises ValueError for rates without two seeds in common.
+    """
+    found = accuracy_by_rate(records)
+    rates = list(found)
+    best = max(rates, key=lambda rate: statistics.fmean(found[rate].values()))
+
+    def as_good(rate: float) -> bool:
+        shared = found[best].keys() & found[rate].keys()
+        if len(shared) < 2:
+            raise ValueError(
+                f"max_lr {best:.1e} and {rate:.1e} have {len(shared)} seeds in common; a "
+                "comparison needs two"
+            )
+        losses = [found[best][seed] - found[rate][seed] for seed in shared]
+        error = statistics.stdev(losses) / len(losses) ** 0.5
+        return statistics.fmean(losses) <= max(ALIKE, 2 * error)
+
+    at = rates.index(best)
+    above = itertools.takewhile(as_good, rates[at + 1 :])
+    below = itertools.takewhile(as_good, reversed(rates[:at]))
+    return min([best, *below]), max([best, *above])
+
+
+def identity(record: dict[str, Any]) -> tuple:
+    """What two records must share to be runs of one experiment."""
+    data = record["data"]
+    return (
+        record["model"],
+        record["recipe_name"],
+        record["recipe"]["epochs"],
+        data["train_images"],
+        record["recipe"]["batch_size"],
+        data["source"],
+        data["test_images"],
+        record["hardware"]["device"],
+    )
+
+
+def experiments(records: Sequence[dict[str, Any]]) -> list[list[dict[str, Any]]]:
+    """The records in groups, each the runs of one experiment."""
+    return [
+        list(runs)
+        for _, runs in itertools.groupby(sorted(records, key=identity), key=identity)
+    ]
+
+
+def spread(values: Sequence[float | None]) -> str:
+    """Mean, and with several values their standard deviation, of fractions, in percent."""
+    if None in values:
+        return NOT_MEASURED
+    mean = f"{statistics.fmean(values):.2%}"
+    return f"{mean} ± {100 * statistics.stdev(values):.2f}" if len(values) > 1 else mean
+
+
+def against_page(
+    runs: Sequence[dict[str, Any]], records: Sequence[dict[str, Any]]
+) -> str:
+    """How much better than Page's recipe: points, with the standard error over seeds."""
+
+    def same(record: dict[str, Any]) -> tuple:
+        return *identity(record)[2:], record["seed"]
+
+    page = {
+        same(record): record["last_epoch_accuracy"]
+        for record in records
+        if (record["model"], record["recipe_name"]) == ("CustomResNet", "page")
+    }
+    gains = [
+        100 * (run["last_epoch_accuracy"] - page[same(run)])
+        for run in runs
+        if same(run) in page
+    ]
+    if len(gains) < 2:
+        return NOT_MEASURED
+    error = statistics.stdev(gains) / len(gains) ** 0.5
+    return f"{statistics.fmean(gains):+.2f} ± {error:.2f}"
+
+
+def markdown(head: str, aligns: str, lines: Sequence[tuple]) -> str:
+    rows = [head.split(" | "), aligns.split(), *lines]
+    return "\n".join(f"| {' | '.join(map(str, row))} |" for row in rows)
