@@ -52,6 +52,15 @@ def read_records(
     return [read_record(path) for path in sorted(Path(folder).glob(pattern))]
 
 
+def describe_record(record: dict[str, Any]) -> str:
+    """Return what a figure of one run, or of runs like it, is about, in one line."""
+    data, recipe = record["data"], record["recipe"]
+    return (
+        f"{data['source']}, {data['train_images']:,} training images, "
+        f"{recipe['epochs']} epochs, {data['evaluated_on']}"
+    )
+
+
 def results_markdown(records: Sequence[dict[str, Any]]) -> str:
     """Return a Markdown table with a row for each experiment among `records`.
 

@@ -37,7 +37,7 @@ from helpers.measures import (
     misclassified,
     most_confused,
 )
-from helpers.records import read_record, read_records, results_markdown
+from helpers.records import describe_record, read_record, read_records, results_markdown
 
 __all__ = [
     "CalibrationBin",
@@ -49,6 +49,7 @@ __all__ = [
     "class_accuracy",
     "confusion_matrix",
     "denormalize",
+    "describe_record",
     "describe_run",
     "device_name",
     "expected_calibration_error",

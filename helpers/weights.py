@@ -48,6 +48,18 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
+def load_run(path: str | os.PathLike) -> tuple[torch.nn.Module, dict[str, Any]]:
+    """Return the network of a run, in evaluation mode on the CPU, and the run's record.
+
+    path: of a record that names its weights, which lie beside it. Raises as `read_record`
+    and `models.load_pretrained` do, and ValueError for a record without weights.
+    """
+    record = read_record(path)
+    said = record["weights"]
+    file = Path(path).with_name(said["file"])
+    return models.load_pretrained(file, sha256=said["sha256"]), record
+
+
 def check(file: Path, record: dict[str, Any], data: str) -> None:
     """Print the accuracy and the record's. Raises ValueError where they should agree and don't."""
     said = record["weights"]
@@ -77,7 +89,7 @@ def check(file: Path, record: dict[str, Any], data: str) -> None:
     print(f"They agree: {found:,} images are right, {recorded:,} in the record.")
 
 
-def read_record(path: Path) -> dict[str, Any]:
+def read_record(path: str | os.PathLike) -> dict[str, Any]:
     record = utils.read_record(path)
     if "weights" not in record:
         raise ValueError(

@@ -2,11 +2,15 @@
 
 import ast
 import json
+import runpy
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+from helpers import __main__ as program
+from helpers import train_test
 
 PROJECT = Path(__file__).parent.parent
 NOTEBOOK = PROJECT / "S10.ipynb"
@@ -106,3 +110,30 @@ def test_nbval_fails_when_one_stored_number_is_changed(tmp_path):
     assert lying.returncode == 1
     assert "6,574,091 parameters" in lying.stdout
     assert "1 failed" in lying.stdout
+
+
+def test_with_weights_it_goes_to_the_mistakes_without_training(
+    code, tmp_path, monkeypatch, capsys
+):
+    tested_on = train_test.PROFILES["smoke"].test_images
+    options = ["--profile=smoke", "--epochs=2", "--peak-epoch=1", "--max-lr=1e-3"]
+    options += [f"--out={tmp_path}", "--seeds=0", "--save-weights"]
+    program.main([*options, "--train-images=64", "--batch-size=32"])
+    (path,) = tmp_path.glob("*.json")
+    monkeypatch.setenv("S10_PROFILE", "smoke")
+    monkeypatch.setenv("S10_WEIGHTS", str(path))
+    monkeypatch.setattr(train_test, "fit", None)  # nothing is to be trained
+    monkeypatch.chdir(PROJECT)
+    capsys.readouterr()
+    script = tmp_path / "cells.py"
+    script.write_text("\n".join("".join(cell["source"]) for cell in code))
+    names = runpy.run_path(str(script))
+    said = capsys.readouterr().out
+    assert f"Not trained here. {path}: synthetic images, not CIFAR-10, 64 train" in said
+    record = json.loads(path.read_text())
+    accuracy = f"{record['last_epoch_accuracy']:.2%}"
+    assert f"Weights: {path}, 2 epochs on 64 images" in said
+    assert f"Last-epoch test accuracy: {accuracy} of {tested_on}" in said
+    right = (names["answers"] == names["predictions"].labels).float().mean().item()
+    assert right == pytest.approx(record["weights"]["accuracy"])
+    assert len(names["plan"]) == 4  # steps of the record's run

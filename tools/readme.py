@@ -223,20 +223,15 @@ def draw() -> None:
     """Write the figures of Images/."""
     record = longest(utils.read_records(RESULTS))
     history = train_test.History.from_record(record)
-    recipe = record["recipe"]
-    data = (
-        f"{record['data']['source']}, {record['data']['train_images']:,} training images, "
-        f"{recipe['epochs']} epochs, seed {record['seed']}"
-    )
+    data = f"{utils.describe_record(record)}, seed {record['seed']}"
     utils.plot_history(history, data=data).savefig(
         IMAGES / "loss_accuracy.png", dpi=100
     )
     if curve := utils.read_records(RESULTS, "lr-*.json"):
-        held = "CIFAR-10 as in the records, images held out from training"
-        chose = sweeps.chosen_rates(RESULTS)
-        utils.plot_max_lr(curve, chose, data=held).savefig(
-            IMAGES / "max_lr.png", dpi=100
+        figure = utils.plot_max_lr(
+            curve, sweeps.chosen_rates(RESULTS), data=utils.describe_record(curve[0])
         )
+        figure.savefig(IMAGES / "max_lr.png", dpi=100)
     cells = json.loads((PROJECT / "S10.ipynb").read_text(encoding="utf-8"))["cells"]
     for name, call in NOTEBOOK_FIGURES.items():
         cell = next(cell for cell in cells if call in "".join(cell["source"]))
