@@ -361,6 +361,18 @@ def evaluate(
 NOTHING = nn.Identity()  # has no state, and takes none
 
 
+def include(averages: list[Tensor], values: list[Tensor], count: Tensor | int) -> None:
+    """Make averages of `count` values those of one more, in place.
+
+    Without it, AveragedModel divides BatchNorm's whole-number counter too, which CUDA
+    refuses.
+    """
+    if averages[0].is_floating_point():
+        torch._foreach_lerp_(averages, values, 1 / (int(count) + 1))
+    else:
+        torch._foreach_copy_(averages, values)
+
+
 class Training:
     """All that changes while `fit` works, which is what a checkpoint holds."""
 
@@ -380,7 +392,11 @@ class Training:
         self.wrapped = processes.wrap(model, device)
         self.model = model
         averages = recipe.average_epochs > 0
-        self.averaged = AveragedModel(model, use_buffers=True) if averages else NOTHING
+        self.averaged = (
+            AveragedModel(model, multi_avg_fn=include, use_buffers=True)
+            if averages
+            else NOTHING
+        )
         self.optimizer = make_optimizer(model, recipe, lr=history.max_lr)
         # Before the optimizer's state is loaded: building it resets the learning rate.
         self.scheduler = make_scheduler(
