@@ -82,7 +82,9 @@ class Loader:
             side = torch.arange(self.cutout, device=self.device)
             rows, columns = (edge[:, None] + side for edge in (top, left))
             every = torch.arange(len(images), device=self.device)[:, None, None]
-            images[every, :, rows[:, :, None], columns[:, None, :]] = 0
+            # A plain 0 would be copied to the device, and the host would wait for it.
+            nothing = images.new_zeros(())
+            images[every, :, rows[:, :, None], columns[:, None, :]] = nothing
         return images
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
