@@ -93,6 +93,12 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
         help="also write the network beside its record, as safetensors in float16",
     )
     parser.add_argument(
+        "--no-checkpoint",
+        action="store_true",
+        help="keep nothing until a run is over: on a fast GPU, writing a checkpoint takes "
+        "as long as half an epoch",
+    )
+    parser.add_argument(
         "--resume",
         action="store_true",
         help="go on from the checkpoint that an interrupted run left in --out",
@@ -171,7 +177,7 @@ def run(options: argparse.Namespace, seed: int, processes: Processes) -> None:
     begun = setting(options, seed, recipe, model, (train, test), device)
     begun["hardware"]["processes"] = processes.size
     name = f"{options.model}-{options.profile}-{options.recipe}-seed{seed}"
-    checkpoint = options.out / f"{name}.pt"
+    checkpoint = None if options.no_checkpoint else options.out / f"{name}.pt"
     history = train_test.fit(
         model,
         loaders,
@@ -197,9 +203,10 @@ def run(options: argparse.Namespace, seed: int, processes: Processes) -> None:
             device=device,
         )
     stem.with_suffix(".json").write_text(json.dumps(record, indent=1) + "\n")
-    # The run is over: its checkpoint becomes the record's, and the name is free again.
-    checkpoint.replace(stem.with_suffix(".pt"))
-    previous(checkpoint).unlink(missing_ok=True)
+    if checkpoint:
+        # The run is over: its checkpoint becomes the record's, and the name is free again.
+        checkpoint.replace(stem.with_suffix(".pt"))
+        previous(checkpoint).unlink(missing_ok=True)
     print(
         f"{train.source}, seed {seed}: last epoch {history.last.test_accuracy:.2%}, "
         f"maximum {history.best.test_accuracy:.2%} in epoch {history.best.epoch} on the "

@@ -110,6 +110,12 @@ def test_run_writes_one_record_and_its_checkpoint(ran):
     assert names[1] == names[0].replace(".json", ".pt")
 
 
+def test_without_checkpoint_the_record_is_all_that_is_left(tmp_path):
+    main(tmp_path, "--no-checkpoint")
+    (path,) = tmp_path.iterdir()
+    assert path.suffix == ".json"
+
+
 def test_record_tells_what_was_done(ran):
     got = record(ran)
     expected = dataclasses.replace(PROFILES["smoke"], **SMALL)

@@ -59,6 +59,31 @@ def test_nothing_begins_that_would_not_end_in_time(small, tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["sweep-base-seed0.json"]
 
 
+def test_run_that_fails_is_told_and_the_others_are_made(
+    small, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setattr(records, "MAX_LRS", (1e30, 1e-3))
+    with pytest.raises(
+        SystemExit, match=r"no record of lr-1.0e\+30-seed0, lr-1.0e\+30"
+    ):
+        small()
+    assert "error: the loss is " in capsys.readouterr().out
+    names = {path.name for path in tmp_path.iterdir()}
+    assert "lr-1.0e-03-seed1.json" in names
+    assert "run-ours-ResNet18-seed1.json" in names
+
+
+def test_nothing_is_trained_on_all_images_while_the_sweep_lacks_a_record(tmp_path):
+    sweep = records.ingredient_sweep(16)
+    for run in sweep[1:]:
+        leave_one(tmp_path, run.name, 0, 0.9)
+    names = [run.name for run in records.missing(tmp_path, 16)]
+    assert names[0] == sweep[0].name
+    assert not [name for name in names if name.startswith("run-")]
+    leave_one(tmp_path, sweep[0].name, 0, 0.9)
+    assert next(records.missing(tmp_path, 16)).name == "run-page-CustomResNet-seed0"
+
+
 def test_network_of_the_first_seed_is_kept_and_scores_as_recorded(tmp_path, capsys):
     run = next(run for run in records.finals({}) if run.name == records.KEPT)
     records.make(run, tmp_path, [*SMALL, "--peak-epoch", "1", "--max-lr", "1e-3"])
@@ -68,10 +93,14 @@ def test_network_of_the_first_seed_is_kept_and_scores_as_recorded(tmp_path, caps
     assert "They agree: " in capsys.readouterr().out
 
 
+def leave_one(folder, name, seed, accuracy):
+    record = {"format": 2, "seed": seed, "last_epoch_accuracy": accuracy}
+    (folder / f"{name}.json").write_text(json.dumps(record))
+
+
 def leave(folder, name, accuracies):
     for seed, accuracy in enumerate(accuracies):
-        record = {"format": 2, "seed": seed, "last_epoch_accuracy": accuracy}
-        (folder / f"sweep-{name}-seed{seed}.json").write_text(json.dumps(record))
+        leave_one(folder, f"sweep-{name}-seed{seed}", seed, accuracy)
 
 
 @pytest.mark.parametrize(
@@ -202,3 +231,15 @@ def test_log_says_whether_the_range_tests_are_on_the_flat_top(tmp_path):
     assert "| 3.2e-03 | 2 | 90.00% ± 0.01 |" in table or "| 90.01% ± 0.01 |" in table
     assert "| 3.0e-02 | 0 | not measured |" in table
     assert "3.2e-03 to 5.6e-03; 1 of 2 range tests inside" in table
+
+
+def test_kept_networks_are_those_that_their_records_name():
+    kept_files = {path.name for path in readme.RESULTS.glob("*.safetensors")}
+    named = set()
+    for path in readme.RESULTS.glob("run-*.json"):
+        if "weights" in (record := utils.read_record(path)):
+            model, _ = weights.load_run(path)  # checks the digest
+            assert models.count_parameters(model) == record["parameters"]
+            assert model.trained_on == record["data"]["source"]
+            named.add(record["weights"]["file"])
+    assert named == kept_files

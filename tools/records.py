@@ -50,17 +50,26 @@ def as_options(fields: dict[str, Any]) -> list[str]:
     return [f"--{name.replace('_', '-')}={value}" for name, value in fields.items()]
 
 
-def searches(holdout: int) -> list[Run]:
-    """On images held out: the ingredients, and the learning rate."""
-    held = [f"--holdout={holdout}"]
+def ingredient_sweep(holdout: int) -> list[Run]:
+    """Each ingredient alone, and none, on images held out."""
     tried = {"base": {}, **INGREDIENTS}
-    runs = [
-        Run(f"sweep-{name}-seed{seed}", [*held, f"--seeds={seed}", *as_options(fields)])
+    return [
+        Run(
+            f"sweep-{name}-seed{seed}",
+            [f"--holdout={holdout}", f"--seeds={seed}", *as_options(fields)],
+        )
         for seed in SEEDS  # paired, however many there is time for
         for name, fields in tried.items()
     ]
-    return runs + [
-        Run(f"lr-{rate:.1e}-seed{seed}", [*held, f"--seeds={seed}", f"--max-lr={rate}"])
+
+
+def rate_sweep(holdout: int) -> list[Run]:
+    """Learning rates around what the range test chooses, on images held out."""
+    return [
+        Run(
+            f"lr-{rate:.1e}-seed{seed}",
+            [f"--holdout={holdout}", f"--seeds={seed}", f"--max-lr={rate}"],
+        )
         for seed in SEEDS
         for rate in MAX_LRS
     ]
@@ -129,16 +138,21 @@ def chosen(folder: Path) -> dict[str, Any]:
 
 def missing(folder: Path, holdout: int) -> Iterator[Run]:
     """Those still to be made; the finals once it is known what they consist of."""
-    yield from (
-        r for r in searches(holdout) if not (folder / f"{r.name}.json").exists()
-    )
-    yield from (
-        r for r in finals(chosen(folder)) if not (folder / f"{r.name}.json").exists()
-    )
+
+    def lacking(runs: list[Run]) -> list[Run]:
+        return [run for run in runs if not (folder / f"{run.name}.json").exists()]
+
+    sweep = ingredient_sweep(holdout)
+    yield from lacking(sweep)
+    if not lacking(sweep):  # none has failed
+        yield from lacking(finals(chosen(folder)))
+    yield from lacking(rate_sweep(holdout))
 
 
 def make(run: Run, folder: Path, common: list[str]) -> None:
     keep = ["--save-weights"] if run.name == KEPT else []
+    # A run is repeated, not gone on with: a checkpoint would only take time.
+    common = [*common, "--no-checkpoint"]
     with tempfile.TemporaryDirectory() as scratch:
         program.main([*common, *run.options, *keep, "--out", scratch])
         (path,) = Path(scratch).glob("*.json")
@@ -169,15 +183,24 @@ def main(arguments: list[str] | None = None) -> None:
     )
     options = parser.parse_args(arguments)
     options.out.mkdir(parents=True, exist_ok=True)
-    began, longest = time.monotonic(), 0.0
+    began, longest, failed = time.monotonic(), 0.0, []
     for run in missing(options.out, options.holdout):
         start = time.monotonic()
         # The first run begins in any case, or nothing would ever be made.
         if longest and start - began + longest > 60 * options.minutes:
             raise SystemExit(f"{run.name} is next; run this again to go on")
         print(f"--- {run.name}")
-        make(run, options.out, options.common)
+        try:
+            make(run, options.out, options.common)
+        except SystemExit as error:
+            if isinstance(error.code, int):  # Ctrl-C
+                raise
+            # A rate that is too high, say: the others' records don't depend on it.
+            print(error)
+            failed.append(run.name)
         longest = max(longest, time.monotonic() - start)
+    if failed:
+        raise SystemExit(f"no record of {', '.join(failed)}: the reasons are above")
     print(f"all records are in {options.out}")
 
 
