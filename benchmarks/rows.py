@@ -37,7 +37,8 @@ class Setup:
 class Row:
     """One thing that was measured: a value a round. Without values, `note` says why.
 
-    against: the row of the same group that it is compared with.
+    against: the row of the same group that it is compared with. part: of the options of
+    `--only`, the one that measures it.
     """
 
     group: str
@@ -46,6 +47,7 @@ class Row:
     values: Sequence[float] = ()
     against: str = ""
     note: str = ""
+    part: str = ""
 
 
 Contenders = dict[str, Callable[[], float]]

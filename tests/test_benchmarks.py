@@ -1,11 +1,13 @@
 """The benchmarks run, count and tell; how fast anything is, is not asserted here."""
 
+import json
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
+from benchmarks import __main__ as bench
 from benchmarks import adapter, epoch, limits, students, whole
 from benchmarks.rows import (
     Row,
@@ -55,6 +57,21 @@ def test_a_ratio_needs_both_rows():
     row = Row(group="a", name="one", unit="s", values=[1.0])
     assert ratio(row, None) is None
     assert ratio(row, Row(group="a", name="two", unit="s")) is None
+
+
+def test_groups_measured_before_stay_beside_those_measured_anew(tmp_path):
+    path, record = tmp_path / "bench.json", {"commit": "a", "setup": {"threads": 1}}
+    rows = [
+        {"group": part, "name": "x", "unit": "s", "values": [1.0], "part": part}
+        for part in ("data", "steps")
+    ]
+    path.write_text(json.dumps({**record, "rows": rows, "seconds": 5.0}))
+    kept = bench.kept_from(path, record, ["steps"])
+    assert [row.part for row in kept["rows"]] == ["data"]
+    assert kept["seconds"] == 5.0
+    other = {**record, "commit": "b"}  # of other code
+    assert bench.kept_from(path, other, ["steps"])["rows"] == []
+    assert bench.kept_from(path, record, list(bench.GROUPS))["rows"] == []
 
 
 def test_flops_of_an_image():
