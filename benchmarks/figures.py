@@ -80,7 +80,7 @@ def bars(axes, rows: Sequence[Row], shown: Sequence[Row], names: Sequence[str]) 
         axes.text(times, place, text, va="center", size=SMALL, bbox=box)
     axes.axvline(1, color=BLACK, ls="--", lw=1, zorder=0.5)
     axes.set_yticks(range(len(shown)), names, size=SMALL)
-    axes.set(xlim=(0, 1.5 * longest), ylim=(len(shown) - 0.4, -0.6))
+    axes.set(xlim=(0, 1.6 * longest), ylim=(len(shown) - 0.4, -0.6))
 
 
 def plot_second(record: dict[str, Any]) -> Figure:
