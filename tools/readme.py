@@ -32,6 +32,7 @@ NOTEBOOK_FIGURES = {
     "samples.png": "utils.plot_samples(",
     "augmentation.png": "utils.plot_augmentations(",
     "lr_range_test.png": "utils.plot_lr_range_test(",
+    "calibration.png": "utils.plot_calibration(",
     "misclassified.png": "utils.plot_misclassified(",
 }
 
@@ -235,7 +236,8 @@ def draw() -> None:
     cells = json.loads((PROJECT / "S10.ipynb").read_text(encoding="utf-8"))["cells"]
     for name, call in NOTEBOOK_FIGURES.items():
         cell = next(cell for cell in cells if call in "".join(cell["source"]))
-        png = next(o["data"]["image/png"] for o in cell["outputs"] if "data" in o)
+        shown = (output.get("data", {}) for output in cell["outputs"])
+        png = next(data["image/png"] for data in shown if "image/png" in data)
         (IMAGES / name).write_bytes(base64.b64decode("".join(png)))
 
 
