@@ -320,8 +320,9 @@ def predict(
     """What `model` says of each image of `loader`, on the CPU; its mode is restored.
 
     loader: an iterable of (images (B, C, H, W), labels (B,)); where each process has one
-    with its share, all of them get the answers of all. dtype: of autocast. flip_tta: the
-    logits are the means of those of the image and of its mirror image.
+    with its share, all of them get the answers of all. dtype: of autocast; what is float32
+    a GPU convolves in TF32, with 10 bits of mantissa, unless torch is told otherwise.
+    flip_tta: the logits are the means of those of the image and of its mirror image.
 
     Raises ValueError where the loader gives nothing.
     """
