@@ -116,6 +116,14 @@ def test_without_checkpoint_the_record_is_all_that_is_left(tmp_path):
     assert path.suffix == ".json"
 
 
+def test_run_without_checkpoint_has_nothing_to_go_on_from(tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        main(tmp_path, "--no-checkpoint", "--resume")
+    assert (
+        "--resume: not allowed with argument --no-checkpoint" in capsys.readouterr().err
+    )
+
+
 def test_record_tells_what_was_done(ran):
     got = record(ran)
     expected = dataclasses.replace(PROFILES["smoke"], **SMALL)
