@@ -70,6 +70,9 @@ def kept_from(path: Path, record: dict[str, Any], anew: list[str]) -> dict[str, 
         return nothing
     earlier = json.loads(path.read_text())
     if any(earlier.get(name) != value for name, value in record.items()):
+        print(
+            f"{path} is of other code or another machine: it is replaced, not added to"
+        )
         return nothing
     rows = [Row(**row) for row in earlier["rows"]]
     return {**earlier, "rows": [row for row in rows if row.part not in anew]}

@@ -59,7 +59,7 @@ def test_a_ratio_needs_both_rows():
     assert ratio(row, Row(group="a", name="two", unit="s")) is None
 
 
-def test_groups_measured_before_stay_beside_those_measured_anew(tmp_path):
+def test_groups_measured_before_stay_beside_those_measured_anew(tmp_path, capsys):
     path, record = tmp_path / "bench.json", {"commit": "a", "setup": {"threads": 1}}
     rows = [
         {"group": part, "name": "x", "unit": "s", "values": [1.0], "part": part}
@@ -70,7 +70,9 @@ def test_groups_measured_before_stay_beside_those_measured_anew(tmp_path):
     assert [row.part for row in kept["rows"]] == ["data"]
     assert kept["seconds"] == 5.0
     other = {**record, "commit": "b"}  # of other code
+    assert capsys.readouterr().out == ""
     assert bench.kept_from(path, other, ["steps"])["rows"] == []
+    assert "is replaced, not added to" in capsys.readouterr().out
     assert bench.kept_from(path, record, list(bench.GROUPS))["rows"] == []
 
 
