@@ -134,20 +134,24 @@ def plot_max_lr(
 ) -> Figure:
     """Draw the last epoch's accuracy (%) against max_lr, and what the range test chose.
 
-    records: of runs that differ in max_lr and seed alone, two seeds or more of each. chosen:
-    the range test's rates. Shaded is the `flat_top`. Raises ValueError as that does, and
-    where nothing is given.
+    records: of runs that differ in max_lr and seed alone. chosen: the range test's rates.
+    Shaded are the rates that do as well as the best one; with fewer than two seeds in common
+    the figure says that they can't be told. Raises ValueError where nothing is given.
     """
     if not records or not chosen:
         raise ValueError(
             f"there are {len(records)} records and {len(chosen)} chosen rates; pass at "
             "least one of each"
         )
-    found, (low, high) = accuracy_by_rate(records), flat_top(records)
+    found, alike = accuracy_by_rate(records), flat_top(records)
     figure, axes = new_figure("Accuracy against the peak learning rate", data, 8.5, 4.8)
-    label = f"no worse than the best: {low:.1e} to {high:.1e}"
-    # Half a step to either side, so that a single rate is seen too.
-    axes.axvspan(low / 1.1, high * 1.1, color=SKY_BLUE, alpha=0.3, lw=0, label=label)
+    if alike:
+        low, high = alike
+        text = f"no worse than the best: {low:.1e} to {high:.1e}"
+        # A little to either side, so that a single rate is seen too.
+        axes.axvspan(low / 1.1, high * 1.1, color=SKY_BLUE, alpha=0.3, lw=0, label=text)
+    else:
+        axes.set_title("too few seeds yet to tell which rates do as well", size=SMALL)
     for rate, seeds in found.items():
         look = {"color": BLUE, "alpha": 0.6, "ms": 4, "ls": ""}
         axes.plot([rate] * len(seeds), [100 * a for a in seeds.values()], "o", **look)

@@ -111,26 +111,25 @@ def accuracy_by_rate(
     return found
 
 
-def flat_top(records: Sequence[dict[str, Any]]) -> tuple[float, float]:
+def flat_top(records: Sequence[dict[str, Any]]) -> tuple[float, float] | None:
     """Return the lowest and the highest max_lr that do as well as the best one.
+
+    None as long as a rate has no two seeds in common with the best one: that is no
+    comparison yet.
 
     records: of runs that differ in max_lr and seed alone. A rate does as well if over the
     seeds that it shares with the best its accuracy is, on average, at most 0.3 points
     lower, or at most two standard errors; on either side, the first that doesn't ends it.
-
-    Raises ValueError for rates without two seeds in common.
     """
     found = accuracy_by_rate(records)
     rates = list(found)
     best = max(rates, key=lambda rate: statistics.fmean(found[rate].values()))
 
+    if any(len(found[best].keys() & seeds.keys()) < 2 for seeds in found.values()):
+        return None
+
     def as_good(rate: float) -> bool:
         shared = found[best].keys() & found[rate].keys()
-        if len(shared) < 2:
-            raise ValueError(
-                f"max_lr {best:.1e} and {rate:.1e} have {len(shared)} seeds in common; a "
-                "comparison needs two"
-            )
         losses = [found[best][seed] - found[rate][seed] for seed in shared]
         error = statistics.stdev(losses) / len(losses) ** 0.5
         return statistics.fmean(losses) <= max(ALIKE, 2 * error)

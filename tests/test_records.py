@@ -213,8 +213,16 @@ def test_flat_top_ends_where_accuracy_is_lower_by_more_than_chance():
 def test_flat_top_compares_the_same_seeds():
     # Seed by seed a point lower, though both seeds differ by more than that.
     assert kept.flat_top(curve(r3=[0.90, 0.93], r1=[0.89, 0.92])) == (0.003, 0.003)
-    with pytest.raises(ValueError, match="1 seeds in common; a comparison needs two"):
-        kept.flat_top(curve(r3=[0.90, 0.93], r1=[0.89]))
+
+
+def test_curve_that_was_cut_off_is_no_comparison_yet(tmp_path):
+    assert kept.flat_top(curve(r3=[0.90, 0.93], r1=[0.89])) is None
+    base = made("assignment", 0, 0.9)
+    (tmp_path / "sweep-base-seed0.json").write_text(json.dumps(base))
+    (tmp_path / "lr-3.2e-03-seed0.json").write_text(json.dumps(base))
+    table = readme.learning_rates(tmp_path)
+    assert "| 3.2e-03 | 1 | 90.00% |" in table
+    assert "| flat top |  | not measured |" in table
 
 
 def test_log_says_whether_the_range_tests_are_on_the_flat_top(tmp_path):

@@ -90,8 +90,8 @@ def learning_rates(folder: Path = RESULTS) -> str:
         lines.append((f"{rate:.1e}", len(values), shown))
     chose = sorted(sweeps.chosen_rates(folder))
     rates, verdict = ", ".join(f"{rate:.1e}" for rate in chose), NOT_MEASURED
-    if curve and chose:
-        low, high = flat_top(curve)
+    if curve and chose and (alike := flat_top(curve)):
+        low, high = alike
         inside = sum(low <= rate <= high for rate in chose)
         verdict = (
             f"{low:.1e} to {high:.1e}; {inside} of {len(chose)} range tests inside"
