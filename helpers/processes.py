@@ -114,6 +114,11 @@ def connected(*, arrival: timedelta = ARRIVAL) -> Iterator[Processes]:
         )
     if cuda:
         torch.cuda.set_device(local)
+    # Imported later, by DistributedDataParallel, its functions' defaults would be the group
+    # connected by then, which would outlive this function, and its threads the interpreter:
+    # one that is late to drop a tensor aborts the process at its end (torch 2.15).
+    from torch.distributed.nn import functional  # noqa: F401
+
     where = ":".join(os.environ.get(f"MASTER_{name}", "?") for name in ("ADDR", "PORT"))
     try:
         store, rank, size = next(distributed.rendezvous("env://", timeout=arrival))

@@ -116,6 +116,13 @@ def test_different_recipes_data_and_whole_loaders_are_refused(several):
             assert f"give make_loaders share=({rank}, {count})" in said["share"]
 
 
+def test_no_thread_outlives_the_connection(several):
+    # One that is late to drop a tensor would abort the process when all is done, and
+    # torchrun would then begin again.
+    for found in several[0]:
+        assert not [name for name in found["threads"] if "gloo" in name]
+
+
 @pytest.mark.parametrize("several", [2], indirect=True)
 def test_killed_process_is_restarted_and_ends_as_if_nothing_had_happened(
     several, tmp_path

@@ -98,6 +98,11 @@ def refusals(processes: Processes) -> dict[str, str]:
     return said
 
 
+def threads() -> list[str]:
+    """The names of this process's threads, where the system tells them."""
+    return [name.read_text() for name in Path("/proc/self/task").glob("*/comm")]
+
+
 def main(folder: Path, *, killed: bool) -> None:
     with connected() as processes:
         if killed:
@@ -119,7 +124,8 @@ def main(folder: Path, *, killed: bool) -> None:
                 "max_lr": search.max_lr,
                 "refused": refusals(processes),
             }
-        torch.save(found, folder / f"rank{processes.rank}.pt")
+    found["threads"] = threads()
+    torch.save(found, folder / f"rank{processes.rank}.pt")
 
 
 if __name__ == "__main__":
