@@ -11,7 +11,17 @@ from typing import Any
 
 import torch
 
-from benchmarks import data, epoch, figures, fresh, limits, steps, together, whole
+from benchmarks import (
+    compiled,
+    data,
+    epoch,
+    figures,
+    fresh,
+    limits,
+    steps,
+    together,
+    whole,
+)
 from benchmarks.rows import Row, Setup, find, table, target_table
 from benchmarks.targets import targets
 from helpers import utils
@@ -26,6 +36,7 @@ GROUPS = {
     "limits": limits.measure,
     "epoch": lambda setup, rows: epoch.measure(setup),
     "whole": whole.measure,
+    "compiled": lambda setup, rows: compiled.measure(setup),
     "fresh": lambda setup, rows: fresh.measure(setup),
     "together": lambda setup, rows: together.measure(setup),
 }
@@ -124,6 +135,7 @@ def make_setup(options: argparse.Namespace) -> Setup:
             small_batch=2,
             repeats=1,
             process_repeats=1,
+            compiler="eager",  # inductor takes half a minute
             smoke=True,
         )
     # GPUs have many more steps in a second than CPUs, and less of a warm-up in each.

@@ -1,12 +1,13 @@
 """Where a second of training goes, seen from outside: by hooks, and without waiting."""
 
 import time
-import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import torch
 
+from benchmarks.fresh import PROJECT
 from benchmarks.rows import Row, Setup, seconds
 from helpers import dataset, models, train_test
 
@@ -90,24 +91,33 @@ def measure(setup: Setup) -> list[Row]:
         for part in PARTS
     ]
     waits = {"note": "needs a CUDA device"}
-    if device.type == "cuda":
-        waits = {"values": [count_waits(model, loaders.train, optimizer, options)]}
+    if device.type == "cuda" or setup.smoke:
+        trace = PROJECT / "build" / f"trace-{device.type}.json.gz"
+        waits = {"values": [waits_in(trace, model, loaders.train, optimizer, options)]}
     return [*rows, Row(group=GROUP, name=SYNCS, unit="in an epoch", **waits)]
 
 
-def count_waits(model, loader, optimizer, options) -> int:
-    """How often the host waited for the GPU within an epoch, as torch itself notices."""
-    done = 0
+def waits_in(trace: Path, model, loader, optimizer, options) -> int:
+    """How often the host waited for the GPU within an epoch, by the trace that is left."""
+    with torch.profiler.profile() as profiler:  # of all that this machine has
+        train_test.train_one_epoch(model, loader, optimizer, **options)
+    trace.parent.mkdir(exist_ok=True)
+    profiler.export_chrome_trace(str(trace))
+    return between_steps(
+        (each.name, each.time_range.start) for each in profiler.events()
+    )
 
-    def on_step(images: int, learning_rate: float) -> None:
-        # The epoch's draws go to the device before the first step, and its metrics come
-        # back after the last one: once an epoch.
-        nonlocal done
-        done += 1
-        torch.cuda.set_sync_debug_mode("warn" if done < len(loader) else "default")
 
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        train_test.train_one_epoch(model, loader, optimizer, on_step=on_step, **options)
-    # The mode itself warns once, of being a prototype.
-    return sum("called a synchronizing" in str(warning.message) for warning in caught)
+def between_steps(events: Iterable[tuple[str, float]]) -> int:
+    """How many of the events (name, start) are waits between the first and the last step.
+
+    The epoch's draws go to the device before the first step, and its metrics come back
+    after the last one: once an epoch.
+    """
+    events = list(events)
+    steps = [start for name, start in events if name.startswith("Optimizer.step#")]
+    return sum(
+        name.startswith("cuda") and name.endswith("Synchronize")
+        for name, start in events
+        if min(steps) < start < max(steps)
+    )

@@ -18,6 +18,7 @@ class Setup:
     one measurement, at least 2 for torch-lr-finder. repeats: of the quick rows;
     process_repeats: of those that start processes. threads: of the CPU in training
     steps; the data path has one. data: folder of CIFAR-10, or the word synthetic.
+    compiler: torch.compile's backend.
     """
 
     device: torch.device
@@ -29,6 +30,7 @@ class Setup:
     steps: int = 2
     repeats: int = 3
     process_repeats: int = 3
+    compiler: str = "inductor"
     smoke: bool = False
     rivals: Path | None = None
 

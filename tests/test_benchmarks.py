@@ -8,9 +8,10 @@ import pytest
 import torch
 
 from benchmarks import __main__ as bench
-from benchmarks import adapter, epoch, limits, students, whole
+from benchmarks import adapter, compiled, epoch, limits, students, whole
 from benchmarks.rows import (
     Row,
+    Setup,
     Target,
     interleaved,
     ratio,
@@ -95,6 +96,39 @@ def test_the_hooks_leave_nothing_behind():
     names = [name for name, _ in clock.marks]
     assert names == ["data", "forward", "loss and backward", "optimizer", "data"]
     assert list(clock.totals()) == ["data", "forward", "loss and backward", "optimizer"]
+
+
+def test_waits_are_those_between_the_first_and_the_last_step():
+    events = [("Optimizer.step#AdamW.step", at) for at in (2.0, 9.0, 5.0)]
+    waits = ("cudaStreamSynchronize", "cudaDeviceSynchronize", "cudaEventSynchronize")
+    inside = [(name, 3.0 + place) for place, name in enumerate(waits)]
+    outside = [(waits[0], 1.0), (waits[0], 10.0)]
+    other = [("cudaLaunchKernel", 4.0), ("aten::copy_", 4.0)]
+    assert epoch.between_steps([*outside, *events, *inside, *other]) == 3
+
+
+def test_compiling_pays_back_when_what_it_saves_is_its_price():
+    def row(name, values, against=""):
+        return Row(
+            group="a", name=name, unit="images/s", values=values, against=against
+        )
+
+    plain, faster = row("plain", [1_000.0]), row("faster", [1_250.0], "plain")
+    found = compiled.pays([plain, faster], price=30.0)
+    assert found.values == pytest.approx([3.0])  # an epoch takes 40 s instead of 50
+    slower = row("slower", [1_000.0], "plain")
+    assert compiled.pays([plain, slower], price=30.0).note == "never: no faster"
+
+
+def test_where_nothing_compiles_the_row_says_why():
+    def broken(graph, inputs):
+        raise OSError("no compiler here")
+
+    setup = Setup(
+        device=CPU, data="synthetic", threads=1, batch_size=2, compiler=broken
+    )
+    (row,) = compiled.measure(setup)
+    assert not row.values and "no compiler here" in row.note
 
 
 # Adam's first steps are as large for the noise of rounding as for a gradient: at a high
