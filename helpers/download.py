@@ -165,7 +165,7 @@ def _try_each(urls: Sequence[str], job: _Job) -> None:
     if not job.finished():
         raise DownloadError(
             f"no address gave {target.name} ({'; '.join(reasons)}): put the archive, or "
-            f"an image folder, into the folder {target.parent}"
+            f"an image folder's train and test, into the folder {target.parent}"
         )
 
 

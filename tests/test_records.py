@@ -237,8 +237,8 @@ def test_log_says_whether_the_range_tests_are_on_the_flat_top(tmp_path):
         (tmp_path / f"sweep-base-seed{seed}.json").write_text(json.dumps(chose))
     table = readme.learning_rates(tmp_path)
     assert "| 3.2e-03 | 2 | 90.00% ± 0.01 |" in table or "| 90.01% ± 0.01 |" in table
-    assert "| 3.0e-02 | 0 | not measured |" in table
-    assert "3.2e-03 to 5.6e-03; 1 of 2 range tests inside" in table
+    assert "| range test: 2.0e-03, 4.0e-03 | 2 | 90.00% ± 0.00 |" in table
+    assert "| flat top: 3.2e-03 to 5.6e-03 |  | 1 of 2 range tests inside |" in table
 
 
 def test_kept_networks_are_those_that_their_records_name():

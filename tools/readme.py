@@ -26,6 +26,7 @@ from tools import records as sweeps
 PROJECT = Path(__file__).resolve().parent.parent
 README = PROJECT / "README.md"
 RESULTS = PROJECT / "results"
+SHORT = RESULTS / "short"  # learning rates, tried at the length that a CPU allows
 LOG = RESULTS / "LOG.md"
 IMAGES = PROJECT / "Images"
 NOTEBOOK_FIGURES = {
@@ -83,21 +84,23 @@ def ingredients(folder: Path = RESULTS) -> str:
 def learning_rates(folder: Path = RESULTS) -> str:
     """Accuracy on images held out against max_lr, what the range test chose, the verdict."""
     curve = utils.read_records(folder, "lr-*.json")
-    found, lines = accuracy_by_rate(curve), []
-    for rate in sweeps.MAX_LRS:
-        values = list(found.get(rate, {}).values())
-        shown = spread(values) if values else NOT_MEASURED
-        lines.append((f"{rate:.1e}", len(values), shown))
-    chose = sorted(sweeps.chosen_rates(folder))
-    rates, verdict = ", ".join(f"{rate:.1e}" for rate in chose), NOT_MEASURED
-    if curve and chose and (alike := flat_top(curve)):
-        low, high = alike
-        inside = sum(low <= rate <= high for rate in chose)
-        verdict = (
-            f"{low:.1e} to {high:.1e}; {inside} of {len(chose)} range tests inside"
-        )
-    lines.append(("range test", len(chose), rates or NOT_MEASURED))
-    lines.append(("flat top", "", verdict))
+    lines = [
+        (f"{rate:.1e}", len(seeds), spread(list(seeds.values())))
+        for rate, seeds in accuracy_by_rate(curve).items()
+    ]
+    base = sweeps.base_runs(folder)
+    chose = sorted(record["max_lr"] for record in base)
+    top = flat_top(curve) if curve and base else None
+    found, verdict = "flat top", NOT_MEASURED
+    if top:
+        found = f"flat top: {top[0]:.1e} to {top[1]:.1e}"
+        inside = sum(top[0] <= rate <= top[1] for rate in chose)
+        verdict = f"{inside} of {len(chose)} range tests inside"
+    tested, reached = "range test", NOT_MEASURED
+    if base:
+        tested = "range test: " + ", ".join(f"{rate:.1e}" for rate in chose)
+        reached = spread([record["last_epoch_accuracy"] for record in base])
+    lines += [(tested, len(base), reached), (found, "", verdict)]
     return markdown(
         "max_lr | seeds | last epoch, held-out images", "--: --: --:", lines
     )
@@ -202,7 +205,12 @@ def render(text: str) -> str:
 def render_log(text: str) -> str:
     """LOG's text with each table as it should be."""
     return filled(
-        text, {"ingredients": ingredients(), "learning-rates": learning_rates()}
+        text,
+        {
+            "ingredients": ingredients(),
+            "learning-rates": learning_rates(),
+            "learning-rates-short": learning_rates(SHORT),
+        },
     )
 
 
@@ -228,11 +236,12 @@ def draw() -> None:
     utils.plot_history(history, data=data).savefig(
         IMAGES / "loss_accuracy.png", dpi=100
     )
-    if curve := utils.read_records(RESULTS, "lr-*.json"):
-        figure = utils.plot_max_lr(
-            curve, sweeps.chosen_rates(RESULTS), data=utils.describe_record(curve[0])
-        )
-        figure.savefig(IMAGES / "max_lr.png", dpi=100)
+    # The short one until there is another.
+    folder = RESULTS if any(RESULTS.glob("lr-*.json")) else SHORT
+    curve = utils.read_records(folder, "lr-*.json")
+    chosen = [record["max_lr"] for record in sweeps.base_runs(folder)]
+    figure = utils.plot_max_lr(curve, chosen, data=utils.describe_record(curve[0]))
+    figure.savefig(IMAGES / "max_lr.png", dpi=100)
     cells = json.loads((PROJECT / "S10.ipynb").read_text(encoding="utf-8"))["cells"]
     for name, call in NOTEBOOK_FIGURES.items():
         cell = next(cell for cell in cells if call in "".join(cell["source"]))

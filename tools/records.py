@@ -112,10 +112,9 @@ def accuracies(folder: Path, prefix: str) -> dict[int, float]:
     return {record["seed"]: record["last_epoch_accuracy"] for record in records}
 
 
-def chosen_rates(folder: Path) -> list[float]:
-    """What the range tests of the base runs chose, on the images of the curve's runs."""
-    base = utils.read_records(folder, "sweep-base-seed*.json")
-    return [record["max_lr"] for record in base]
+def base_runs(folder: Path) -> list[dict[str, Any]]:
+    """Those whose rate the range test chose, on the images of the curve's runs."""
+    return utils.read_records(folder, "sweep-base-seed*.json")
 
 
 def gain(folder: Path, ingredient: str) -> Gain:
