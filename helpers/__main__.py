@@ -141,13 +141,7 @@ def meanings(docstring: str) -> dict[str, str]:
 
 def run(options: argparse.Namespace, seed: int, processes: Processes) -> None:
     """Train once; the first of the processes writes what came of it."""
-    altered = {
-        name: value
-        for name, value in vars(options).items()
-        if name in train_test.Recipe.__dataclass_fields__
-    }
-    altered = {**train_test.RECIPES[options.recipe], **altered}
-    recipe = dataclasses.replace(train_test.PROFILES[options.profile], **altered)
+    recipe = recipe_of(options)
     train, test = load(options, recipe)
     options.out.mkdir(parents=True, exist_ok=True)
     device = utils.get_device()
@@ -175,8 +169,8 @@ def run(options: argparse.Namespace, seed: int, processes: Processes) -> None:
         )
 
     # Before training: the checkout may move on meanwhile.
-    begun = setting(options, seed, recipe, model, (train, test), device)
-    begun["hardware"]["processes"] = processes.size
+    record = setting(options, seed, recipe, model, (train, test), device)
+    record["hardware"]["processes"] = processes.size
     name = f"{options.model}-{options.profile}-{options.recipe}-seed{seed}"
     checkpoint = None if options.no_checkpoint else options.out / f"{name}.pt"
     history = train_test.fit(
@@ -193,7 +187,7 @@ def run(options: argparse.Namespace, seed: int, processes: Processes) -> None:
     )
     if not processes.first:
         return
-    record = {**begun, **outcome(history, plain, mirrored, test.classes)}
+    record |= outcome(history, plain, mirrored, test.classes)
     stem = options.out / f"{time.strftime('%Y%m%d-%H%M%S')}-{name}"
     if options.save_weights:
         record["weights"] = weights.save_scored(
@@ -203,16 +197,28 @@ def run(options: argparse.Namespace, seed: int, processes: Processes) -> None:
             data=train.source,
             device=device,
         )
-    stem.with_suffix(".json").write_text(json.dumps(record, indent=1) + "\n")
-    if checkpoint:
-        # The run is over: its checkpoint becomes the record's, and the name is free again.
-        checkpoint.replace(stem.with_suffix(".pt"))
-        previous(checkpoint).unlink(missing_ok=True)
+    keep(record, stem, checkpoint)
     print(
         f"{train.source}, seed {seed}: last epoch {history.last.test_accuracy:.2%}, "
         f"maximum {history.best.test_accuracy:.2%} in epoch {history.best.epoch} on the "
         f"{record['data']['evaluated_on']}; record {stem.with_suffix('.json')}"
     )
+
+
+def recipe_of(options: argparse.Namespace) -> train_test.Recipe:
+    """The profile's, altered by the recipe's name and then by single fields."""
+    fields = {field.name for field in dataclasses.fields(train_test.Recipe)}
+    given = {name: value for name, value in vars(options).items() if name in fields}
+    altered = {**train_test.RECIPES[options.recipe], **given}
+    return dataclasses.replace(train_test.PROFILES[options.profile], **altered)
+
+
+def keep(record: dict[str, Any], stem: Path, checkpoint: Path | None) -> None:
+    """Write the record; the run is over, and its checkpoint becomes the record's."""
+    stem.with_suffix(".json").write_text(json.dumps(record, indent=1) + "\n")
+    if checkpoint:
+        checkpoint.replace(stem.with_suffix(".pt"))  # and its name is free again
+        previous(checkpoint).unlink(missing_ok=True)
 
 
 def setting(
