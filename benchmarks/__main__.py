@@ -12,7 +12,6 @@ from typing import Any
 import torch
 
 from benchmarks import (
-    compiled,
     data,
     epoch,
     figures,
@@ -20,6 +19,7 @@ from benchmarks import (
     limits,
     steps,
     together,
+    variants,
     whole,
 )
 from benchmarks.rows import Row, Setup, find, table, target_table
@@ -36,7 +36,7 @@ GROUPS = {
     "limits": limits.measure,
     "epoch": lambda setup, rows: epoch.measure(setup),
     "whole": whole.measure,
-    "compiled": lambda setup, rows: compiled.measure(setup),
+    "variants": lambda setup, rows: variants.measure(setup),
     "fresh": lambda setup, rows: fresh.measure(setup),
     "together": lambda setup, rows: together.measure(setup),
 }

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from benchmarks import __main__ as bench
-from benchmarks import adapter, compiled, epoch, limits, students, whole
+from benchmarks import adapter, epoch, limits, students, variants, whole
 from benchmarks.rows import (
     Row,
     Setup,
@@ -109,16 +109,21 @@ def test_waits_are_those_between_the_first_and_the_last_step():
 
 
 def test_compiling_pays_back_when_what_it_saves_is_its_price():
-    def row(name, values, against=""):
-        return Row(
-            group="a", name=name, unit="images/s", values=values, against=against
-        )
+    def rows(compiled):
+        given = {"group": variants.GROUP, "unit": "images/s"}
+        return [
+            Row(name=variants.OURS, values=[1_000.0], **given),
+            Row(
+                name=variants.COMPILED,
+                values=[compiled],
+                against=variants.OURS,
+                **given,
+            ),
+        ]
 
-    plain, faster = row("plain", [1_000.0]), row("faster", [1_250.0], "plain")
-    found = compiled.pays([plain, faster], price=30.0)
+    found = variants.pays(rows(1_250.0), price=30.0)
     assert found.values == pytest.approx([3.0])  # an epoch takes 40 s instead of 50
-    slower = row("slower", [1_000.0], "plain")
-    assert compiled.pays([plain, slower], price=30.0).note == "never: no faster"
+    assert variants.pays(rows(1_000.0), price=30.0).note == "never: no faster"
 
 
 def test_where_nothing_compiles_the_row_says_why():
@@ -126,10 +131,17 @@ def test_where_nothing_compiles_the_row_says_why():
         raise OSError("no compiler here")
 
     setup = Setup(
-        device=CPU, data="synthetic", threads=1, batch_size=2, compiler=broken
+        device=CPU,
+        data="synthetic",
+        threads=1,
+        batch_size=2,
+        repeats=1,
+        compiler=broken,
     )
-    (row,) = compiled.measure(setup)
-    assert not row.values and "no compiler here" in row.note
+    rows = {row.name: row for row in variants.measure(setup)}
+    assert not rows[variants.COMPILED].values
+    assert "no compiler here" in rows[variants.COMPILED].note
+    assert rows[variants.POOL].values and variants.PAYS not in rows
 
 
 # Adam's first steps are as large for the noise of rounding as for a gradient: at a high

@@ -1,0 +1,83 @@
+"""The step with what could be switched on, and whether compiling pays back in one training."""
+
+import os
+import tempfile
+from collections.abc import Callable
+from unittest.mock import patch
+
+import torch
+from torch import nn
+
+from benchmarks.rows import Row, Setup, compared, interleaved, median, seconds, versus
+from benchmarks.steps import OURS, contender, our_epoch, random_batches
+from helpers import models
+
+GROUP = "variants of the step, CustomResNet"
+POOL = "ours, MaxPool2d(4) for AdaptiveMaxPool2d(1)"
+SEARCH = "ours, cudnn.benchmark"
+COMPILED = "ours, torch.compile"
+PRICE = "compiling, in the first step"
+PAYS = "epochs of 50,000 images until compiling has paid back"
+EPOCH = 50_000  # images of CIFAR-10's training set
+
+
+def measure(setup: Setup) -> list[Row]:
+    torch.set_num_threads(setup.threads)
+    cuda = setup.device.type == "cuda"
+    batches = random_batches(setup.batch_size, setup.steps, setup.device)
+    pooled, compiled = models.CustomResNet(), models.CustomResNet()
+    pooled.pool = nn.MaxPool2d(4)
+    # On CUDA also as CUDA graphs, which take the launches off the host.
+    mode = "reduce-overhead" if cuda else "default"
+    compiled.compile(mode=mode, dynamic=False, backend=setup.compiler)
+    works = {
+        OURS: our_epoch(models.CustomResNet(), batches, setup.device),
+        POOL: our_epoch(pooled, batches, setup.device),
+        COMPILED: our_epoch(compiled, batches, setup.device),
+    }
+    missing = [
+        Row(group=GROUP, name=SEARCH, unit="images/s", note="needs a CUDA device")
+    ]
+    if cuda:
+        searching = our_epoch(models.CustomResNet(), batches, setup.device)
+        works[SEARCH], missing = with_search(searching), []
+    # What an earlier process has compiled would make this one's price look lower.
+    with (
+        tempfile.TemporaryDirectory() as empty,
+        patch.dict(os.environ, TORCHINDUCTOR_CACHE_DIR=empty),
+    ):
+        price = None
+        try:
+            price = seconds(works[COMPILED], setup.device)
+        except RuntimeError as error:  # no compiler for its code, say
+            del works[COMPILED]
+            why = " ".join(str(error).splitlines()[:2])
+            missing += [Row(group=GROUP, name=COMPILED, unit="images/s", note=why)]
+        values = interleaved(
+            {name: contender(work, batches, setup) for name, work in works.items()},
+            setup.repeats,
+        )
+    rows = compared(GROUP, "images/s", values, against=OURS)
+    if price:
+        missing += [Row(group=GROUP, name=PRICE, unit="s", values=[price])]
+        missing += [pays(rows, price)]
+    return [*rows, *missing]
+
+
+def with_search(work: Callable[[], object]) -> Callable[[], None]:
+    """The same with cuDNN trying its algorithms for each new shape."""
+
+    def searched() -> None:
+        with torch.backends.cudnn.flags(enabled=True, benchmark=True):
+            work()
+
+    return searched
+
+
+def pays(rows: list[Row], price: float) -> Row:
+    """When what each epoch saves adds up to the price."""
+    found = {row.name: row for row in rows}
+    faster = versus(rows, found[COMPILED])
+    saved = EPOCH / median(found[OURS]) * (1 - 1 / faster)
+    when = {"values": [price / saved]} if saved > 0 else {"note": "never: no faster"}
+    return Row(group=GROUP, name=PAYS, unit="epochs", **when)
