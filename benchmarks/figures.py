@@ -44,7 +44,7 @@ def plot_ratios(record: dict[str, Any]) -> Figure:
     rows = rows_of(record)
     loading = [row for row in rows if row.group == data.GROUP]
     training = [row for row in rows if row.group.startswith("training step")]
-    title = "Speed beside what one would write instead, in one run"
+    title = "Speed beside what one would write instead: medians of the rounds' ratios"
     figure, panels = new_figure(title, about(record), 8.5, 8.4, lines=2)
     for axes, shown, names, base in (
         (panels[0], loading, [row.name for row in loading], data.ALBUMENTATIONS),
@@ -80,7 +80,7 @@ def bars(axes, rows: Sequence[Row], shown: Sequence[Row], names: Sequence[str]) 
         axes.text(times, place, text, va="center", size=SMALL, bbox=box)
     axes.axvline(1, color=BLACK, ls="--", lw=1, zorder=0.5)
     axes.set_yticks(range(len(shown)), names, size=SMALL)
-    axes.set(xlim=(0, 1.6 * longest), ylim=(len(shown) - 0.4, -0.6))
+    axes.set(xlim=(0, 1.75 * longest), ylim=(len(shown) - 0.4, -0.6))
 
 
 def plot_second(record: dict[str, Any]) -> Figure:

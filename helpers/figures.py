@@ -275,7 +275,8 @@ def plot_confusion_matrix(
 ) -> Figure:
     """Draw (C, C) counts; mistakes are coloured by their share (%) of the true class.
 
-    The diagonal has one colour of its own, as its shares would drown the mistakes.
+    The diagonal has one colour of its own, as its shares would drown the mistakes; beyond
+    20 classes there are no numbers, and it is left out.
     Raises ValueError where the matrix does not fit the classes.
     """
     size = len(classes)
@@ -283,12 +284,16 @@ def plot_confusion_matrix(
     shares = 100 * counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
     mistakes = np.ma.masked_array(shares, np.eye(size, dtype=bool))
     highest = float(mistakes.filled(0).max()) or 1.0
-    title = "Confusion matrix, correct answers on the diagonal"
+    numbered = size <= 20
+    what = "correct answers on the diagonal" if numbered else "mistakes alone"
+    title = f"Confusion matrix, {what}"
     figure, axes = new_figure(title, data, 8.5, 7.6)
-    colours = matplotlib.colormaps["Blues"].with_extremes(bad=(ORANGE, 0.4))
+    colours = matplotlib.colormaps["Blues"].with_extremes(
+        bad=(ORANGE, 0.4) if numbered else "white"
+    )
     picture = axes.imshow(mistakes, cmap=colours, vmin=0, vmax=highest)
     figure.colorbar(picture, label="mistakes (% of the true class)", shrink=0.8)
-    if size <= 20:
+    if numbered:
         for row, column in zip(*np.nonzero(counts)):
             dark = row != column and shares[row, column] > 0.55 * highest
             look = {"color": "white" if dark else BLACK, "size": SMALL}

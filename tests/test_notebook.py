@@ -65,7 +65,7 @@ def test_every_figure_has_a_label_that_says_what_it_is_about(code):
     assert len(figures) >= 7
     for cell in figures:
         # ABOUT: of a network that was trained elsewhere, what it was trained on.
-        assert re.search(r"data=(DATA|ABOUT)\b", "".join(cell["source"]))
+        assert re.search(r'data=(f"\{)?(DATA|ABOUT)\b', "".join(cell["source"]))
         assert any("image/png" in output.get("data", {}) for output in cell["outputs"])
 
 
@@ -112,6 +112,28 @@ def test_nbval_fails_when_one_stored_number_is_changed(tmp_path):
     assert lying.returncode == 1
     assert "6,574,091 parameters" in lying.stdout
     assert "1 failed" in lying.stdout
+
+
+def test_rate_that_was_set_is_kept(code, tmp_path, monkeypatch):
+    search = train_test.LRRangeTest(
+        learning_rates=[1e-4, 1e-3, 1e-2],
+        losses=[[2.3, 2.0, 3.0]],
+        smoothed=[[2.3, 2.0, 3.0]],
+        max_lr=3e-3,
+        divergence_lr=1e-2,
+    )
+    monkeypatch.setattr(train_test, "lr_range_test", lambda *_, **__: search)
+    monkeypatch.setenv("S10_PROFILE", "smoke")
+    monkeypatch.chdir(PROJECT)
+    cells = ["".join(cell["source"]) for cell in code]
+    (after,) = [n for n, text in enumerate(cells) if "lr_range_test(" in text]
+    (constants,) = [n for n, text in enumerate(cells) if "\nRECIPE = " in text]
+    script = tmp_path / "cells.py"
+    for given, used in ((None, 3e-3), (0.4, 0.4)):
+        setting = f"RECIPE = replace(RECIPE, max_lr={given})"
+        some = [*cells[: constants + 1], setting, *cells[constants + 1 : after + 1]]
+        script.write_text("\n".join(some))
+        assert runpy.run_path(str(script))["RECIPE"].max_lr == used
 
 
 def test_with_weights_it_goes_to_the_mistakes_without_training(

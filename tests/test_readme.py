@@ -61,11 +61,14 @@ def test_the_cell_for_several_gpus_gives_history_and_weights(
         "SEED": 0,
         "CIFAR10_ROOT": None,
         "RECIPE": recipe,
+        "DATA": "synthetic",
         "device": "cpu",
+        "train": range(40),
         "model": models.CustomResNet(),
     }
     names = runpy.run_path(str(path), before)
     assert len(names["history"].epochs) == 2
+    assert (names["trained_on"], names["ABOUT"]) == (40, "synthetic")
     sets = dataset.synthetic_cifar10(train=40, test=23)
     tested = dataset.make_loaders(*sets, batch_size=16, device="cpu").test
     found = train_test.evaluate(names["model"], tested, device="cpu")

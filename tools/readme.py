@@ -142,7 +142,7 @@ def claims(records: list[dict[str, Any]]) -> str:
         ),
         (
             "the LR finder's learning rates: not given",
-            f"The peak used there: {record['max_lr']:.1e}",
+            f"{record['max_lr']:.1e} in the longest run above",
         ),
     ]
     return markdown("the report says | what is so", ":-- :--", lines)
