@@ -77,6 +77,10 @@ class ImageSet:
                 f"label {self.labels[first]} of image {first} is outside the "
                 f"{len(self.classes)} classes; labels count from 0"
             )
+        # What is a view turned round, like torchvision's CIFAR-10 or images[..., ::-1], torch
+        # refuses, or copies whole for each batch.
+        for name in ("images", "labels"):
+            object.__setattr__(self, name, np.ascontiguousarray(getattr(self, name)))
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -117,8 +121,8 @@ class ImageSet:
 
     def fingerprint(self) -> str:
         """First 16 hexadecimal digits of the SHA-256 of images and labels."""
-        digest = hashlib.sha256(np.ascontiguousarray(self.images))
-        digest.update(np.ascontiguousarray(self.labels))
+        digest = hashlib.sha256(self.images)
+        digest.update(self.labels)
         return digest.hexdigest()[:16]
 
 
@@ -294,9 +298,9 @@ def train_transform(
     """The augmentation as an albumentations.Compose: uint8 (H, W, C) to float (C, H, W).
 
     padding: pixels by which a crop can move the image, either way. flip: probability of
-    a horizontal flip. cutout: side of the hole in pixels, 0 for none. size: (H, W), which
-    larger images are cropped to. mean, std: a value a channel, on the [0, 1] scale. seed: global seeds don't reach
-    albumentations, this one does.
+    a horizontal flip. cutout: side of the hole in pixels, 0 for none. size: (H, W), of
+    the images. mean, std: a value a channel, on the [0, 1] scale. seed: global seeds don't
+    reach albumentations, this one does.
 
     Raises ValueError, naming it, for a number out of range.
     """

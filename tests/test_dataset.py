@@ -397,6 +397,8 @@ def test_official_batches_come_first_and_are_called_cifar10(batches, folder):
     assert train.labels.tolist() == [i for i in range(1, 6) for _ in range(4)]
     assert (train.images[:4] == 1).all()
     assert train.images.shape == (20, 32, 32, 3)
+    # torchvision's is a view; a gather from one copies all images for each batch.
+    assert train.images.flags.c_contiguous
     assert test.labels.tolist() == [9] * 4
 
 
@@ -624,6 +626,20 @@ def test_images_of_another_type_are_refused():
         dataset.ImageSet(data.images / 255, data.labels, data.classes, "noise")
     with pytest.raises(ValueError, match="labels must be int64"):
         dataset.ImageSet(data.images, data.labels[:-1], data.classes, "noise")
+
+
+@pytest.mark.parametrize("on", ["cpu", "device"])
+def test_images_that_are_views_are_taken_and_are_the_same_images(on):
+    data = image_set()
+    turned = dataset.ImageSet(
+        data.images[..., ::-1], data.labels[::-1], data.classes, "turned"
+    )
+    copied = dataset.ImageSet(
+        turned.images.copy(), turned.labels.copy(), data.classes, "copied"
+    )
+    assert turned.fingerprint() == copied.fingerprint()
+    one, other = (epoch(loaders(each, on=on).train) for each in (turned, copied))
+    assert torch.equal(one[0], other[0]) and torch.equal(one[1], other[1])
 
 
 ARRAYS = some.arrays(
