@@ -4,6 +4,7 @@ The file is torch.save's, followed by its SHA-256: torch itself doesn't notice a
 bit. It is read with weights_only, so that nothing in it can run.
 """
 
+import contextlib
 import hashlib
 import io
 import os
@@ -15,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-FORMAT = 2
+FORMAT = 3
 DIGEST = hashlib.sha256().digest_size  # bytes at the end of the file
 
 
@@ -53,10 +54,12 @@ def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
             os.replace(path, previous(path))
         os.replace(new, path)
     except OSError as error:
-        new.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # a read-only place refuses this as well
+            new.unlink(missing_ok=True)
+        kept = kept_checkpoints(path)
         warnings.warn(
-            f"{path} can't be written ({error.strerror}): training goes on, and the "
-            "checkpoint before it is kept",
+            f"{path} can't be written ({error.strerror}): training goes on, and "
+            + (f"{kept[0]} is kept" if kept else "nothing is kept"),
             stacklevel=3,
         )
 
@@ -99,7 +102,7 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         state = torch.load(io.BytesIO(body), map_location="cpu", weights_only=True)
     except (RuntimeError, EOFError, pickle.UnpicklingError) as error:
         raise Damaged(
-            f"{path} is no checkpoint ({type(error).__name__}); remove it"
+            f"{path} is no checkpoint of fit's ({type(error).__name__}); name another file"
         ) from error
     if not isinstance(state, dict) or state.get("format") != FORMAT:
         theirs = state.get("format") if isinstance(state, dict) else "no"

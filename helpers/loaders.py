@@ -1,6 +1,7 @@
 """Batches, made in one of two places; dataset.make_loaders chooses which."""
 
 import math
+import operator
 from collections.abc import Iterator
 
 import numpy as np
@@ -33,7 +34,9 @@ class Loader:
         cutout: int = 0,
     ):
         self.count, self.batch_size, self.cutout = count, batch_size, cutout
-        self.device, self.seed, self.epoch = device, seed, 0
+        # Python's own int: a checkpoint holds it, and reads back no NumPy numbers.
+        self.seed = None if seed is None else operator.index(seed)
+        self.device, self.epoch = device, 0
         self.share = share  # this process's number and how many share each batch
         self.mean = 255 * torch.tensor(mean, device=device)
         self.std = 255 * torch.tensor(std, device=device)

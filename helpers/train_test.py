@@ -410,6 +410,10 @@ class Training:
             device.type, enabled=self.dtype == torch.float16
         )
 
+    @property
+    def precision(self) -> str:
+        return str(self.dtype).removeprefix("torch.")
+
     def state_dict(self) -> dict[str, Any]:
         cuda = self.device.type == "cuda"
         return {
@@ -417,21 +421,24 @@ class Training:
             "history": self.history.as_dict(),
             "threads": torch.get_num_threads(),
             "processes": self.processes.size,
+            "precision": self.precision,
             "random": torch.get_rng_state(),
             "random_cuda": torch.cuda.get_rng_state(self.device) if cuda else None,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         for name in STATEFUL:
-            getattr(self, name).load_state_dict(state[name])
-        here = {"processes": self.processes.size}
+            # That of a scaler which wasn't in use is empty, and one which is refuses it.
+            if name != "scaler" or state[name]:
+                getattr(self, name).load_state_dict(state[name])
+        here = {"processes": self.processes.size, "precision": self.precision}
         if self.device.type == "cpu":
             here["threads"] = torch.get_num_threads()
-        for kind, number in here.items():
-            if state[kind] != number:
+        for kind, value in here.items():
+            if state[kind] != value:
                 warnings.warn(
                     f"the training began with {state[kind]} {kind} and goes on with "
-                    f"{number}: its results will differ in the last digits",
+                    f"{value}: its results will differ a little",
                     stacklevel=3,
                 )
         torch.set_rng_state(state["random"])

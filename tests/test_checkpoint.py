@@ -92,10 +92,13 @@ def test_damage_anywhere_is_noticed_and_the_one_before_is_taken(data):
 
 
 def test_newer_format_is_said(path, monkeypatch):
-    monkeypatch.setattr(checkpoint, "FORMAT", 3)
+    newer = checkpoint.FORMAT + 1
+    monkeypatch.setattr(checkpoint, "FORMAT", newer)
     save_checkpoint(path, state(3))
     monkeypatch.undo()
-    with pytest.raises(ValueError, match="is of format 3 and this version reads 2"):
+    with pytest.raises(
+        ValueError, match=f"is of format {newer} and this version reads"
+    ):
         load(path)
 
 
@@ -111,6 +114,14 @@ def test_full_disk_is_said_and_training_may_go_on(path, monkeypatch):
         "training.pt",
         "training.pt.previous",
     ]
+
+
+def test_place_where_nothing_can_be_written_is_said_and_training_may_go_on(tmp_path):
+    (tmp_path / "file").touch()
+    path = tmp_path / "file" / "training.pt"  # refuses also to be cleaned up
+    sentence = r"training\.pt can't be written .* goes on, and nothing is kept"
+    with pytest.warns(UserWarning, match=sentence):
+        save_checkpoint(path, state(1))
 
 
 def test_killed_trainings_end_as_if_undisturbed():

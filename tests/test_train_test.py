@@ -1082,6 +1082,24 @@ def test_resume_with_another_number_of_threads_is_said(interrupted):
         torch.set_num_threads(threads)
 
 
+def test_resume_on_a_gpu_that_computes_in_another_type_is_said(
+    interrupted, monkeypatch
+):
+    # float16 has a scaler whose state a training in float32 hasn't left.
+    monkeypatch.setattr(train_test, "choose_dtype", lambda *_: torch.float16)
+    with pytest.warns(UserWarning, match="float32 precision .* with float16"):
+        history = fit(
+            network(), loaders(), recipe(), checkpoint=interrupted, resume=True
+        )
+    assert len(history.epochs) == 3
+
+
+def test_seed_may_be_a_numpy_number(tmp_path):
+    path, seed = tmp_path / "training.pt", np.int64(3)
+    fit(network(), loaders(seed=seed), recipe(), checkpoint=path)
+    assert len(train_test.read_history(path).epochs) == 3
+
+
 def test_resume_says_where_it_goes_on(interrupted, capsys):
     fit(network(), loaders(), recipe(), checkpoint=interrupted, resume=True)
     lines = capsys.readouterr().out.splitlines()
