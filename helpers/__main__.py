@@ -13,6 +13,7 @@ import os
 import platform
 import re
 import subprocess
+import tempfile
 import time
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from typing import Any
 import torch
 
 from helpers import __version__, dataset, models, train_test, utils, weights
-from helpers.checkpoint import previous
+from helpers.checkpoint import kept_checkpoints, previous
 from helpers.processes import Processes, connected
 from helpers.records import FORMAT
 
@@ -29,7 +30,7 @@ def main(arguments: list[str] | None = None) -> None:
     options = parse(arguments)
     try:
         with connected() as processes:
-            for seed in options.seeds:
+            for seed in processes.tell(remaining(options)):
                 run(options, seed, processes)
     except (ValueError, OSError, MemoryError, train_test.NonFiniteLoss) as error:
         raise SystemExit(f"error: {error}") from error
@@ -102,7 +103,8 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     kept.add_argument(
         "--resume",
         action="store_true",
-        help="go on from the checkpoint that an interrupted run left in --out",
+        help="go on from the checkpoint that an interrupted run left in --out; seeds before "
+        "it that have a record there are passed over",
     )
     recipe = parser.add_argument_group(
         "hyperparameters", "Unless given, those of recipe and profile."
@@ -139,11 +141,35 @@ def meanings(docstring: str) -> dict[str, str]:
     }
 
 
+def remaining(options: argparse.Namespace) -> list[int]:
+    """The seeds to train; with --resume, without those done before an interrupted one."""
+    begun = (place for place, seed in enumerate(options.seeds) if left(options, seed))
+    if not options.resume or not (first := next(begun, 0)):
+        return options.seeds
+    done = [
+        seed
+        for seed in options.seeds[:first]
+        if any(options.out.glob(f"*-{name_of(options, seed)}.json"))
+    ]
+    if done:
+        print(f"passed over, as their records are in {options.out}: seeds {done}")
+    return [seed for seed in options.seeds if seed not in done]
+
+
+def name_of(options: argparse.Namespace, seed: int) -> str:
+    return f"{options.model}-{options.profile}-{options.recipe}-seed{seed}"
+
+
+def left(options: argparse.Namespace, seed: int) -> list[Path]:
+    """The checkpoints of an interrupted run."""
+    return kept_checkpoints(options.out / f"{name_of(options, seed)}.pt")
+
+
 def run(options: argparse.Namespace, seed: int, processes: Processes) -> None:
     """Train once; the first of the processes writes what came of it."""
     recipe = recipe_of(options)
     train, test = load(options, recipe)
-    options.out.mkdir(parents=True, exist_ok=True)
+    require_writable(options.out)
     device = utils.get_device()
     utils.set_seed(seed)
     model = models.MODELS[options.model](
@@ -171,7 +197,7 @@ def run(options: argparse.Namespace, seed: int, processes: Processes) -> None:
     # Before training: the checkout may move on meanwhile.
     record = setting(options, seed, recipe, model, (train, test), device)
     record["hardware"]["processes"] = processes.size
-    name = f"{options.model}-{options.profile}-{options.recipe}-seed{seed}"
+    name = name_of(options, seed)
     checkpoint = None if options.no_checkpoint else options.out / f"{name}.pt"
     history = train_test.fit(
         model,
@@ -213,10 +239,25 @@ def recipe_of(options: argparse.Namespace) -> train_test.Recipe:
     return dataclasses.replace(train_test.PROFILES[options.profile], **altered)
 
 
+def require_writable(folder: Path) -> None:
+    """Make the folder, and a file in it: before the training, not after."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise OSError(
+            f"the folder {folder} can't be written to ({error.strerror}); name another "
+            "with --out"
+        ) from error
+
+
 def keep(record: dict[str, Any], stem: Path, checkpoint: Path | None) -> None:
     """Write the record; the run is over, and its checkpoint becomes the record's."""
-    stem.with_suffix(".json").write_text(json.dumps(record, indent=1) + "\n")
-    if checkpoint:
+    new = stem.with_suffix(".new")
+    new.write_text(json.dumps(record, indent=1) + "\n")
+    new.replace(stem.with_suffix(".json"))  # a record is whole or isn't there
+    if checkpoint and checkpoint.exists():
         checkpoint.replace(stem.with_suffix(".pt"))  # and its name is free again
         previous(checkpoint).unlink(missing_ok=True)
 

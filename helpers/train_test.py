@@ -537,7 +537,8 @@ def fit(
     require_shared(loaders, processes)
     if path and not resume and processes.first and (kept := kept_checkpoints(path)):
         raise FileExistsError(
-            f"{kept[0]} exists; pass resume=True or name another file"
+            f"{kept[0]} exists; go on from it with resume=True (--resume), or name another "
+            "place"
         )
     plan = plan_of(loaders, recipe)
     processes.require_same({**plan, "max_lr": recipe.max_lr, "resume": resume})

@@ -446,6 +446,30 @@ def test_run_that_is_done_can_be_repeated_in_the_same_folder(
     assert untimed(one) == untimed(two)
 
 
+def test_seeds_that_are_done_are_passed_over_when_the_next_goes_on(
+    interrupted, tmp_path, capsys
+):
+    finished = tmp_path / "20250101-000000-Tiny-smoke-assignment-seed2.json"
+    finished.write_text("the record of seed 2")
+    main(interrupted, "--resume", "--seeds", "1", "2", "3", "4")
+    said = capsys.readouterr().out
+    assert f"passed over, as their records are in {tmp_path}: seeds [2]" in said
+    seeds = re.findall(r"assignment, seed (\d)", said)
+    assert seeds == ["1", "3", "4"]  # 1 has neither record nor checkpoint
+    assert "going on after epoch 1 of 3" in said
+    assert finished.read_text() == "the record of seed 2"
+
+
+def test_checkpoint_that_could_not_be_written_costs_no_record(tmp_path, monkeypatch):
+    def full(file):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.fsync", full)
+    with pytest.warns(UserWarning, match="No space left on device"):
+        main(tmp_path)
+    assert len(record(tmp_path)["history"]) == 3
+
+
 # --- how it says no --------------------------------------------------------------------
 
 
@@ -522,6 +546,19 @@ def test_out_that_is_a_file_is_said_before_training(tmp_path, capsys):
         main(path)
     assert "epoch" not in capsys.readouterr().out
     assert path.read_text() == "mine"
+
+
+def test_out_that_cannot_be_written_to_is_said_before_training(
+    tmp_path, monkeypatch, capsys
+):
+    def refuse(**options):
+        raise OSError(30, "Read-only file system")
+
+    monkeypatch.setattr("tempfile.TemporaryFile", refuse)
+    sentence = r"^error: the folder .* can't be written to \(Read-only .* with --out$"
+    with pytest.raises(SystemExit, match=sentence):
+        main(tmp_path)
+    assert "epoch" not in capsys.readouterr().out
 
 
 def test_word_synthetic_needs_no_dataset_in_any_profile(tmp_path, monkeypatch):
