@@ -16,6 +16,9 @@ from torch.nn.parallel import DistributedDataParallel
 
 # Others may be importing torch from a slow disk still.
 ARRIVAL = timedelta(minutes=5)
+# The others wait while the first one runs the range test, on a CPU for hours. Where one
+# dies, torchrun ends them all: no wait has to be cut short here.
+PATIENCE = timedelta(days=1)
 
 
 class Processes(NamedTuple):
@@ -128,7 +131,11 @@ def connected(*, arrival: timedelta = ARRIVAL) -> Iterator[Processes]:
             attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
             store = distributed.PrefixStore(f"attempt {attempt}", store)
         distributed.init_process_group(
-            "nccl" if cuda else "gloo", store=store, rank=rank, world_size=size
+            "nccl" if cuda else "gloo",
+            store=store,
+            rank=rank,
+            world_size=size,
+            timeout=PATIENCE,
         )
     except (distributed.DistError, ValueError) as error:
         raise ConnectionError(
