@@ -15,7 +15,10 @@ from torch.optim import Adam
 def explaining_memory(
     model: nn.Module, loader, dtype: torch.dtype, device: torch.device
 ) -> Iterator[None]:
-    """Where memory runs out, raise MemoryError with a batch size that was seen to fit."""
+    """Where memory runs out, raise MemoryError with a batch size that was seen to fit.
+
+    Where several processes share the batches, nothing is tried.
+    """
     try:
         yield
     except (RuntimeError, MemoryError) as error:
@@ -25,9 +28,15 @@ def explaining_memory(
         # The failed step's tensors, which its frames hold, are in the way of the trials.
         traceback.clear_frames(error.__traceback__)
         images, labels = next(iter(loader))
+        what = f"a step of {len(labels)} images needs more memory than {device} has"
+        if getattr(loader, "share", (0, 1))[1] > 1:
+            # A trial would wait for processes that had memory enough.
+            raise MemoryError(
+                f"{what}, and batch_size is that of all processes together: halve it"
+            ) from error
         fits = fitting_batch(model, images, labels, dtype=dtype, device=device)
         raise MemoryError(
-            f"a step of {len(labels)} images needs more memory than {device} has; "
+            f"{what}; "
             + (f"one of {fits} fits: make batch_size {fits}" if fits else "none fits")
         ) from error
 

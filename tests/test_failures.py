@@ -15,6 +15,7 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
 from helpers import dataset, train_test
+from helpers.memory import explaining_memory
 
 PROJECT = Path(__file__).resolve().parent.parent
 CPU = torch.device("cpu")
@@ -87,6 +88,21 @@ def test_out_of_memory_names_a_batch_size_that_fits():
             sentence,
         )
     assert lines[3] == "2 epochs"
+
+
+def test_out_of_memory_of_several_processes_tries_nothing_and_says_what_to_halve():
+    sets = dataset.synthetic_cifar10(train=16, test=8)
+    loader = dataset.make_loaders(
+        *sets, batch_size=8, device=CPU, augment_on="device", share=(0, 2)
+    ).train
+    model = network()
+    model.forward = None  # a trial would call it
+    sentence = r"step of 4 images needs more memory .* batch_size .* halve it"
+    with (
+        pytest.raises(MemoryError, match=sentence),
+        explaining_memory(model, loader, torch.float32, CPU),
+    ):
+        raise torch.OutOfMemoryError("out of memory")
 
 
 # --- batches and workers ---------------------------------------------------------------
