@@ -33,6 +33,19 @@ def test_a_record_that_changes_makes_the_table_stale(text, monkeypatch):
     assert readme.render(text) != text
 
 
+def test_beside_the_reports_figure_stands_the_longest_run_by_its_recipe():
+    records = [
+        {
+            "model": "CustomResNet",
+            "recipe_name": name,
+            "recipe": {"epochs": epochs},
+            "data": {"train_images": 50_000},
+        }
+        for name, epochs in (("ours", 24), ("reported", 24), ("assignment", 12))
+    ]
+    assert readme.longest(records)["recipe_name"] == "reported"
+
+
 def test_the_example_runs(text, capsys, tmp_path):
     _, example = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
     path = tmp_path / "example.py"
