@@ -5,7 +5,6 @@ python -m benchmarks.fresh CONTENDER DATA BATCH_SIZE STEPS is such a process.
 
 import json
 import os
-import resource
 import subprocess
 import sys
 import time
@@ -154,6 +153,8 @@ def peak_resident() -> float:
             if line.startswith("VmHWM:")
         )
         return int(line.split()[1]) / 1024
+    import resource  # which Windows lacks
+
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak / (1024**2 if sys.platform == "darwin" else 1024)
 

@@ -48,7 +48,6 @@ class Rival:
     script: str
     end: str
     ends: int
-    arguments: tuple[str, ...] = ()
 
 
 RIVALS = {
@@ -189,7 +188,7 @@ def run_rival(
     environment = {**os.environ, "PYTHONPATH": str(PROJECT), "PYTHONUNBUFFERED": "1"}
     start, ends = time.perf_counter(), []
     with subprocess.Popen(
-        [*command, str(images), str(script), *rival.arguments],
+        [*command, str(images), str(script)],
         cwd=images.parent,  # they write files where they stand
         env=environment,
         stdout=subprocess.PIPE,

@@ -107,7 +107,9 @@ class Recipe:
         for name, (allows, allowed) in ALLOWED.items():
             value = getattr(self, name)
             if not allows(value):
-                raise ValueError(f"{name} must be {allowed}, not {value!r}")
+                # A checkpoint holds the recipe, and reads back no NumPy numbers.
+                remedy = "; its .item() may be" if hasattr(value, "item") else ""
+                raise ValueError(f"{name} must be {allowed}, not {value!r}{remedy}")
         if self.peak_epoch >= self.epochs:
             raise ValueError(
                 f"peak_epoch must be below epochs, which is {self.epochs}, "

@@ -189,6 +189,13 @@ def test_refused_value_is_named_with_its_field_and_what_is_allowed(
         Recipe(**{name: value})
 
 
+def test_numpy_number_is_refused_with_the_remedy():
+    with pytest.raises(
+        ValueError, match=r"not np.float64\(0.01\); its .item\(\) may be"
+    ):
+        Recipe(max_lr=np.float64(0.01))
+
+
 def test_no_field_goes_unchecked():
     assert {name for fields in REFUSED.values() for name in fields} == set(FIELDS)
 
