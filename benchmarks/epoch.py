@@ -103,8 +103,11 @@ def waits_in(trace: Path, model, loader, optimizer, options) -> int:
         train_test.train_one_epoch(model, loader, optimizer, **options)
     trace.parent.mkdir(exist_ok=True)
     profiler.export_chrome_trace(str(trace))
+    # The device's own events are named after the steps too, and are later.
     return between_steps(
-        (each.name, each.time_range.start) for each in profiler.events()
+        (each.name, each.time_range.start)
+        for each in profiler.events()
+        if each.device_type == torch.autograd.DeviceType.CPU
     )
 
 
