@@ -70,8 +70,8 @@ def load_checkpoint(
     """The state in `path`, or in the one before it where `path` is damaged, with a warning.
 
     None where there is neither. It must have been written under the same `plan` for a
-    model with the same state dict as `model`. Raises ValueError, saying what differs, where it doesn't,
-    and where all that is there is damaged.
+    model with the same state dict as `model`. Raises ValueError, saying what differs,
+    where it doesn't, and where all that is there is damaged.
     """
     kept = kept_checkpoints(path)
     for file in kept:

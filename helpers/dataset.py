@@ -77,8 +77,8 @@ class ImageSet:
                 f"label {self.labels[first]} of image {first} is outside the "
                 f"{len(self.classes)} classes; labels count from 0"
             )
-        # What is a view turned round, like torchvision's CIFAR-10 or images[..., ::-1], torch
-        # refuses, or copies whole for each batch.
+        # What is a view turned round, like torchvision's CIFAR-10 or images[..., ::-1],
+        # torch refuses, or copies whole for each batch.
         for name in ("images", "labels"):
             object.__setattr__(self, name, np.ascontiguousarray(getattr(self, name)))
 

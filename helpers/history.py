@@ -15,7 +15,8 @@ class Epoch(NamedTuple):
     """One row of a History; epochs count from 1.
 
     train_loss: of the labels as they were smoothed. test_*: of the averaged weights, in
-    epochs that are averaged. learning_rate: that of the epoch's last step. seconds: of training and evaluation.
+    epochs that are averaged. learning_rate: that of the epoch's last step. seconds: of
+    training and evaluation.
     images_per_second: in training alone.
     """
 

@@ -56,8 +56,8 @@ def run_range_test(
 ) -> LRRangeTest:
     """Range tests of `steps` steps, each on the batches of another epoch.
 
-    make_optimizer: from a model and its first learning rate. Works on copies, so that the model is as before, and so are the random generators and
-    the loader's epoch.
+    make_optimizer: from a model and its first learning rate. Works on copies, so that
+    the model is as before, and so are the random generators and the loader's epoch.
     """
     if not len(loader):
         raise ValueError("the loader has no batch; give it at least one")

@@ -52,7 +52,8 @@ class Residual(nn.Module):
 
 def halve(in_channels: int, out_channels: int) -> list[nn.Module]:
     """A convolution to `out_channels`, then half the height and width."""
-    # The bias is the assignment's. BatchNorm subtracts it again, so it is counted but learns nothing.
+    # The bias is the assignment's. BatchNorm subtracts it again, so it is counted but
+    # learns nothing.
     return [
         conv3x3(in_channels, out_channels, bias=True),
         nn.MaxPool2d(2),
@@ -64,8 +65,9 @@ def halve(in_channels: int, out_channels: int) -> list[nn.Module]:
 class CustomResNet(nn.Module):
     """The assignment's network: 8 convolutions, 6,574,090 parameters for 10 classes and 3 channels.
 
-    Takes images (B, in_channels, H, W), H and W at least 8, and gives logits (B, num_classes).
-    A relative of ResNet-9 from David Page's "How to Train Your ResNet" (2018).
+    Takes images (B, in_channels, H, W), H and W at least 8, and gives logits (B,
+    num_classes). A relative of ResNet-9 from David Page's "How to Train Your ResNet"
+    (2018).
     """
 
     def __init__(
@@ -126,9 +128,9 @@ def stage(in_channels: int, out_channels: int, stride: int) -> nn.Sequential:
 class ResNet18(nn.Module):
     """ResNet-18 of "Deep Residual Learning" (He et al., 2015) in its form for small images.
 
-    Its first convolution is 3×3 with stride 1 and no max-pooling follows, as 32×32 images need.
-    Takes images (B, in_channels, H, W) and gives logits (B, num_classes); 11,173,962 parameters
-    for 10 classes and 3 channels.
+    Its first convolution is 3×3 with stride 1 and no max-pooling follows, as 32×32
+    images need. Takes images (B, in_channels, H, W) and gives logits (B, num_classes);
+    11,173,962 parameters for 10 classes and 3 channels.
     """
 
     def __init__(
@@ -165,8 +167,9 @@ def count_parameters(model: nn.Module) -> int:
 def summarize(model: nn.Module, image_size: tuple[int, int, int] = (3, 32, 32)) -> None:
     """Print torchsummary's table of layers for images of `image_size` (C, H, W), and leave no trace.
 
-    torchsummary runs the model in its current mode on random numbers, which would move BatchNorm's
-    statistics and the random number generator: it gets a copy, and the generator is put back.
+    torchsummary runs the model in its current mode on random numbers, which would move
+    BatchNorm's statistics and the random number generator: it gets a copy, and the
+    generator is put back.
     """
     from torchsummary import summary
 
@@ -179,8 +182,8 @@ def summarize(model: nn.Module, image_size: tuple[int, int, int] = (3, 32, 32)) 
 # --------------------------------------------------------------------------------------
 
 WEIGHTS_FORMAT = 1
-# One entry holds all that isn't a tensor: safetensors writes several in an order that differs
-# from one time to the next, and the same weights would have another digest.
+# One entry holds all that isn't a tensor: safetensors writes several in an order that
+# differs from one time to the next, and the same weights would have another digest.
 WEIGHTS_ENTRY = "helpers"
 WEIGHTS_FACTS = (
     "model", "num_classes", "in_channels", "logit_scale", "classes", "data"
@@ -198,8 +201,9 @@ def save_weights(
     weights give the same bytes.
 
     Parameters are rounded to float16: by 1 in 2,048 at most, or by 3e-8 where they are
-    smaller than 6e-5. What BatchNorm has counted stays as it is: a variance is not bounded, one
-    rounded to 0 or infinity would ruin its channel, and all of them are 18 kB.
+    smaller than 6e-5. What BatchNorm has counted stays as it is: a variance is not
+    bounded, one rounded to 0 or infinity would ruin its channel, and all of them are 18
+    kB.
 
     Raises ValueError for any other model, classes that don't match its outputs and values
     that float16 can't hold; OSError where the file can't be written, and then the one

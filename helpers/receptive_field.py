@@ -1,9 +1,9 @@
 """How many input pixels a unit sees, layer by layer, computed from the live network.
 
-The arithmetic is that of Araujo, Norris and Sim, "Computing Receptive Fields of Convolutional Neural
-Networks" (Distill, 2019), along every path of the network that torch.fx finds: for the first unit of
-each feature map, the first and the last input pixel that it sees, and how far apart neighbouring units
-look.
+The arithmetic is that of Araujo, Norris and Sim, "Computing Receptive Fields of
+Convolutional Neural Networks" (Distill, 2019), along every path of the network that
+torch.fx finds: for the first unit of each feature map, the first and the last input
+pixel that it sees, and how far apart neighbouring units look.
 """
 
 import copy
@@ -21,8 +21,8 @@ class Row(NamedTuple):
     """One layer: where it is, what it puts out, and what one unit of that output sees.
 
     output_size: (C, H, W), or (features,) after flattening.
-    receptive_field: side of the square that a unit sees, in pixels of the input. It can exceed the
-        image: padding is seen too.
+    receptive_field: side of the square that a unit sees, in pixels of the input. It can
+        exceed the image: padding is seen too.
     jump: distance between the squares of neighbouring units, in pixels of the input.
     kernel: side of the square that a unit sees of the layer's own input, in its units.
     """

@@ -14,8 +14,8 @@ import torch
 from helpers import dataset, models, train_test, utils
 
 BATCH = 512  # images; of another size, the last digits of the logits may differ
-# Images of 10,000, say, whose two best classes are so close that another processor's or another
-# number of threads' rounding may turn them. On the same machine none does.
+# Images of 10,000, say, whose two best classes are so close that another processor's or
+# another number of threads' rounding may turn them. On the same machine none does.
 TOLERANCE = 3
 
 
