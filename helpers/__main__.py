@@ -30,7 +30,8 @@ def main(arguments: list[str] | None = None) -> None:
     options = parse(arguments)
     try:
         with connected() as processes:
-            for seed in processes.tell(remaining(options)):
+            seeds = remaining(options) if processes.first else []
+            for seed in processes.tell(seeds):
                 run(options, seed, processes)
     except (ValueError, OSError, MemoryError, train_test.NonFiniteLoss) as error:
         raise SystemExit(f"error: {error}") from error
