@@ -15,6 +15,7 @@ import re
 import subprocess
 import tempfile
 import time
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -30,8 +31,7 @@ def main(arguments: list[str] | None = None) -> None:
     options = parse(arguments)
     try:
         with connected() as processes:
-            seeds = remaining(options) if processes.first else []
-            for seed in processes.tell(seeds):
+            for seed in options.seeds:
                 run(options, seed, processes)
     except (ValueError, OSError, MemoryError, train_test.NonFiniteLoss) as error:
         raise SystemExit(f"error: {error}") from error
@@ -104,8 +104,8 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     kept.add_argument(
         "--resume",
         action="store_true",
-        help="go on from the checkpoint that an interrupted run left in --out; seeds before "
-        "it that have a record there are passed over",
+        help="go on from the checkpoint that an interrupted run left in --out; seeds that "
+        "have a record of the same run there are passed over",
     )
     recipe = parser.add_argument_group(
         "hyperparameters", "Unless given, those of recipe and profile."
@@ -142,30 +142,6 @@ def meanings(docstring: str) -> dict[str, str]:
     }
 
 
-def remaining(options: argparse.Namespace) -> list[int]:
-    """The seeds to train; with --resume, without those done before an interrupted one."""
-    begun = (place for place, seed in enumerate(options.seeds) if left(options, seed))
-    if not options.resume or not (first := next(begun, 0)):
-        return options.seeds
-    done = [
-        seed
-        for seed in options.seeds[:first]
-        if any(options.out.glob(f"*-{name_of(options, seed)}.json"))
-    ]
-    if done:
-        print(f"passed over, as their records are in {options.out}: seeds {done}")
-    return [seed for seed in options.seeds if seed not in done]
-
-
-def name_of(options: argparse.Namespace, seed: int) -> str:
-    return f"{options.model}-{options.profile}-{options.recipe}-seed{seed}"
-
-
-def left(options: argparse.Namespace, seed: int) -> list[Path]:
-    """The checkpoints of an interrupted run."""
-    return kept_checkpoints(options.out / f"{name_of(options, seed)}.pt")
-
-
 def run(options: argparse.Namespace, seed: int, processes: Processes) -> None:
     """Train once; the first of the processes writes what came of it."""
     recipe = recipe_of(options)
@@ -188,18 +164,24 @@ def run(options: argparse.Namespace, seed: int, processes: Processes) -> None:
         share=processes,
         **recipe.augmentation,
     )
+    # Before training: the checkout may move on meanwhile.
+    record = setting(options, seed, recipe, model, (train, test), device)
+    record["hardware"]["processes"] = processes.size
+    name = f"{options.model}-{options.profile}-{options.recipe}-seed{seed}"
+    checkpoint = None if options.no_checkpoint else options.out / f"{name}.pt"
+    done = None
+    if options.resume and processes.first and not kept_checkpoints(checkpoint):
+        done = find_done(record, options.out.glob(f"*-{name}.json"))
+    if done := processes.tell(done):
+        if processes.first:
+            print(f"{done} is the record of seed {seed}, which is passed over")
+        return
     if processes.first:
         print(utils.describe_run(options.profile, train.source, device))
         print(
             f"{options.model}, {models.count_parameters(model):,} parameters, "
             f"recipe {options.recipe}, seed {seed}, processes: {processes.size}"
         )
-
-    # Before training: the checkout may move on meanwhile.
-    record = setting(options, seed, recipe, model, (train, test), device)
-    record["hardware"]["processes"] = processes.size
-    name = name_of(options, seed)
-    checkpoint = None if options.no_checkpoint else options.out / f"{name}.pt"
     history = train_test.fit(
         model,
         loaders,
@@ -238,6 +220,16 @@ def recipe_of(options: argparse.Namespace) -> train_test.Recipe:
     given = {name: value for name, value in vars(options).items() if name in fields}
     altered = {**train_test.RECIPES[options.recipe], **given}
     return dataclasses.replace(train_test.PROFILES[options.profile], **altered)
+
+
+def find_done(record: dict[str, Any], paths: Iterable[Path]) -> Path | None:
+    """The file, among those of runs of this name, that a run like this one has left."""
+    alike = ("recipe", "augment_on", "data")
+    for path in sorted(paths):
+        past = utils.read_record(path)
+        if all(past[part] == record[part] for part in alike):
+            return path
+    return None
 
 
 def require_writable(folder: Path) -> None:

@@ -432,32 +432,40 @@ def test_resume_with_nothing_to_go_on_from_is_a_run(tmp_path):
     assert len(record(tmp_path)["history"]) == 3
 
 
-@pytest.mark.parametrize("options", [[], ["--resume"]])
 def test_run_that_is_done_can_be_repeated_in_the_same_folder(
-    options, tmp_path, monkeypatch, capsys
+    tmp_path, monkeypatch, capsys
 ):
     stamps = iter(["20250101-000000", "20250101-000001"])
     monkeypatch.setattr(program.time, "strftime", lambda form: next(stamps))
     main(tmp_path)
     capsys.readouterr()
-    main(tmp_path, *options)
+    main(tmp_path)
     assert "\nepoch   1 |" in capsys.readouterr().out
     one, two = records(tmp_path)
     assert untimed(one) == untimed(two)
 
 
 def test_seeds_that_are_done_are_passed_over_when_the_next_goes_on(
-    interrupted, tmp_path, capsys
+    ran, interrupted, capsys
 ):
-    finished = tmp_path / "20250101-000000-Tiny-smoke-assignment-seed2.json"
-    finished.write_text("the record of seed 2")
-    main(interrupted, "--resume", "--seeds", "1", "2", "3", "4")
+    shutil.copytree(ran, interrupted, dirs_exist_ok=True)  # seed 3 is done and begun
+    main(interrupted, "--resume", "--seeds", "2", "3", "4")
+    main(interrupted, "--resume", "--seeds", "2", "3", "4", "5")
     said = capsys.readouterr().out
-    assert f"passed over, as their records are in {tmp_path}: seeds [2]" in said
-    seeds = re.findall(r"assignment, seed (\d)", said)
-    assert seeds == ["1", "3", "4"]  # 1 has neither record nor checkpoint
     assert "going on after epoch 1 of 3" in said
-    assert finished.read_text() == "the record of seed 2"
+    assert re.findall(r"assignment, seed (\d)", said) == ["2", "3", "4", "5"]
+    passed = re.findall(r"^(.*\.json) is the record of seed (\d)", said, re.MULTILINE)
+    assert [seed for _, seed in passed] == ["2", "3", "4"]
+    assert all(
+        json.loads(Path(path).read_text())["seed"] == int(n) for path, n in passed
+    )
+
+
+@pytest.mark.parametrize("other", ["--cutout=4", "--holdout=20", "--augment-on=cpu"])
+def test_seed_that_is_done_in_another_way_is_trained(other, ran, tmp_path):
+    shutil.copytree(ran, tmp_path, dirs_exist_ok=True)
+    main(tmp_path, "--seeds=3", "--resume", other)
+    assert len(records(tmp_path)) == 2
 
 
 def test_checkpoint_that_could_not_be_written_costs_no_record(tmp_path, monkeypatch):
