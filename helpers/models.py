@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from helpers.receptive_field import Row, receptive_field_table
+from helpers.receptive_field import Row, receptive_field_table, taking
 
 __all__ = [
     "MODELS",
@@ -169,11 +169,11 @@ def summarize(model: nn.Module, image_size: tuple[int, int, int] = (3, 32, 32)) 
 
     torchsummary runs the model in its current mode on random numbers, which would move
     BatchNorm's statistics and the random number generator: it gets a copy, and the
-    generator is put back.
+    generator is put back. Raises ValueError for images that the model can't take.
     """
     from torchsummary import summary
 
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=[]), taking(image_size):
         summary(copy.deepcopy(model).cpu(), image_size, device="cpu")
 
 
@@ -277,7 +277,8 @@ def facts_of(model: nn.Module) -> dict[str, Any]:
     if not names:
         raise ValueError(
             f"model is a {type(model).__name__}, which a file of weights can't name; pass "
-            f"one of {', '.join(MODELS)}"
+            f"one of {', '.join(MODELS)}, or keep yours with torch.save(model.state_dict(), "
+            "path)"
         )
     return {
         "model": names[0],

@@ -9,6 +9,8 @@ pixel that it sees, and how far apart neighbouring units look.
 import copy
 import functools
 import operator
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import NamedTuple
 
 import torch
@@ -135,6 +137,19 @@ def step(what: object, field: Field, name: str) -> Field:
     )
 
 
+@contextmanager
+def taking(image_size: tuple[int, int, int]) -> Iterator[None]:
+    """Say in a sentence that a model can't take images of this size."""
+    try:
+        yield
+    except RuntimeError as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(
+            f"the model can't take images of {image_size} ({reason}); name another "
+            "image_size, (C, H, W)"
+        ) from error
+
+
 @torch.no_grad()
 def receptive_field_table(
     model: nn.Module, image_size: tuple[int, int, int] = (3, 32, 32)
@@ -144,13 +159,16 @@ def receptive_field_table(
     Where branches meet, the longest path counts. `model` is any network for images of
     `image_size` (C, H, W) that torch.fx can trace; it is copied, not touched.
 
-    Raises NotImplementedError, naming the layer, for one whose receptive field is not
-    known here, and torch.fx's error for a network whose path depends on the values that
+    Raises ValueError for images that the model can't take, NotImplementedError, naming the
+    layer, for one whose receptive field is not known here, and torch.fx's error for a network whose path depends on the values that
     it computes.
     """
     traced = fx.symbolic_trace(copy.deepcopy(model).eval())
     parameter = next(model.parameters(), torch.empty(0))
-    ShapeProp(traced).propagate(parameter.new_zeros(1, *image_size))
+    image = parameter.new_zeros(1, *image_size)
+    with taking(image_size):
+        traced(image)  # ShapeProp would print what fails, besides raising it
+    ShapeProp(traced).propagate(image)
 
     rows: list[Row] = []
     fields: dict[fx.Node, Field] = {}

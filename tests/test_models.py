@@ -178,6 +178,15 @@ def test_layers_it_cannot_know_are_named(layer, named):
         models.receptive_field_table(model)
 
 
+@pytest.mark.parametrize("read", [models.receptive_field_table, models.summarize])
+def test_images_that_the_model_cannot_take_are_named(read, capsys):
+    grey = models.CustomResNet(in_channels=1)
+    with pytest.raises(ValueError, match=r"images of \(3, 32, 32\) .* image_size"):
+        read(grey)
+    assert capsys.readouterr() == ("", "")
+    read(grey, (1, 32, 32))
+
+
 def test_reading_a_model_leaves_no_trace(capsys):
     model = models.CustomResNet()
     before = copy.deepcopy(model.state_dict())
