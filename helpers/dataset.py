@@ -50,8 +50,8 @@ class ImageSet:
     images: uint8 (N, H, W, C). labels: int64 (N,), each in [0, len(classes)).
     source: the label that every figure about these images carries.
 
-    Raises ValueError for arrays of other shapes or types and for labels outside the
-    classes.
+    Raises TypeError for what is no array, ValueError for arrays of other shapes or types
+    and for labels outside the classes.
     """
 
     images: NDArray[np.uint8]
@@ -60,15 +60,21 @@ class ImageSet:
     source: str
 
     def __post_init__(self) -> None:
+        for name in ("images", "labels"):
+            if not isinstance(array := getattr(self, name), np.ndarray):
+                raise TypeError(
+                    f"{name} must be a NumPy array, not a {type(array).__name__}; "
+                    "np.asarray makes one"
+                )
         if self.images.ndim != 4 or self.images.dtype != np.uint8:
             raise ValueError(
                 f"images must be uint8 (N, H, W, C), not {self.images.dtype} "
-                f"{self.images.shape}; convert them first"
+                f"{self.images.shape}; convert them first, images[..., None] adds one channel"
             )
         if self.labels.shape != self.images.shape[:1] or self.labels.dtype != np.int64:
             raise ValueError(
                 f"labels must be int64 ({len(self.images)},), one an image, not "
-                f"{self.labels.dtype} {self.labels.shape}"
+                f"{self.labels.dtype} {self.labels.shape}; .astype(np.int64) converts"
             )
         outside = (self.labels < 0) | (self.labels >= len(self.classes))
         if outside.any():
@@ -84,6 +90,13 @@ class ImageSet:
 
     def __len__(self) -> int:
         return len(self.labels)
+
+    def __repr__(self) -> str:
+        size = "×".join(map(str, self.images.shape[1:]))
+        return (
+            f"ImageSet({len(self):,} images of {size}, {len(self.classes)} classes, "
+            f"{self.source})"
+        )
 
     def take(self, indices: NDArray[np.int64]) -> "ImageSet":
         return replace(self, images=self.images[indices], labels=self.labels[indices])
@@ -278,7 +291,10 @@ def check_augmentation(
 ) -> None:
     side = min(size)
     if not 0 <= padding < side:  # reflection has no more pixels to offer
-        raise ValueError(f"padding must be 0 to {side - 1} pixels, not {padding}")
+        raise ValueError(
+            f"padding must be 0 to {side - 1} pixels, not {padding}, for images of "
+            f"{size[0]}×{size[1]} pixels"
+        )
     if not 0 <= flip <= 1:
         raise ValueError(f"flip must be a probability from 0 to 1, not {flip}")
     if not 0 <= cutout < side:  # nothing would be left of the image
@@ -463,4 +479,5 @@ def make_loaders(
         )
     for loader, images in zip(loaders, (train, test), strict=True):
         loader.fingerprint = images.fingerprint()
+        loader.label_range = int(images.labels.min()), int(images.labels.max())
     return loaders

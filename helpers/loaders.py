@@ -20,6 +20,8 @@ class Loader:
 
     # Of the images; tells a training that goes on whether they are still the same.
     fingerprint: str | None = None
+    # Lowest and highest, of all images: an order by class hides some from the first batch.
+    label_range: tuple[int, int] | tuple[()] = ()
 
     def __init__(
         self,

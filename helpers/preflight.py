@@ -1,9 +1,11 @@
 """What would fail in hours, or be wrong, said before."""
 
 import copy
+import warnings
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
 
 from helpers.processes import Processes
 from helpers.recipe import Recipe
@@ -12,7 +14,7 @@ from helpers.recipe import Recipe
 def require_fitting(
     model: nn.Module, loaders, recipe: Recipe, *, device: torch.device
 ) -> None:
-    """Raise ValueError for what would otherwise fail, or be wrong, after hours."""
+    """Raise ValueError or TypeError for what would fail, or be wrong, after hours."""
     train, test = loaders
     if not len(train) or not len(test):
         raise ValueError(
@@ -33,18 +35,11 @@ def require_fitting(
         )
     tried = copy.deepcopy(model)
     with torch.random.fork_rng([]), torch.no_grad():
-        images, labels = next(iter(test))
+        images, labels = pair(next(iter(test)))
         logits = tried.eval()(images.to(device))
-    if logits.shape[:-1] != labels.shape:
-        raise ValueError(
-            f"the model gives {tuple(logits.shape)} for {len(labels)} images; a classifier "
-            "gives (images, classes)"
-        )
-    last, share = (
-        getattr(train, "batch_sizes", [0])[-1],
-        getattr(train, "share", (0, 1)),
-    )
-    if last // share[1] == 1:
+    require_logits(logits, labels)
+    share = getattr(train, "share", (0, 1))
+    if last_batch(train) // share[1] == 1:
         try:
             with torch.random.fork_rng([]), torch.no_grad():
                 tried.train()(images[:1].to(device))
@@ -53,12 +48,63 @@ def require_fitting(
                 f"the last batch of an epoch has one image and the model can't train on "
                 f"one ({error}); choose a batch_size that leaves none or more"
             ) from error
-    low, high, classes = int(labels.min()), int(labels.max()), logits.shape[1]
+    ranges = [getattr(loader, "label_range", ()) for loader in loaders]
+    found = [int(labels.min()), int(labels.max()), *ranges[0], *ranges[1]]
+    low, high, classes = min(found), max(found), logits.shape[1]
     if low < 0 or high >= classes:
         raise ValueError(
             f"the labels run from {low} to {high} and the model tells {classes} classes "
             "apart, from 0; give it as many outputs as there are classes"
         )
+
+
+def pair(batch: object) -> tuple[Tensor, Tensor]:
+    """The batch, if it is what training can take."""
+    is_pair = isinstance(batch, tuple | list) and len(batch) == 2
+    if not is_pair or not all(isinstance(part, Tensor) for part in batch):
+        raise ValueError(
+            f"the test loader's first batch, a {type(batch).__name__}, is not a pair of "
+            "tensors, images and labels; make it one in the Dataset or in collate_fn"
+        )
+    images, labels = batch
+    # uint8 is the one other type that cross-entropy takes for class numbers.
+    if labels.ndim != 1 or labels.dtype not in (torch.int64, torch.uint8):
+        raise ValueError(
+            f"labels are {labels.dtype} {tuple(labels.shape)} and must be class numbers, "
+            "int64 (B,); .long() converts, .squeeze(1) takes a dimension away, .argmax(1) "
+            "undoes one-hot"
+        )
+    return images, labels
+
+
+def require_logits(logits: object, labels: Tensor) -> None:
+    """Raise an error for what is no classifier's answer; warn of probabilities."""
+    if not isinstance(logits, Tensor):
+        raise TypeError(
+            f"the model gives a {type(logits).__name__}; a classifier gives one tensor, "
+            "(images, classes): wrap it in a module that returns that"
+        )
+    if logits.shape[:-1] != labels.shape:
+        raise ValueError(
+            f"the model gives {tuple(logits.shape)} for {len(labels)} images; a classifier "
+            "gives (images, classes)"
+        )
+    sums = logits.float().sum(1)
+    if (logits >= 0).all() and torch.allclose(sums, torch.ones_like(sums), atol=1e-3):
+        warnings.warn(
+            "the model's outputs are probabilities, and cross-entropy takes logits; leave "
+            "the softmax at its end out, or it learns slowly",
+            stacklevel=4,
+        )
+
+
+def last_batch(loader) -> int:
+    """How many images the last batch of an epoch has, in all processes; 0 if unknown."""
+    if sizes := getattr(loader, "batch_sizes", None):
+        return sizes[-1]
+    if isinstance(loader, DataLoader) and loader.batch_size and not loader.drop_last:
+        return len(loader.sampler) % loader.batch_size or loader.batch_size
+    return 0
 
 
 def require_shared(loaders, processes: Processes) -> None:

@@ -273,9 +273,15 @@ def require_finite(
     finite = torch.stack(losses).isfinite()
     if not finite.all():
         at = int((~finite).int().argmax())
+        step = first_step + at
+        remedy = (
+            "no step was taken yet: look for what is not finite in images or model"
+            if epoch == step == 1
+            else "train with a lower max_lr"
+        )
         raise NonFiniteLoss(
-            f"the loss is {float(losses[at])} in epoch {epoch}, step {first_step + at}, at "
-            f"learning rate {rates[at]:.2e}; train with a lower max_lr"
+            f"the loss is {float(losses[at])} in epoch {epoch}, step {step}, at learning "
+            f"rate {rates[at]:.2e}; {remedy}"
         )
 
 
@@ -521,15 +527,19 @@ def fit(
 
     loaders: (train, test), each an iterable with a length, of (images (B, C, H, W),
     labels (B,)); one with `set_epoch` is told which epoch begins. model: any classifier;
-    it is moved to the device and trained in place. checkpoint: a file that is written
-    after each epoch; with resume, training goes on from it if it is there.
+    it is moved to the device and trained in place. recipe: what it says of images, their
+    augmentation and the model's logit_scale is for whoever makes loaders and model, as in
+    `make_loaders(..., batch_size=recipe.batch_size, **recipe.augmentation)`; without a
+    max_lr the range test finds one. checkpoint: a file that is written after each epoch;
+    with resume, training goes on from it if it is there.
 
     Where torch.distributed has connected several processes, each calls this with its
     share of the loaders: they train one model, and the first of them prints and writes.
 
     Raises ValueError for loaders that don't fit the recipe, a checkpoint that doesn't
-    fit and processes that differ, FileExistsError for a checkpoint in the way,
-    NonFiniteLoss when training fails, MemoryError with a batch size that would fit.
+    fit and processes that differ, TypeError for a model that gives no tensor,
+    FileExistsError for a checkpoint in the way, NonFiniteLoss when training fails,
+    MemoryError with a batch size that would fit.
     """
     device, path = torch.device(device), Path(checkpoint) if checkpoint else None
     train, test = loaders

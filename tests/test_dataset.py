@@ -626,6 +626,17 @@ def test_images_of_another_type_are_refused():
         dataset.ImageSet(data.images / 255, data.labels, data.classes, "noise")
     with pytest.raises(ValueError, match="labels must be int64"):
         dataset.ImageSet(data.images, data.labels[:-1], data.classes, "noise")
+    with pytest.raises(ValueError, match=r"int32 .* \.astype\(np\.int64\)"):
+        dataset.ImageSet(
+            data.images, data.labels.astype("int32"), data.classes, "noise"
+        )
+    with pytest.raises(TypeError, match="labels must be a NumPy array, not a list"):
+        dataset.ImageSet(data.images, data.labels.tolist(), data.classes, "noise")
+
+
+def test_image_set_is_shown_in_a_line():
+    shown = repr(image_set())
+    assert shown == "ImageSet(40 images of 32×32×3, 4 classes, noise)"
 
 
 @pytest.mark.parametrize("on", ["cpu", "device"])

@@ -8,11 +8,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from jupyter_client.manager import start_new_kernel
 from torch import nn
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 from helpers import dataset, train_test
 from helpers.memory import explaining_memory
@@ -117,6 +118,70 @@ def test_last_batch_of_one_is_an_error_before_training_only_if_it_must_be():
         train_test.fit(model, loaders, RECIPE, device=CPU)
     history = train_test.fit(network(), loaders, RECIPE, device=CPU)
     assert len(history.epochs) == 3
+    own = TensorDataset(torch.zeros(17, 3, 32, 32), torch.zeros(17, dtype=torch.int64))
+    shuffled = DataLoader(own, batch_size=8, shuffle=True)
+    with pytest.raises(ValueError, match=sentence):
+        train_test.fit(model, (shuffled, loaders.test), RECIPE, device=CPU)
+    whole = DataLoader(own, batch_size=8, drop_last=True)
+    train_test.fit(model, (whole, loaders.test), RECIPE, device=CPU)
+
+
+IMAGE = torch.zeros(8, 3, 32, 32)
+
+
+@pytest.mark.parametrize(
+    ("batch", "sentence"),
+    [
+        ({"images": IMAGE, "labels": torch.arange(8)}, "a dict, is not a pair"),
+        ((IMAGE, torch.arange(8), torch.arange(8)), "a tuple, is not a pair"),
+        ((IMAGE.numpy(), torch.arange(8)), "is not a pair of tensors"),
+        ((IMAGE, torch.arange(8).int()), r"torch.int32 \(8,\) .* \.long\(\)"),
+        ((IMAGE, torch.arange(8)[:, None]), r"\(8, 1\) .* \.squeeze\(1\)"),
+        ((IMAGE, torch.eye(8)), r"float32 \(8, 8\) .* \.argmax\(1\)"),
+    ],
+)
+def test_batch_that_training_cannot_take_is_said_with_the_remedy(batch, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        train_test.fit(network(), ([batch] * 3, [batch]), RECIPE, device=CPU)
+
+
+class Wrapped(nn.Module):
+    def __init__(self, answer):
+        super().__init__()
+        self.network, self.answer = network(), answer
+
+    def forward(self, images):
+        return self.answer(self.network(images))
+
+
+def test_model_that_answers_in_a_dict_is_told_to_give_a_tensor():
+    batch = IMAGE, torch.arange(8)
+    model = Wrapped(lambda logits: {"logits": logits})
+    with pytest.raises(TypeError, match="the model gives a dict; a classifier gives"):
+        train_test.fit(model, ([batch] * 3, [batch]), RECIPE, device=CPU)
+
+
+def test_model_that_ends_in_softmax_is_trained_and_warned_of():
+    batch = IMAGE, torch.arange(8)
+    model = Wrapped(lambda logits: logits.softmax(1))
+    with pytest.warns(UserWarning, match="are probabilities, .* leave the softmax"):
+        history = train_test.fit(model, ([batch] * 3, [batch]), RECIPE, device=CPU)
+    assert len(history.epochs) == 3
+
+
+@pytest.mark.parametrize("wide", ["train", "test"])
+@pytest.mark.parametrize("on", ["cpu", "device"])
+def test_label_beyond_the_outputs_is_found_where_the_images_are_in_order_of_class(
+    wide, on
+):
+    few = IMAGES[0]
+    labels = np.sort(few.labels)
+    labels[-1] = 11
+    odd = dataset.ImageSet(few.images, labels, ("name",) * 12, "drawn")
+    sets = {"train": few, "test": few, wide: odd}
+    loaders = dataset.make_loaders(**sets, batch_size=8, device=CPU, augment_on=on)
+    with pytest.raises(ValueError, match="labels run from 0 to 11 .* as many outputs"):
+        train_test.fit(network(), loaders, RECIPE, device=CPU)
 
 
 class Broken(Dataset):
