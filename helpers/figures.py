@@ -35,7 +35,7 @@ from helpers.records import accuracy_by_rate, flat_top
 BLACK, ORANGE, SKY_BLUE, GREEN = "#000000", "#E69F00", "#56B4E9", "#009E73"
 BLUE, VERMILLION = "#0072B2", "#D55E00"
 SMALL = 9  # points; the smallest text that is legible in a README column 800 px wide
-MOST_SAMPLED, MOST_BARS = 12, 25  # classes in a figure; more would fill several screens
+MOST_SAMPLED, MOST_BARS = 12, 30  # classes in a figure; more would fill several screens
 
 
 def plot_samples(
@@ -94,7 +94,7 @@ def plot_augmentations(
 
 
 def plot_lr_range_test(search: Any, *, data: str) -> Figure:
-    """Draw loss (nats per example) against learning rate, with the rates it led to.
+    """Draw loss (nats per example) against learning rate, and what the rule read off it.
 
     Range test: L. N. Smith, "Cyclical learning rates for training neural networks",
     WACV 2017. Raises ValueError where a curve is longer than the learning rates.
@@ -115,12 +115,15 @@ def plot_lr_range_test(search: Any, *, data: str) -> Figure:
     ceiling = top + 10 * (top - bottom)
     for curves, label, look in (
         (raw, "loss of each batch", {"color": SKY_BLUE, "alpha": 0.5, "lw": 1}),
-        (smoothed, f"smoothed loss, {seeds}", {"color": BLUE, "lw": 2}),
+        (smoothed, f"smoothed, {seeds}", {"color": BLUE, "lw": 1.4}),
+        ([np.asarray(search.median, float)], "median", {"color": BLACK, "lw": 2}),
     ):
         for losses in curves:
             shown = np.minimum(losses, ceiling)
             axes.plot(rates[: len(losses)], shown, label=label, **look)
             label = None  # one entry in the legend for all the seeds
+    look = {"color": BLACK, "ls": ":", "lw": 1.4}
+    axes.axhline(search.rim, label="climbed back by a quarter", **look)
     axes.set_xscale("log")
     axes.set_ylim(bottom, top)
     mark_rates(axes, search.max_lr, search.divergence_lr)
@@ -130,39 +133,44 @@ def plot_lr_range_test(search: Any, *, data: str) -> Figure:
 
 
 def plot_max_lr(
-    records: Sequence[dict[str, Any]], chosen: Sequence[float], *, data: str
+    records: Sequence[dict[str, Any]],
+    chosen: Sequence[dict[str, Any]],
+    *,
+    data: str,
 ) -> Figure:
     """Draw the last epoch's accuracy (%) against max_lr, and what the range test chose.
 
-    records: of runs that differ in max_lr and seed alone. chosen: the range test's rates.
-    Shaded are the rates that do as well as the best one; with fewer than two seeds in common
-    the figure says that they can't be told. Raises ValueError where nothing is given.
+    records: of runs that differ in max_lr and seed alone. chosen: of runs like them whose
+    max_lr the range test chose. Shaded are the rates that do as well as the best one; with
+    fewer than two seeds in common the figure says that they can't be told. Raises
+    ValueError where nothing is given.
     """
     if not records or not chosen:
         raise ValueError(
-            f"there are {len(records)} records and {len(chosen)} chosen rates; pass at "
-            "least one of each"
+            f"there are {len(records)} records and {len(chosen)} by the range test; pass "
+            "at least one of each"
         )
     found, alike = accuracy_by_rate(records), flat_top(records)
     figure, axes = new_figure("Accuracy against the peak learning rate", data, 8.5, 4.8)
     if alike:
         low, high = alike
-        text = f"no worse than the best: {low:.1e} to {high:.1e}"
-        # A little to either side, so that a single rate is seen too.
-        axes.axvspan(low / 1.1, high * 1.1, color=SKY_BLUE, alpha=0.3, lw=0, label=text)
+        text = f"no worse than the best: {low:.2g} to {high:.2g}"
+        # Its edges' width (points) shows a single rate too.
+        axes.axvspan(low, high, color=SKY_BLUE, alpha=0.3, lw=4, label=text)
     else:
         axes.set_title("too few seeds yet to tell which rates do as well", size=SMALL)
     for rate, seeds in found.items():
         look = {"color": BLUE, "alpha": 0.6, "ms": 4, "ls": ""}
         axes.plot([rate] * len(seeds), [100 * a for a in seeds.values()], "o", **look)
     means = [100 * np.mean(list(seeds.values())) for seeds in found.values()]
-    most = max(map(len, found.values()))
-    axes.plot(list(found), means, color=BLUE, label=f"mean of up to {most} seeds")
-    label = "chosen by range tests"
-    for rate in chosen:
-        axes.axvline(rate, color=VERMILLION, ls="--", lw=1.4, label=label)
-        label = None  # one entry in the legend
+    axes.plot(list(found), means, color=BLUE, label="mean over seeds")
+    rates = [run["max_lr"] for run in chosen]
+    shares = [100 * run["last_epoch_accuracy"] for run in chosen]
+    look = {"color": VERMILLION, "ls": "", "marker": "D", "ms": 7, "mec": "white"}
+    axes.plot(rates, shares, label="rate chosen by a range test", **look)
     axes.set_xscale("log")
+    axes.set_xticks(list(found), [f"{rate:.2g}" for rate in found])
+    axes.minorticks_off()
     dress(axes, "max_lr", "last-epoch accuracy (%)")
     legend_below(figure)
     return figure
@@ -209,7 +217,7 @@ def plot_history(history: Any, *, data: str) -> Figure:
     if not rows:
         raise ValueError("history.epochs is empty; train for at least one epoch")
     epochs = [row.epoch for row in rows]
-    figure, panels = new_figure("Loss and accuracy", data, 10, 4.6, columns=2)
+    figure, panels = new_figure("Loss and accuracy", data, 8.5, 4.4, columns=2)
     for axes, name, scale, unit in (
         (panels[0], "loss", 1, "nats per example"),
         (panels[1], "accuracy", 100, "%"),
@@ -238,7 +246,7 @@ def plot_history(history: Any, *, data: str) -> Figure:
 def plot_class_accuracy(rows: list[ClassAccuracy], *, data: str) -> Figure:
     """Draw each class's accuracy (%) as a bar, best on top, with its 95% interval.
 
-    Of more than 25 classes, the 12 best and the 12 worst, as the title then says.
+    Of more than 30 classes, the 12 best and the 12 worst, as the title then says.
     Raises ValueError for an empty list.
     """
     if not rows:
@@ -246,7 +254,7 @@ def plot_class_accuracy(rows: list[ClassAccuracy], *, data: str) -> Figure:
     ranked = sorted(rows, key=lambda row: row.accuracy if row.count else -1.0)
     places, title = np.arange(len(ranked)), "Accuracy by class"
     if len(ranked) > MOST_BARS:
-        most = MOST_BARS // 2
+        most = 12
         title += f", the {most} best and the {most} worst of {len(ranked)}"
         ranked = ranked[:most] + ranked[-most:]
         places = np.delete(np.arange(2 * most + 1), most)  # a gap for those left out
@@ -372,13 +380,13 @@ def plot_misclassified(
                 f"mistakes names image {mistake.index} of {len(pixels)}; "
                 "pass the images that were predicted, in the same order"
             )
-    lines = max(1, math.ceil(len(shown) / 5))
+    lines = max(1, math.ceil(len(shown) / 4))
     title = "Misclassified images: true → predicted class and its probability"
-    figure, cells = new_figure(title, data, 9.5, 0.8 + 2.1 * lines, lines, 5)
+    figure, cells = new_figure(title, data, 8.5, 0.8 + 2.1 * lines, lines, 4)
     for axes in cells.flat:
         axes.axis("off")
     if not shown:
-        cells.flat[2].text(0.5, 0.5, "There are no misclassified images.", ha="center")
+        cells.flat[1].text(0.5, 0.5, "There are no misclassified images.", ha="center")
     for axes, mistake in zip(cells.flat, shown):
         axes.imshow(pixels[mistake.index], interpolation="nearest")
         # Long names would run into their neighbours'.

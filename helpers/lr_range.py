@@ -32,13 +32,17 @@ class LRRangeTest:
     """What the range tests saw, and the learning rate chosen from it.
 
     learning_rates: (S,), one a step. losses: a list a seed, nats per example, shorter
-    where that test was ended. smoothed: the same over neighbouring steps.
-    divergence_lr: where the losses leave the valley, None if they don't.
+    where that test was ended. smoothed: the same over neighbouring steps. median: over
+    the tests, up to the end of the shortest, the curve that the rule reads; rim: the loss
+    at which it counts as having left the valley. divergence_lr: where it does, None if it
+    doesn't.
     """
 
     learning_rates: list[float]
     losses: list[list[float]]
     smoothed: list[list[float]]
+    median: list[float]
+    rim: float
     max_lr: float
     divergence_lr: float | None
 
@@ -185,6 +189,8 @@ def choose_max_lr(
         learning_rates=list(learning_rates),
         losses=[list(one) for one in losses],
         smoothed=smoothed,
+        median=curve,
+        rim=rim,
         max_lr=edge / SAFETY,
         divergence_lr=edge if diverged else None,
     )

@@ -57,7 +57,7 @@ def describe_record(record: dict[str, Any]) -> str:
     data, recipe = record["data"], record["recipe"]
     return (
         f"{data['source']}, {data['train_images']:,} training images, "
-        f"{recipe['epochs']} epochs, {data['evaluated_on']}"
+        f"{recipe['epochs']} epochs, evaluated on {data['evaluated_on']}"
     )
 
 

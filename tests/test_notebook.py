@@ -119,6 +119,8 @@ def test_rate_that_was_set_is_kept(code, tmp_path, monkeypatch):
         learning_rates=[1e-4, 1e-3, 1e-2],
         losses=[[2.3, 2.0, 3.0]],
         smoothed=[[2.3, 2.0, 3.0]],
+        median=[2.3, 2.0, 3.0],
+        rim=2.075,
         max_lr=3e-3,
         divergence_lr=1e-2,
     )

@@ -55,6 +55,8 @@ def search(*, divergence=0.4):
         learning_rates=list(rates),
         losses=[list(losses), broken],
         smoothed=[list(losses), broken],
+        median=list(losses[:50]),
+        rim=1.7,
         max_lr=0.05,
         divergence_lr=divergence,
     )
@@ -153,7 +155,10 @@ def rates_figure(*rates, seeds=2):
         for rate in rates
         for seed in range(seeds)
     ]
-    return utils.plot_max_lr(runs, [2e-3, 3e-3], data=DATA)
+    chosen = [
+        {"max_lr": rate, "last_epoch_accuracy": 0.88 + rate} for rate in (2e-3, 3e-3)
+    ]
+    return utils.plot_max_lr(runs, chosen, data=DATA)
 
 
 FIGURES = {
@@ -462,8 +467,12 @@ def test_range_test_shows_the_fall_although_losses_explode():
     low, high = axes.get_ylim()
     assert axes.get_xscale() == "log"
     assert 0 < low < 1.5 and 2.3 < high < 4
-    upright = [line.get_xdata()[0] for line in axes.lines if len(line.get_xdata()) == 2]
-    assert upright == [0.05, 0.4]
+    (rim,) = (line for line in axes.lines if line.get_label().startswith("climbed"))
+    upright = [line for line in axes.lines if len(line.get_xdata()) == 2]
+    assert [line.get_xdata()[0] for line in upright if line is not rim] == [0.05, 0.4]
+    assert list(rim.get_ydata()) == [1.7, 1.7]
+    (median,) = (line for line in axes.lines if line.get_label() == "median")
+    assert len(median.get_xdata()) == 50
     stopped = [line.get_ydata() for line in axes.lines if len(line.get_xdata()) == 52]
     assert [high < curve[50] < math.inf for curve in stopped] == [True, True]
     written = " ".join(texts(axes))
@@ -479,16 +488,21 @@ def test_range_test_without_divergence_marks_none():
 def test_range_test_survives_losses_that_are_all_nan():
     broken = search()
     broken.losses = broken.smoothed = [[math.nan] * 5, []]
+    broken.median, broken.rim = [], math.nan
     assert utils.plot_lr_range_test(broken, data=DATA)._repr_png_()
 
 
 def test_rates_that_do_as_well_as_the_best_are_shaded_and_the_chosen_marked():
     axes = rates_figure(3e-4, 2e-3, 3e-3, 1e-2).axes[0]
-    mean, *chosen = (line for line in axes.lines if line.get_linestyle() != "None")
+    (mean,) = (line for line in axes.lines if line.get_linestyle() != "None")
+    (chosen,) = (line for line in axes.lines if line.get_marker() == "D")
     assert list(mean.get_xdata()) == [3e-4, 2e-3, 3e-3, 1e-2]
     assert mean.get_ydata()[2] == pytest.approx(90.05)
-    assert [line.get_xdata()[0] for line in chosen] == [2e-3, 3e-3]
-    assert "no worse than the best: 3.0e-03 to 3.0e-03" in texts(axes.figure)
+    assert list(chosen.get_xdata()) == [2e-3, 3e-3]
+    assert list(chosen.get_ydata()) == pytest.approx([88.2, 88.3])
+    ticks = [label.get_text() for label in axes.get_xticklabels()]
+    assert ticks == ["0.0003", "0.002", "0.003", "0.01"]
+    assert "no worse than the best: 0.003 to 0.003" in texts(axes.figure)
     unclear = texts(FIGURES["max_lr, one seed"]())
     assert "too few seeds yet to tell which rates do as well" in unclear
     assert not any("no worse" in text for text in unclear)
@@ -608,7 +622,7 @@ def test_misclassified_figure_shows_each_mistake_once():
 def test_titles_of_misclassified_images_do_not_run_into_each_other():
     figure = FIGURES["misclassified, long names"]()
     figure.draw_without_rendering()
-    boxes = [axes.title.get_window_extent() for axes in figure.axes[:5]]
+    boxes = [axes.title.get_window_extent() for axes in figure.axes[:4]]
     for left, right in itertools.pairwise(boxes):
         assert left.x1 < right.x0
 
@@ -692,8 +706,8 @@ BAD = {
             IMAGES, TENSOR[:, None, :, :4], MEAN, STD, data=DATA
         )
     ),
-    "there are 0 records and 1 chosen rates; pass at least one of each": (
-        lambda: utils.plot_max_lr([], [1e-3], data=DATA)
+    "there are 0 records and 1 by the range test; pass at least one of each": (
+        lambda: utils.plot_max_lr([], [{}], data=DATA)
     ),
     "a loss curve has 2 values for 1 learning rates; pass at most": (
         lambda: utils.plot_lr_range_test(

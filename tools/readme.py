@@ -246,8 +246,8 @@ def draw() -> None:
     # The short one until there is another.
     folder = RESULTS if any(RESULTS.glob("lr-*.json")) else SHORT
     if curve := utils.read_records(folder, "lr-*.json"):
-        chosen = [record["max_lr"] for record in sweeps.base_runs(folder)]
-        figure = utils.plot_max_lr(curve, chosen, data=utils.describe_record(curve[0]))
+        chosen, about = sweeps.base_runs(folder), utils.describe_record(curve[0])
+        figure = utils.plot_max_lr(curve, chosen, data=about)
         figure.savefig(IMAGES / "max_lr.png", dpi=100)
     cells = json.loads((PROJECT / "S10.ipynb").read_text(encoding="utf-8"))["cells"]
     for name, call in NOTEBOOK_FIGURES.items():
