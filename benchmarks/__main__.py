@@ -25,7 +25,7 @@ from benchmarks import (
 from benchmarks.rows import Row, Setup, find, table, target_table
 from benchmarks.targets import targets
 from helpers import utils
-from helpers.__main__ import commit, hardware, versions
+from helpers.__main__ import commit, hardware
 
 PROJECT = Path(__file__).resolve().parent.parent
 FORMAT = 1  # of the record
@@ -157,7 +157,7 @@ def described(setup: Setup) -> dict[str, Any]:
     return {
         "format": FORMAT,
         "commit": commit(),
-        "versions": versions(),
+        "versions": utils.versions(),
         "hardware": hardware(setup.device, "auto"),
         "setup": {**size, "device": setup.device.type, "rivals": bool(setup.rivals)},
     }

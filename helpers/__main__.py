@@ -1,16 +1,14 @@
 """python -m helpers: the notebook's experiment without its narrative.
 
-Trains once per seed and writes a JSON record of each run; the checkpoint it goes on from
-lies beside it until then. Under torchrun, all its processes train one network.
+Trains once per seed and writes a JSON record of each run, with its last checkpoint beside
+it. Under torchrun, all its processes train one network.
 """
 
 import argparse
 import dataclasses
-import importlib.metadata
+import importlib.util
 import inspect
-import json
 import os
-import platform
 import re
 import subprocess
 import tempfile
@@ -21,19 +19,23 @@ from typing import Any
 
 import torch
 
-from helpers import __version__, dataset, models, train_test, utils, weights
-from helpers.checkpoint import kept_checkpoints, previous
-from helpers.processes import Processes, connected
-from helpers.records import FORMAT
+from helpers import dataset, models, train_test, utils, weights
+from helpers.train_test import Processes
 
 
 def main(arguments: list[str] | None = None) -> None:
     options = parse(arguments)
     try:
-        with connected() as processes:
+        with train_test.connected() as processes:
             for seed in options.seeds:
                 run(options, seed, processes)
-    except (ValueError, OSError, MemoryError, train_test.NonFiniteLoss) as error:
+    except (
+        ValueError,
+        OSError,
+        MemoryError,
+        ModuleNotFoundError,
+        train_test.NonFiniteLoss,
+    ) as error:
         raise SystemExit(f"error: {error}") from error
     except KeyboardInterrupt:  # fit has said what is kept
         raise SystemExit(130) from None  # the shell's number for it
@@ -147,6 +149,8 @@ def run(options: argparse.Namespace, seed: int, processes: Processes) -> None:
     recipe = recipe_of(options)
     train, test = load(options, recipe)
     require_writable(options.out)
+    if options.save_weights and not importlib.util.find_spec("safetensors"):
+        raise ModuleNotFoundError("--save-weights needs safetensors; pip install it")
     device = utils.get_device()
     utils.set_seed(seed)
     model = models.MODELS[options.model](
@@ -170,7 +174,7 @@ def run(options: argparse.Namespace, seed: int, processes: Processes) -> None:
     name = f"{options.model}-{options.profile}-{options.recipe}-seed{seed}"
     checkpoint = None if options.no_checkpoint else options.out / f"{name}.pt"
     done = None
-    if options.resume and processes.first and not kept_checkpoints(checkpoint):
+    if options.resume and processes.first and not checkpoint.exists():
         done = find_done(record, options.out.glob(f"*-{name}.json"))
     if done := processes.tell(done):
         if processes.first:
@@ -198,7 +202,8 @@ def run(options: argparse.Namespace, seed: int, processes: Processes) -> None:
         return
     record |= outcome(history, plain, mirrored, test.classes)
     stem = options.out / f"{time.strftime('%Y%m%d-%H%M%S')}-{name}"
-    if options.save_weights:
+    utils.write_record(stem.with_suffix(".json"), record)
+    if options.save_weights:  # after the record, which a full disk then doesn't cost
         record["weights"] = weights.save_scored(
             model,
             stem.with_suffix(".safetensors"),
@@ -206,7 +211,9 @@ def run(options: argparse.Namespace, seed: int, processes: Processes) -> None:
             data=train.source,
             device=device,
         )
-    keep(record, stem, checkpoint)
+        utils.write_record(stem.with_suffix(".json"), record)
+    if checkpoint and checkpoint.exists():
+        checkpoint.replace(stem.with_suffix(".pt"))  # and its name is free again
     print(
         f"{train.source}, seed {seed}: last epoch {history.last.test_accuracy:.2%}, "
         f"maximum {history.best.test_accuracy:.2%} in epoch {history.best.epoch} on the "
@@ -245,16 +252,6 @@ def require_writable(folder: Path) -> None:
         ) from error
 
 
-def keep(record: dict[str, Any], stem: Path, checkpoint: Path | None) -> None:
-    """Write the record; the run is over, and its checkpoint becomes the record's."""
-    new = stem.with_suffix(".new")
-    new.write_text(json.dumps(record, indent=1) + "\n")
-    new.replace(stem.with_suffix(".json"))  # a record is whole or isn't there
-    if checkpoint and checkpoint.exists():
-        checkpoint.replace(stem.with_suffix(".pt"))  # and its name is free again
-        previous(checkpoint).unlink(missing_ok=True)
-
-
 def setting(
     options: argparse.Namespace,
     seed: int,
@@ -267,7 +264,6 @@ def setting(
     train, test = data
     evaluated_on = "held-out training images" if options.holdout else "test set"
     return {
-        "format": FORMAT,
         "profile": options.profile,
         "recipe_name": options.recipe,
         "model": options.model,
@@ -276,7 +272,7 @@ def setting(
         "recipe": dataclasses.asdict(recipe),
         "augment_on": options.augment_on,
         "commit": commit(),
-        "versions": versions(),
+        "versions": utils.versions(),
         "hardware": hardware(device, recipe.precision),
         "data": {
             "source": train.source,
@@ -341,12 +337,6 @@ def commit() -> str:
     except (OSError, subprocess.CalledProcessError):  # no git, or no checkout
         return os.environ.get("S10_COMMIT", "unknown")
     return found.stdout.strip()
-
-
-def versions() -> dict[str, str]:
-    packages = ("torch", "torchvision", "albumentations", "torch-lr-finder", "numpy")
-    found = {name: importlib.metadata.version(name) for name in packages}
-    return {"helpers": __version__, "python": platform.python_version(), **found}
 
 
 def hardware(device: torch.device, precision: str) -> dict[str, Any]:

@@ -33,6 +33,14 @@ def kept_checkpoints(path: Path) -> list[Path]:
     return [file for file in (path, previous(path)) if file.exists()]
 
 
+def drop_previous(path: Path) -> None:
+    """Remove the spare one: the last of a training that is over holds all there is."""
+    with contextlib.suppress(
+        OSError
+    ):  # a place that no longer lets it costs nothing else
+        previous(path).unlink(missing_ok=True)
+
+
 def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
     """Write `state`; whenever this is interrupted, a whole checkpoint is there.
 

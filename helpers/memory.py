@@ -10,6 +10,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim import Adam
 
+from helpers.processes import Processes
+
 
 @contextmanager
 def explaining_memory(
@@ -29,7 +31,7 @@ def explaining_memory(
         traceback.clear_frames(error.__traceback__)
         images, labels = next(iter(loader))
         what = f"a step of {len(labels)} images needs more memory than {device} has"
-        if getattr(loader, "share", (0, 1))[1] > 1:
+        if Processes.of(loader).size > 1:
             # A trial would wait for processes that had memory enough.
             raise MemoryError(
                 f"{what}, and batch_size is that of all processes together: halve it"

@@ -38,8 +38,7 @@ def require_fitting(
         images, labels = pair(next(iter(test)))
         logits = tried.eval()(images.to(device))
     require_logits(logits, labels)
-    share = getattr(train, "share", (0, 1))
-    if last_batch(train) // share[1] == 1:
+    if last_batch(train) // Processes.of(train).size == 1:
         try:
             with torch.random.fork_rng([]), torch.no_grad():
                 tried.train()(images[:1].to(device))
@@ -110,10 +109,9 @@ def last_batch(loader) -> int:
 def require_shared(loaders, processes: Processes) -> None:
     """Raise ValueError where a loader doesn't give this process its share."""
     for loader in loaders:
-        share = tuple(getattr(loader, "share", (0, 1)))
-        if share != processes:
+        if (share := Processes.of(loader)) != processes:
             raise ValueError(
                 f"{processes.size} processes train and this loader is for process "
-                f"{share[0]} of {share[1]}; give make_loaders share=({processes.rank}, "
+                f"{share.rank} of {share.size}; give make_loaders share=({processes.rank}, "
                 f"{processes.size})"
             )

@@ -34,6 +34,11 @@ class Processes(NamedTuple):
             return cls(distributed.get_rank(), distributed.get_world_size())
         return cls()
 
+    @classmethod
+    def of(cls, loader) -> "Processes":
+        """Those that share the loader's batches; one where it doesn't tell."""
+        return cls(*getattr(loader, "share", ()))
+
     @property
     def first(self) -> bool:
         """Whether this is the one that prints and writes."""

@@ -45,10 +45,26 @@ def read_record(path: str | os.PathLike) -> dict[str, Any]:
     return {"recipe_name": "assignment", "flip_tta_accuracy": None, **record}
 
 
+def write_record(path: str | os.PathLike, record: dict[str, Any]) -> None:
+    """Write what a run has left: the file is whole or isn't there.
+
+    record: of JSON's own types. Raises OSError where the file can't be written.
+    """
+    path = Path(path)
+    new = path.with_name(path.name + ".new")
+    new.write_text(json.dumps({"format": FORMAT, **record}, indent=1) + "\n")
+    new.replace(path)
+
+
 def read_records(
-    folder: str | os.PathLike, pattern: str = "run-*.json"
+    folder: str | os.PathLike, pattern: str = "*.json"
 ) -> list[dict[str, Any]]:
-    """Return all records of `folder` whose names match, by name; see `read_record`."""
+    """Return all records of `folder` whose names match, by name; see `read_record`.
+
+    Raises FileNotFoundError also where there is no such folder.
+    """
+    if not Path(folder).is_dir():
+        raise FileNotFoundError(f"{folder} is no folder; name one that holds records")
     return [read_record(path) for path in sorted(Path(folder).glob(pattern))]
 
 
@@ -69,7 +85,10 @@ def results_markdown(records: Sequence[dict[str, Any]]) -> str:
     """
     lines = []
     for runs in experiments(records):
-        model, recipe, epochs, train, batch, source, test, hardware = identity(runs[0])
+        model, recipe, epochs, train, batch, source, test, on, hardware, _ = identity(
+            runs[0]
+        )
+        tested = f"{test:,}" if on == "test set" else f"{test:,} {on}"
         last, tta, best = (
             spread([run[name] for run in runs])
             for name in ("last_epoch_accuracy", "flip_tta_accuracy", "maximum_accuracy")
@@ -80,7 +99,7 @@ def results_markdown(records: Sequence[dict[str, Any]]) -> str:
             (
                 f"{model}, `{recipe}`",
                 source,
-                f"{train:,} → {test:,}",
+                f"{train:,} → {tested}",
                 f"{epochs} × {batch}",
                 " to ".join(dict.fromkeys((rates[0], rates[-1]))),
                 len(runs),
@@ -141,7 +160,7 @@ def flat_top(records: Sequence[dict[str, Any]]) -> tuple[float, float] | None:
 
 
 def identity(record: dict[str, Any]) -> tuple:
-    """What two records must share to be runs of one experiment."""
+    """What two records must share to be runs of one experiment, the model first."""
     data = record["data"]
     return (
         record["model"],
@@ -151,7 +170,9 @@ def identity(record: dict[str, Any]) -> tuple:
         record["recipe"]["batch_size"],
         data["source"],
         data["test_images"],
+        data["evaluated_on"],
         record["hardware"]["device"],
+        json.dumps(record["recipe"], sort_keys=True),
     )
 
 
@@ -177,7 +198,8 @@ def against_page(
     """How much better than Page's recipe: points, with the standard error over seeds."""
 
     def same(record: dict[str, Any]) -> tuple:
-        return *identity(record)[2:], record["seed"]
+        # Not model and recipe, the first two, nor the last, the recipe's fields.
+        return *identity(record)[2:-1], record["seed"]
 
     page = {
         same(record): record["last_epoch_accuracy"]

@@ -19,6 +19,7 @@ from torch.optim.swa_utils import AveragedModel
 from tqdm import tqdm
 
 from helpers.checkpoint import (
+    drop_previous,
     evaluated_weights,
     kept_checkpoints,
     load_checkpoint,
@@ -30,7 +31,7 @@ from helpers.history import Epoch, History, Metrics
 from helpers.lr_range import LRRangeTest, run_range_test
 from helpers.memory import explaining_memory
 from helpers.preflight import require_fitting, require_shared
-from helpers.processes import Processes
+from helpers.processes import Processes, connected
 from helpers.recipe import PROFILES, RECIPES, Recipe
 
 __all__ = [
@@ -44,6 +45,7 @@ __all__ = [
     "Predictions",
     "Recipe",
     "choose_dtype",
+    "connected",
     "evaluate",
     "fit",
     "lr_range_test",
@@ -150,8 +152,7 @@ def lr_range_test(
     """
     device = torch.device(device)
     dtype = choose_dtype(recipe.precision, device)
-    processes = Processes(*getattr(loader, "share", ()))
-    found = None
+    processes, found = Processes.of(loader), None
     if processes.first:
         with whole_batches(loader), explaining_memory(model, loader, dtype, device):
             found = run_range_test(
@@ -219,7 +220,7 @@ def train_one_epoch(
     """
     device = torch.device(device)
     scaler = scaler or torch.amp.GradScaler(device.type, enabled=False)
-    processes = Processes(*getattr(loader, "share", ()))
+    processes = Processes.of(loader)
     batch_sizes = getattr(loader, "batch_sizes", None)
     model.train()
     losses, rates, sizes = [], [], []
@@ -230,7 +231,7 @@ def train_one_epoch(
         unit="step",
         leave=False,
         file=sys.stdout,
-        disable=not somebody_watches(),
+        disable=not (processes.first and somebody_watches()),
     )
     for images, labels in bar:
         images = images.to(device, non_blocking=True, memory_format=torch.channels_last)
@@ -240,7 +241,8 @@ def train_one_epoch(
             logits = model(images)
             loss = F.cross_entropy(logits, labels, label_smoothing=label_smoothing)
         # Gradients are averaged over the processes: each counts by its share of the batch.
-        whole = batch_sizes[len(losses)] if batch_sizes else len(labels)
+        equal = processes.size * len(labels)  # unless the loader tells better
+        whole = batch_sizes[len(losses)] if batch_sizes else equal
         scaler.scale(loss * (processes.size * len(labels) / whole)).backward()
         rates.append(optimizer.param_groups[0]["lr"])
         scaler.step(optimizer)
@@ -349,7 +351,7 @@ def predict(
             labels.append(truth)
     if not logits:
         raise ValueError("there is nothing to evaluate: the loader gave no batch")
-    processes = Processes(*getattr(loader, "share", ()))
+    processes = Processes.of(loader)
     found = (torch.cat(parts).cpu() for parts in (logits, labels))
     return Predictions(*map(processes.gather, found))
 
@@ -582,7 +584,7 @@ def fit(
             )
 
     try:
-        for _ in range(len(history.epochs), recipe.epochs):
+        for epoch in range(len(history.epochs) + 1, recipe.epochs + 1):
             with explaining_memory(model, train, training.dtype, device):
                 row = training.run_epoch(train, test)
             if processes.first:
@@ -592,11 +594,14 @@ def fit(
                 print(row)
     except BaseException as error:
         kept = path and kept_checkpoints(path)
-        print(
-            f"{type(error).__name__} in epoch {len(history.epochs) + 1}; "
-            + (f"{kept[0]} holds those before it" if kept else "no checkpoint was kept")
-        )
+        if processes.first:
+            left = "no checkpoint was kept"
+            if kept:
+                left = f"go on from {kept[0]} with resume=True (--resume)"
+            print(f"{type(error).__name__} in epoch {epoch}; {left}")
         raise
+    if path and processes.first:
+        drop_previous(path)
     if recipe.average_epochs:
         model.load_state_dict(training.averaged.module.state_dict())
     return history

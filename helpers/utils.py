@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from helpers import __version__
 from helpers.figures import (
     plot_augmentations,
     plot_calibration,
@@ -37,7 +38,14 @@ from helpers.measures import (
     misclassified,
     most_confused,
 )
-from helpers.records import describe_record, read_record, read_records, results_markdown
+from helpers.records import (
+    describe_record,
+    markdown,
+    read_record,
+    read_records,
+    results_markdown,
+    write_record,
+)
 
 __all__ = [
     "CalibrationBin",
@@ -71,6 +79,8 @@ __all__ = [
     "receptive_field_markdown",
     "results_markdown",
     "set_seed",
+    "versions",
+    "write_record",
 ]
 
 
@@ -105,22 +115,25 @@ def device_name(device: torch.device) -> str:
     return platform.processor() or platform.machine()
 
 
-def describe_run(profile: str, data: str, device: torch.device | str) -> str:
-    """Return one line with the profile, data, processor and versions behind a result.
+def versions() -> dict[str, str]:
+    """Return the versions behind a result, of the packages that are installed."""
+    found = {"helpers": __version__, "python": platform.python_version()}
+    for name in ("torch", "torchvision", "albumentations", "torch-lr-finder", "numpy"):
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            found[name] = importlib.metadata.version(name)
+    return found
 
-    Of torchvision and albumentations, the versions of those that are installed.
-    """
+
+def describe_run(profile: str, data: str, device: torch.device | str) -> str:
+    """Return one line with the profile, data, processor and versions behind a result."""
     device = torch.device(device)
     hardware = device_name(device)
     if device.type == "cpu":
         hardware += f", threads: {torch.get_num_threads()}"
-    packages = ("torch", "torchvision", "albumentations", "numpy")
-    versions = [f"Python {platform.python_version()}"]
-    for name in packages:
-        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-            versions.append(f"{name} {importlib.metadata.version(name)}")
-    run = f"profile {profile} | data {data} | device {device} ({hardware})"
-    return f"{run} | {', '.join(versions)}"
+    packages = ", ".join(f"{name} {number}" for name, number in versions().items())
+    return (
+        f"profile {profile} | data {data} | device {device} ({hardware}) | {packages}"
+    )
 
 
 def banner(text: str) -> str:
@@ -138,15 +151,6 @@ def receptive_field_markdown(rows: Sequence[Any]) -> str:
     """
     shown = [row for row in rows if row.kind.endswith(("Conv2d", "Pool2d", "Linear"))]
     total, listed = (sum(row.parameters for row in some) for some in (rows, shown))
-    head = (
-        "layer",
-        "kind",
-        "output",
-        "receptive field",
-        "jump",
-        "kernel",
-        "parameters",
-    )
     lines = [
         (
             f"`{row.name}`",
@@ -161,7 +165,5 @@ def receptive_field_markdown(rows: Sequence[Any]) -> str:
     ]
     lines.append(("all BatchNorm layers", "", "", "", "", "", f"{total - listed:,}"))
     lines.append(("all", "", "", "", "", "", f"**{total:,}**"))
-    rule = (":--", ":--", "--:", "--:", "--:", "--:", "--:")
-    return "\n".join(
-        f"| {' | '.join(map(str, line))} |" for line in (head, rule, *lines)
-    )
+    head = "layer | kind | output | receptive field | jump | kernel | parameters"
+    return markdown(head, ":-- :-- --: --: --: --: --:", lines)

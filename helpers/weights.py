@@ -1,4 +1,4 @@
-"""python -m helpers.weights FILE --record RECORD: are the weights worth what the record says?
+"""python -m helpers.weights RECORD: are a run's weights worth what its record says?
 
 A program of its own beside `python -m helpers`: none of that one's options would mean
 anything here.
@@ -13,6 +13,8 @@ import torch
 
 from helpers import dataset, models, train_test, utils
 
+__all__ = ["load_run"]
+
 BATCH = 512  # images; of another size, the last digits of the logits may differ
 # Images of 10,000, say, whose two best classes are so close that another processor's or
 # another number of threads' rounding may turn them. On the same machine none does.
@@ -22,7 +24,7 @@ TOLERANCE = 3
 def main(arguments: list[str] | None = None) -> None:
     options = parse(arguments)
     try:
-        check(options.file, read_record(options.record), options.data)
+        check(options.record, options.data)
     except (ValueError, OSError) as error:
         raise SystemExit(f"error: {error}") from error
 
@@ -33,12 +35,8 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
         description="Evaluate weights again and compare with what their record says.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
-    parser.add_argument("file", type=Path, help="weights, a .safetensors file")
     parser.add_argument(
-        "--record",
-        type=Path,
-        required=True,
-        help="JSON record of the run they are from",
+        "record", type=Path, help="JSON record of a run, with its weights beside it"
     )
     parser.add_argument(
         "--data",
@@ -51,52 +49,44 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
 def load_run(path: str | os.PathLike) -> tuple[torch.nn.Module, dict[str, Any]]:
     """Return the network of a run, in evaluation mode on the CPU, and the run's record.
 
-    path: of a record that names its weights, which lie beside it. Raises as `read_record`
-    and `models.load_pretrained` do, and ValueError for a record without weights.
+    path: of a record that names its weights, which lie beside it. Raises as
+    `utils.read_record` and `models.load_pretrained` do, and ValueError for a record
+    without weights.
     """
-    record = read_record(path)
-    said = record["weights"]
-    file = Path(path).with_name(said["file"])
-    return models.load_pretrained(file, sha256=said["sha256"]), record
-
-
-def check(file: Path, record: dict[str, Any], data: str) -> None:
-    """Print the accuracy and the record's. Raises ValueError where they should agree and don't."""
-    said = record["weights"]
-    model = models.load_pretrained(file, sha256=said["sha256"])
-    images = evaluated_images(record["data"], data)
-    count, there, here = (
-        len(images),
-        record["data"]["test_fingerprint"],
-        images.fingerprint(),
-    )
-    accuracy = score(model, images, device=utils.get_device())
-    found, recorded = round(accuracy * count), round(said["accuracy"] * count)
-    print(
-        f"{file}: {record['model']}, trained on {model.trained_on}, SHA-256 as recorded"
-    )
-    print(f"here:   {accuracy:.2%} of {count:,} images, {images.source}, {here}")
-    print(f"record: {said['accuracy']:.2%}, {record['data']['source']}, {there}")
-    if there != here:
-        print("These are other images, so the two can't be compared.")
-        return
-    difference = abs(found - recorded)
-    if difference > TOLERANCE:
-        raise ValueError(
-            f"{found:,} images are right and the record says {recorded:,}: rounding explains "
-            f"{TOLERANCE} at most; the record, or this code, isn't that of these weights"
-        )
-    print(f"They agree: {found:,} images are right, {recorded:,} in the record.")
-
-
-def read_record(path: str | os.PathLike) -> dict[str, Any]:
     record = utils.read_record(path)
     if "weights" not in record:
         raise ValueError(
             f"{path} is a record of a run without weights; name one that python -m helpers "
             "--save-weights wrote"
         )
-    return record
+    said = record["weights"]
+    file = Path(path).with_name(said["file"])
+    return models.load_pretrained(file, sha256=said["sha256"]), record
+
+
+def check(path: Path, data: str) -> None:
+    """Print the accuracy and the record's. Raises ValueError where they should agree and don't."""
+    model, record = load_run(path)
+    said = record["weights"]
+    images = evaluated_images(record["data"], data)
+    there, here = record["data"]["test_fingerprint"], images.fingerprint()
+    accuracy = score(model, images, device=utils.get_device())
+    count = len(images)
+    found, recorded = round(accuracy * count), round(said["accuracy"] * count)
+    print(
+        f"{said['file']}: {record['model']}, trained on {model.trained_on}, SHA-256 as recorded"
+    )
+    print(f"here:   {accuracy:.2%} of {count:,} images, {images.source}, {here}")
+    print(f"record: {said['accuracy']:.2%}, {record['data']['source']}, {there}")
+    if there != here:
+        print("These are other images, so the two can't be compared.")
+        return
+    if abs(found - recorded) > TOLERANCE:
+        raise ValueError(
+            f"{found:,} images are right and the record says {recorded:,}: rounding explains "
+            f"{TOLERANCE} at most; the record, or this code, isn't that of these weights"
+        )
+    print(f"They agree: {found:,} images are right, {recorded:,} in the record.")
 
 
 def evaluated_images(said: dict[str, Any], root: str) -> dataset.ImageSet:

@@ -213,7 +213,9 @@ def test_worker_that_fails_is_said_and_the_epochs_before_are_kept(tmp_path, caps
     with pytest.raises(ValueError, match="image 20 is broken"):
         train_test.fit(network(), loaders, RECIPE, device=CPU, checkpoint=path)
     last = capsys.readouterr().out.splitlines()[-1]
-    assert last == f"ValueError in epoch 2; {path} holds those before it"
+    assert (
+        last == f"ValueError in epoch 2; go on from {path} with resume=True (--resume)"
+    )
     assert len(train_test.read_history(path).epochs) == 1
 
 
@@ -247,7 +249,9 @@ def test_interrupted_program_says_what_is_kept_and_goes_on(tmp_path):
         running.send_signal(signal.SIGINT)
         out, errors = running.communicate()
     (checkpoint,) = tmp_path.glob("*.pt")
-    assert out.splitlines()[-1].endswith(f"{checkpoint} holds those before it")
+    assert out.splitlines()[-1].endswith(
+        f"go on from {checkpoint} with resume=True (--resume)"
+    )
     assert (running.returncode, errors) == (130, "")
     done = subprocess.run(
         [*command, "--resume"], cwd=PROJECT, capture_output=True, text=True, check=True
@@ -301,7 +305,7 @@ def test_stopped_cell_goes_on_when_it_is_run_again(tmp_path):
         manager.shutdown_kernel(now=True)
     lines = "".join(printed)
     assert str(path) in lines
-    assert "holds those before it" in lines
+    assert "with resume=True" in lines
     assert len(train_test.read_history(path).epochs) >= 2
 
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import importlib.metadata
+import importlib.util
 import json
 import os
 import platform
@@ -18,7 +19,7 @@ from torch import nn
 
 import helpers
 from helpers import __main__ as program
-from helpers import dataset, models, train_test, utils
+from helpers import dataset, models, train_test, utils, weights
 from helpers.train_test import PROFILES, Recipe
 
 PROJECT = Path(__file__).parent.parent
@@ -214,6 +215,38 @@ def test_run_prints_what_it_is_about_and_what_came_of_it(tmp_path, capsys):
     assert f"maximum {got['maximum_accuracy']:.2%} in epoch" in last
     assert "on the test set" in last
     assert Path(last.partition("; record ")[2]).is_file()
+
+
+def test_weights_that_could_not_be_written_cost_no_record(tmp_path, monkeypatch):
+    def full(*_, **__):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(weights, "save_scored", full)
+    with pytest.raises(SystemExit, match="No space left on device"):
+        main(tmp_path, "--save-weights", "--no-checkpoint")
+    assert len(record(tmp_path)["history"]) == 3
+
+
+def test_package_that_only_weights_need_is_missed_before_training(
+    tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(SystemExit, match="--save-weights needs safetensors; pip"):
+        main(tmp_path, "--save-weights")
+    assert capsys.readouterr().out == ""
+
+
+def test_run_needs_no_package_that_it_does_not_use(tmp_path, monkeypatch):
+    real = importlib.metadata.version
+
+    def version(name):
+        if name in ("albumentations", "torchvision", "torch-lr-finder"):
+            raise importlib.metadata.PackageNotFoundError(name)
+        return real(name)
+
+    monkeypatch.setattr(importlib.metadata, "version", version)
+    main(tmp_path, "--augment-on=device", "--max-lr=0.01")
+    assert list(record(tmp_path)["versions"]) == ["helpers", "python", "torch", "numpy"]
 
 
 def test_each_seed_gets_a_record(tmp_path):

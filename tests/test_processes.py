@@ -74,6 +74,15 @@ def test_several_train_as_one_does(several, alone):
             assert torch.allclose(theirs, weight, rtol=1e-3, atol=1e-4), name
 
 
+def test_loader_that_tells_its_share_alone_trains_as_one_does(several):
+    expected = together.own(Processes())
+    for found in several[0]:
+        for name, weight in expected.items():
+            assert torch.allclose(found["own"][name], weight, rtol=1e-3, atol=1e-5), (
+                name
+            )
+
+
 @pytest.mark.parametrize("kind", ["plain", "batchnorm"])
 def test_all_end_with_the_same_weights_statistics_and_history(several, kind):
     first, *others = [found[kind] for found in several[0]]

@@ -17,7 +17,7 @@ from pathlib import Path
 PROJECT = Path(__file__).parent.parent
 STORED = PROJECT / "tests" / "public_surface.txt"
 CHANGELOG = PROJECT / "CHANGELOG.md"
-MODULES = ("models", "dataset", "train_test", "utils")
+MODULES = ("models", "dataset", "train_test", "utils", "weights")
 
 
 def parameters(function):

@@ -88,8 +88,7 @@ def test_network_of_the_first_seed_is_kept_and_scores_as_recorded(tmp_path, caps
     run = next(run for run in records.finals({}) if run.name == records.KEPT)
     records.make(run, tmp_path, [*SMALL, "--peak-epoch", "1", "--max-lr", "1e-3"])
     record = tmp_path / f"{run.name}.json"
-    kept = tmp_path / json.loads(record.read_text())["weights"]["file"]
-    weights.main([str(kept), "--record", str(record), "--data", "synthetic"])
+    weights.main([str(record), "--data", "synthetic"])
     assert "They agree: " in capsys.readouterr().out
 
 
@@ -178,12 +177,29 @@ def test_recipe_is_compared_with_pages_on_the_same_images_and_seeds():
     ours = [made("ours", seed, 0.91 + seed / 100) for seed in range(2)]
     assert kept.against_page(ours, page + ours) == "+1.00 ± 0.00"
     assert kept.against_page(ours, ours) == "not measured"
+    page = [{**run, "recipe": {**run["recipe"], "optimizer": "sgd"}} for run in page]
+    assert kept.against_page(ours, page + ours) == "+1.00 ± 0.00"
     ours[0]["last_epoch_accuracy"] = 0.93
     assert kept.against_page(ours, page + ours) == "+2.00 ± 1.00"
     table = utils.results_markdown(page + ours).splitlines()
     assert len(table) == 2 + 2  # a line for each recipe
     assert "`ours`" in table[2] and "+2.00 ± 1.00" in table[2]
     assert "**91.00% ± 1.00**" in table[3]
+
+
+def test_runs_that_differ_in_anything_but_the_seed_are_rows_of_their_own():
+    run, again = made("assignment", 0, 0.90), made("assignment", 1, 0.92)
+    bare = {**run, "recipe": {**run["recipe"], "cutout": 0}}
+    held = {**run, "data": {**run["data"], "evaluated_on": "held-out training images"}}
+    rows = utils.results_markdown([run, held, bare, again]).splitlines()[2:]
+    assert len(rows) == 3
+    assert sum("91.00% ± 1.41" in row for row in rows) == 1
+    assert sum("→ 10,000 held-out training images |" in row for row in rows) == 1
+
+
+def test_folder_of_records_that_is_not_there_is_said(tmp_path):
+    with pytest.raises(FileNotFoundError, match="none is no folder; name one that"):
+        utils.read_records(tmp_path / "none")
 
 
 def test_mean_and_deviation_stand_where_there_are_several_runs():

@@ -1128,7 +1128,8 @@ def test_interrupted_training_says_what_is_kept(kept, tmp_path, capsys):
     with pytest.raises(KeyboardInterrupt):
         fit(network(), pair, recipe(), checkpoint=path)
     last = capsys.readouterr().out.splitlines()[-1]
-    held = f"{path} holds those before it" if kept else "no checkpoint was kept"
+    go_on = f"go on from {path} with resume=True (--resume)"
+    held = go_on if kept else "no checkpoint was kept"
     assert last == f"KeyboardInterrupt in epoch 2; {held}"
 
 
@@ -1144,6 +1145,7 @@ def test_training_on_other_images_or_by_another_seed_is_not_gone_on_with(interru
 def test_finished_training_is_not_gone_on_with(tmp_path):
     path, first, second = tmp_path / "training.pt", network(), network(seed=1)
     history = fit(first, loaders(), recipe(), checkpoint=path)
+    assert list(tmp_path.iterdir()) == [path]  # the spare one is gone
     again = fit(second, loaders(), recipe(), checkpoint=path, resume=True)
     assert again == history
     assert_same_state(state_of(second), state_of(first))

@@ -13,6 +13,7 @@ import torch
 from matplotlib.figure import Figure
 from matplotlib.text import Text
 
+import helpers
 from helpers import utils
 
 DATA = "made-up data, for a test"
@@ -266,7 +267,7 @@ def test_device_holds_tensors_and_run_is_described_in_one_line():
     version = torch.__version__.partition("+")[0]
     for part in ("profile quick", DATA, f"device {device.type}", f"torch {version}"):
         assert part in line
-    assert f"Python {platform.python_version()}" in line
+    assert f"python {platform.python_version()}" in line
 
 
 def test_run_is_described_without_the_packages_that_an_own_task_does_not_need(
@@ -279,7 +280,8 @@ def test_run_is_described_without_the_packages_that_an_own_task_does_not_need(
 
     monkeypatch.setattr(importlib.metadata, "version", version)
     line = utils.describe_run("quick", DATA, "cpu")
-    assert line.endswith("torch 1.0, numpy 1.0")
+    assert line.endswith("torch 1.0, torch-lr-finder 1.0, numpy 1.0")
+    assert utils.versions()["helpers"] == helpers.__version__
 
 
 # Newcombe, Statistics in Medicine 17 (1998) 857-872, table I, method 3.

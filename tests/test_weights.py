@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -336,6 +337,8 @@ def record(saved, images, tmp_path):
         "test_fingerprint": test.fingerprint(),
     }
 
+    shutil.copy(saved[0], tmp_path)
+
     def write(*, entry=saved[1], **changed):
         path = tmp_path / "record.json"
         content = {"format": 2, "model": "CustomResNet", "data": {**data, **changed}}
@@ -345,13 +348,13 @@ def record(saved, images, tmp_path):
     return write
 
 
-def rescore(path, record, data="synthetic"):
-    weights.main([str(path), "--record", str(record), "--data", str(data)])
+def rescore(record, data="synthetic"):
+    weights.main([str(record), "--data", str(data)])
 
 
 def test_weights_are_worth_what_their_record_says(saved, record, capsys):
-    path, entry = saved
-    rescore(path, record())
+    entry = saved[1]
+    rescore(record())
     out = capsys.readouterr().out
     right = round(60 * entry["accuracy"])
     assert f"{entry['accuracy']:.2%} of 60 images, synthetic images" in out
@@ -361,15 +364,15 @@ def test_weights_are_worth_what_their_record_says(saved, record, capsys):
 
 @pytest.mark.parametrize(("images_off", "agrees"), [(3, True), (4, False)])
 def test_rounding_explains_three_images(images_off, agrees, saved, record, capsys):
-    path, entry = saved
+    entry = saved[1]
     right = round(60 * entry["accuracy"])
     claim = record(entry={**entry, "accuracy": (right + images_off) / 60})
     if agrees:
-        rescore(path, claim)
+        rescore(claim)
         assert "They agree" in capsys.readouterr().out
         return
     with pytest.raises(SystemExit) as caught:
-        rescore(path, claim)
+        rescore(claim)
     assert str(caught.value).startswith(
         f"error: {right} images are right and the record says {right + images_off}: "
         "rounding explains 3 at most"
@@ -377,11 +380,11 @@ def test_rounding_explains_three_images(images_off, agrees, saved, record, capsy
 
 
 def test_other_images_are_scored_and_not_compared(saved, record, capsys):
-    path, entry = saved
+    entry = saved[1]
     claim = record(
         entry={**entry, "accuracy": 1.0}, test_fingerprint="0123456789abcdef"
     )
-    rescore(path, claim)
+    rescore(claim)
     out = capsys.readouterr().out
     assert "record: 100.00%, synthetic images, not CIFAR-10, 0123456789abcdef" in out
     assert out.endswith("These are other images, so the two can't be compared.\n")
@@ -398,7 +401,7 @@ def test_images_held_out_from_training_are_found_again(saved, record, images, ca
         test_images=20,
         test_fingerprint=held.fingerprint(),
     )
-    rescore(path, claim)
+    rescore(claim)
     assert "They agree" in capsys.readouterr().out
 
 
@@ -417,15 +420,17 @@ def test_subset_of_a_folder_of_images_is_found_again(saved, record, images, tmp_
         test_images=30,
         test_fingerprint=subset.fingerprint(),
     )
-    rescore(path, claim, root)
+    rescore(claim, root)
     with pytest.raises(SystemExit, match="61 images were asked for"):
-        rescore(path, record(test_images=61), root)
+        rescore(record(test_images=61), root)
 
 
 def test_other_weights_than_the_records_are_refused(file, saved, record):
     path, digest = file
+    claim = record()
+    shutil.copy(path, claim.with_name(saved[1]["file"]))
     with pytest.raises(SystemExit, match=f"{digest} instead of {saved[1]['sha256']}"):
-        rescore(path, record())
+        rescore(claim)
 
 
 @pytest.mark.parametrize(
@@ -436,16 +441,16 @@ def test_other_weights_than_the_records_are_refused(file, saved, record):
         ("{", "is no record of a run (JSONDecodeError"),
     ],
 )
-def test_record_without_weights_is_one_sentence(content, said, saved, tmp_path):
+def test_record_without_weights_is_one_sentence(content, said, tmp_path):
     path = tmp_path / "record.json"
     path.write_text(content)
     with pytest.raises(SystemExit) as caught:
-        rescore(saved[0], path)
+        rescore(path)
     assert str(caught.value).startswith(f"error: {path} {said}")
 
 
 def test_program_says_what_is_wrong_and_fails(tmp_path):
-    command = [sys.executable, "-m", "helpers.weights", "some", "--record", "no.json"]
+    command = [sys.executable, "-m", "helpers.weights", "no.json"]
     done = subprocess.run(
         command, capture_output=True, text=True, cwd=PROJECT, check=False
     )

@@ -26,6 +26,7 @@ from tools import records as sweeps
 PROJECT = Path(__file__).resolve().parent.parent
 README = PROJECT / "README.md"
 RESULTS = PROJECT / "results"
+RUNS = "run-*.json"  # on the test set, of those in RESULTS
 SHORT = RESULTS / "short"  # learning rates, tried at the length that a CPU allows
 LOG = RESULTS / "LOG.md"
 IMAGES = PROJECT / "Images"
@@ -195,7 +196,7 @@ def longest(records: list[dict[str, Any]]) -> dict[str, Any]:
 
 def render(text: str) -> str:
     """README's text with each table as it should be."""
-    records = utils.read_records(RESULTS)
+    records = utils.read_records(RESULTS, RUNS)
     return filled(
         text,
         {
@@ -237,7 +238,7 @@ def filled(text: str, tables: dict[str, str]) -> str:
 
 def draw() -> None:
     """Write the figures of Images/."""
-    record = longest(utils.read_records(RESULTS))
+    record = longest(utils.read_records(RESULTS, RUNS))
     history = train_test.History.from_record(record)
     data = f"{utils.describe_record(record)}, seed {record['seed']}"
     utils.plot_history(history, data=data).savefig(

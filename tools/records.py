@@ -9,7 +9,6 @@ run it again. `make readme` draws up the tables.
 """
 
 import argparse
-import json
 import math
 import shutil
 import statistics
@@ -155,16 +154,12 @@ def make(run: Run, folder: Path, common: list[str]) -> None:
     with tempfile.TemporaryDirectory() as scratch:
         program.main([*common, *run.options, *keep, "--out", scratch])
         (path,) = Path(scratch).glob("*.json")
-        record = json.loads(path.read_text())
+        record = utils.read_record(path)
         if keep:
-            made, record["weights"]["file"] = (
-                record["weights"]["file"],
-                f"{run.name}.safetensors",
-            )
-            shutil.copyfile(Path(scratch, made), folder / record["weights"]["file"])
-    new = folder / f"{run.name}.new"
-    new.write_text(json.dumps(record, indent=1) + "\n")
-    new.replace(folder / f"{run.name}.json")  # a record is whole or isn't there
+            name = f"{run.name}.safetensors"
+            shutil.copyfile(path.with_name(record["weights"]["file"]), folder / name)
+            record["weights"]["file"] = name
+    utils.write_record(folder / f"{run.name}.json", record)
 
 
 def main(arguments: list[str] | None = None) -> None:
