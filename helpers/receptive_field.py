@@ -65,7 +65,9 @@ class Field(NamedTuple):
     def merged(self, other: "Field"):
         """The field of a unit that looks at one unit of each map, as in a residual sum."""
         first, last = min(self.first, other.first), max(self.last, other.last)
-        return self._replace(first=first, last=last, jump=max(self.jump, other.jump))
+        # A map of one unit, which gates all the others, sets no distance between them.
+        larger = max(self, other, key=lambda field: field.side)
+        return larger._replace(first=first, last=last)
 
 
 SAME_FIELD = (
@@ -76,6 +78,7 @@ SAME_FIELD = (
     torch.relu, torch.sigmoid, torch.tanh, torch.flatten, torch.softmax, torch.log_softmax,
     operator.mul, torch.mul, "relu", "flatten", "view", "reshape", "squeeze", "softmax", "log_softmax",
 )  # fmt: skip
+AVERAGES = ("mean", "amax", torch.mean, torch.amax)
 MERGES = {
     operator.add: "add",
     operator.iadd: "add",
@@ -124,7 +127,7 @@ def step(what: object, field: Field, name: str) -> Field:
                 f"to {what.output_size}; choose an image size for which they do"
             )
         return field.through(kernel=kernel, stride=kernel)
-    if isinstance(what, nn.Linear) or what in ("mean", "amax", torch.mean, torch.amax):
+    if isinstance(what, nn.Linear) or what in AVERAGES:
         return field.whole()
     if what in MERGES or what in SAME_FIELD or type(what) in SAME_FIELD:
         return field
@@ -135,6 +138,14 @@ def step(what: object, field: Field, name: str) -> Field:
         "convolution and pooling, BatchNorm, activations, dropout, flatten, linear, and "
         "sums or concatenations of these"
     )
+
+
+def is_over_space(node: fx.Node) -> bool:
+    """Whether a mean or maximum is over height and width, and nothing else."""
+    dims = node.kwargs.get("dim", node.args[1] if len(node.args) > 1 else ())
+    count = len(node.args[0].meta["tensor_meta"].shape)
+    dims = (dims,) if isinstance(dims, int) else dims
+    return {dim % count for dim in dims} == set(range(2, count))
 
 
 @contextmanager
@@ -186,6 +197,11 @@ def receptive_field_table(
         inside = list(node.meta.get("nn_module_stack", {}))[-1:]
         name = node.target if module else ".".join([*inside, kind or node.name])
 
+        if node.target in AVERAGES and not is_over_space(node):
+            raise NotImplementedError(
+                f"{name} takes the {node.target} over other dimensions than height and "
+                "width; the receptive field behind it is not known"
+            )
         field = step(
             module or node.target, functools.reduce(Field.merged, sources), name
         )

@@ -164,6 +164,35 @@ def test_flattened_and_averaged_maps_are_seen_whole():
     assert models.receptive_field_table(Averaged(), (3, 8, 8))[-1].receptive_field == 8
 
 
+class Attention(nn.Module):
+    """A convolution, then a gate, then another one."""
+
+    def __init__(self, gate):
+        super().__init__()
+        self.first, self.last = nn.Conv2d(3, 4, 3), nn.Conv2d(4, 4, 3)
+        self.gate = gate
+
+    def forward(self, x):
+        x = self.first(x)
+        return self.last(x * self.gate(x))
+
+
+def test_gate_that_sees_the_whole_map_leaves_the_distance_of_its_units():
+    gate = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Conv2d(4, 4, 1), nn.Sigmoid())
+    row = models.receptive_field_table(Attention(gate), (3, 10, 10))[-1]
+    assert (row.receptive_field, row.jump) == (12, 1)  # the image, and 1 on either side
+
+
+class OverChannels(nn.Module):
+    def forward(self, x):
+        return x.mean(1, keepdim=True)
+
+
+def test_mean_over_channels_is_not_taken_for_one_over_the_map():
+    with pytest.raises(NotImplementedError, match="mean takes the mean over other dim"):
+        models.receptive_field_table(Attention(OverChannels()))
+
+
 @pytest.mark.parametrize(
     ("layer", "named"),
     [
