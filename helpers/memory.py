@@ -12,6 +12,9 @@ from torch.optim import Adam
 
 from helpers.processes import Processes
 
+# In a RuntimeError: torch's on a CPU, cuBLAS's and cuDNN's, and CUDA's own.
+SIGNS = ("DefaultCPUAllocator", "STATUS_ALLOC_FAILED", "CUDA error: out of memory")
+
 
 @contextmanager
 def explaining_memory(
@@ -25,7 +28,7 @@ def explaining_memory(
         yield
     except (RuntimeError, MemoryError) as error:
         lacking = isinstance(error, torch.OutOfMemoryError | MemoryError)
-        if not (lacking or "DefaultCPUAllocator" in str(error)):
+        if not (lacking or any(sign in str(error) for sign in SIGNS)):
             raise
         # The failed step's tensors, which its frames hold, are in the way of the trials.
         traceback.clear_frames(error.__traceback__)
@@ -57,16 +60,27 @@ def fitting_batch(
         if device.type == "cuda":
             torch.cuda.empty_cache()
         try:
-            tried = copy.deepcopy(model).to(device).train()
-            optimizer = Adam(tried.parameters())  # its moments take memory too
-            with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
-                logits = tried(images[:size].to(device))
-                loss = F.cross_entropy(logits, labels[:size].to(device))
-            loss.backward()
-            optimizer.step()
+            step(model, images[:size], labels[:size], dtype=dtype, device=device)
         except (RuntimeError, MemoryError) as error:
             traceback.clear_frames(error.__traceback__)
             size //= 2
         else:
             return size
     return 0
+
+
+def step(
+    model: nn.Module,
+    images: Tensor,
+    labels: Tensor,
+    *,
+    dtype: torch.dtype,
+    device: torch.device,
+) -> None:
+    """A training step of a copy; in a frame of its own, which can be cleared."""
+    tried = copy.deepcopy(model).to(device).train()
+    optimizer = Adam(tried.parameters())  # its moments take memory too
+    with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
+        loss = F.cross_entropy(tried(images.to(device)), labels.to(device))
+    loss.backward()
+    optimizer.step()

@@ -6,7 +6,9 @@ import re
 import signal
 import subprocess
 import sys
+import weakref
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -16,7 +18,7 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 from helpers import dataset, train_test
-from helpers.memory import explaining_memory
+from helpers.memory import explaining_memory, fitting_batch
 
 PROJECT = Path(__file__).resolve().parent.parent
 CPU = torch.device("cpu")
@@ -31,6 +33,15 @@ def network():
     return nn.Sequential(
         nn.Conv2d(3, 8, 3, stride=4), nn.ReLU(), nn.Flatten(), nn.Linear(512, 10)
     )
+
+
+class Wrapped(nn.Module):
+    def __init__(self, answer):
+        super().__init__()
+        self.network, self.answer = network(), answer
+
+    def forward(self, images):
+        return self.answer(self.network(images))
 
 
 # --- memory ----------------------------------------------------------------------------
@@ -91,6 +102,33 @@ def test_out_of_memory_names_a_batch_size_that_fits():
     assert lines[3] == "2 epochs"
 
 
+class Short(torch.autograd.Function):
+    """Runs out of memory on the way back, by more than 2 images."""
+
+    alive: ClassVar = weakref.WeakSet()
+
+    @staticmethod
+    def forward(ctx, images):
+        assert not Short.alive, "the failed step is still in the way"
+        answer = images.clone()
+        Short.alive.add(answer)
+        ctx.save_for_backward(answer)
+        return answer.view_as(answer)
+
+    @staticmethod
+    def backward(ctx, grad):
+        if len(grad) > 2:
+            raise MemoryError
+        return grad
+
+
+def test_trial_of_a_smaller_batch_has_the_memory_of_the_failed_one():
+    images, labels = torch.zeros(16, 3, 32, 32), torch.zeros(16, dtype=torch.int64)
+    model = Wrapped(Short.apply)
+    fits = fitting_batch(model, images, labels, dtype=torch.float32, device=CPU)
+    assert fits == 2
+
+
 def test_out_of_memory_of_several_processes_tries_nothing_and_says_what_to_halve():
     sets = dataset.synthetic_cifar10(train=16, test=8)
     loader = dataset.make_loaders(
@@ -143,15 +181,6 @@ IMAGE = torch.zeros(8, 3, 32, 32)
 def test_batch_that_training_cannot_take_is_said_with_the_remedy(batch, sentence):
     with pytest.raises(ValueError, match=sentence):
         train_test.fit(network(), ([batch] * 3, [batch]), RECIPE, device=CPU)
-
-
-class Wrapped(nn.Module):
-    def __init__(self, answer):
-        super().__init__()
-        self.network, self.answer = network(), answer
-
-    def forward(self, images):
-        return self.answer(self.network(images))
 
 
 def test_model_that_answers_in_a_dict_is_told_to_give_a_tensor():
