@@ -370,16 +370,22 @@ def evaluate(
 NOTHING = nn.Identity()  # has no state, and takes none
 
 
-def include(averages: list[Tensor], values: list[Tensor], count: Tensor | int) -> None:
-    """Make averages of `count` values those of one more, in place.
+@torch.no_grad()
+def include(averaged: AveragedModel, model: nn.Module) -> None:
+    """Make the averages those of one more state of the model.
 
-    Without it, AveragedModel divides BatchNorm's whole-number counter too, which CUDA
-    refuses.
+    AveragedModel's own update copies its counter to the GPU and reads it there, and
+    divides BatchNorm's counters, whole numbers, which CUDA refuses.
     """
-    if averages[0].is_floating_point():
-        torch._foreach_lerp_(averages, values, 1 / (int(count) + 1))
-    else:
-        torch._foreach_copy_(averages, values)
+    weight = 1 / (int(averaged.n_averaged) + 1)
+    ours, theirs = averaged.module.state_dict(), model.state_dict()
+    moving = [name for name, value in ours.items() if value.is_floating_point()]
+    torch._foreach_lerp_(
+        [ours.pop(name) for name in moving], [theirs[name] for name in moving], weight
+    )
+    for name, counter in ours.items():
+        counter.copy_(theirs[name])
+    averaged.n_averaged += 1
 
 
 class Training:
@@ -401,11 +407,7 @@ class Training:
         self.wrapped = processes.wrap(model, device)
         self.model = model
         averages = recipe.average_epochs > 0
-        self.averaged = (
-            AveragedModel(model, multi_avg_fn=include, use_buffers=True)
-            if averages
-            else NOTHING
-        )
+        self.averaged = AveragedModel(model) if averages else NOTHING
         self.optimizer = make_optimizer(model, recipe, lr=history.max_lr)
         # Before the optimizer's state is loaded: building it resets the learning rate.
         self.scheduler = make_scheduler(
@@ -465,7 +467,7 @@ class Training:
             sizes.append(images)
             self.history.learning_rates.append(learning_rate)
             if averages:
-                self.averaged.update_parameters(self.model)
+                include(self.averaged, self.model)
 
         start = time.perf_counter()
         trained = train_one_epoch(
@@ -481,9 +483,10 @@ class Training:
             on_step=on_step,
         )
         seconds = time.perf_counter() - start
-        for trained_model in (self.model, self.averaged):
-            self.processes.align_buffers(trained_model)
         kept = self.averaged.module if averages else self.model
+        self.processes.align_buffers(self.model)
+        if averages:
+            self.processes.align_buffers(kept)
         tested = evaluate(kept, test, device=self.device)
         row = Epoch(
             number,
