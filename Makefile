@@ -4,7 +4,7 @@
 # make bench  speed and memory beside what one would write instead (ARGS: options of python -m benchmarks)
 # make soak   kill a small training 100 times and compare it with an undisturbed one
 # make readme bring the README's tables and figures up to date with results/
-# make records train what results/ should hold; meant for a GPU (ARGS="--minutes 9" stops in time)
+# make records train what results/ should hold; meant for a GPU (ARGS="--minutes 8" stops before 10)
 #
 # Packages go to .venv; with VENV= (empty) the Python at hand is used and nothing installed.
 

@@ -6,6 +6,7 @@ it. Under torchrun, all its processes train one network.
 
 import argparse
 import dataclasses
+import functools
 import importlib.util
 import inspect
 import os
@@ -320,12 +321,18 @@ def load(
             **{k: v + extra[k] for k, v in sizes.items() if v is not None}
         )
     else:
-        train, test = dataset.load_cifar10(options.data)
+        train, test = load_once(options.data)
     if options.holdout:
         train, test = train.split(options.holdout)
     else:
         test = test.subset(recipe.test_images)
     return train.subset(recipe.train_images), test
+
+
+@functools.cache
+def load_once(root: str) -> tuple[dataset.ImageSet, dataset.ImageSet]:
+    """The dataset, which all seeds and runs of a process share: reading takes seconds."""
+    return dataset.load_cifar10(root)
 
 
 def commit() -> str:

@@ -1,6 +1,6 @@
 """Train all that results/ should hold, record by record; made for a GPU.
 
-    python -m tools.records [--minutes 9]
+    python -m tools.records [--minutes 8]
 
 Ingredients are tried one by one on training images held out, over paired seeds; those that
 gain are added to Adam's recipe, and what results is trained on all images and tested
