@@ -4,7 +4,9 @@ import argparse
 import dataclasses
 import json
 import os
+import subprocess
 import time
+import traceback
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -54,11 +56,16 @@ def main(arguments: list[str] | None = None) -> None:
     path = records / f"bench-{setup.device.type}.json"
     begun, before = time.perf_counter(), kept_from(path, record, options.only)
     rows, spent = before["rows"], before["seconds"]
+    failed = []
     for name in (group for group in GROUPS if group in options.only):
-        rows += [replace(row, part=name) for row in GROUPS[name](setup, rows)]
+        try:
+            rows += [replace(row, part=name) for row in GROUPS[name](setup, rows)]
+        except (RuntimeError, OSError, ValueError, subprocess.SubprocessError):
+            traceback.print_exc()
+            failed.append(name)
         print(f"{name}: done after {time.perf_counter() - begun:.0f} s", flush=True)
         found = targets(rows, setup)
-        # Each time: a later group that fails takes nothing along.
+        # Each time: a later group that is interrupted takes nothing along.
         record |= {
             "seconds": spent + time.perf_counter() - begun,
             "rows": [dataclasses.asdict(row) for row in rows],
@@ -69,9 +76,13 @@ def main(arguments: list[str] | None = None) -> None:
         path.write_text(json.dumps(record, indent=1) + "\n")
     print(f"\n{figures.about(record)}\n\n{table(rows)}")
     print(f"\n{target_table(found)}\n\nrecord {path}")
-    figures.plot_ratios(record).savefig(images / "bench.png", dpi=100)
+    drawn = {"bench": figures.plot_ratios}
     if find(rows, epoch.GROUP, "data"):
-        figures.plot_second(record).savefig(images / "bench-second.png", dpi=100)
+        drawn["bench-second"] = figures.plot_second
+    for name, plot in drawn.items():
+        plot(record).savefig(images / f"{name}-{setup.device.type}.png", dpi=100)
+    if failed:
+        raise SystemExit(f"not measured, for the reasons above: {', '.join(failed)}")
 
 
 def kept_from(path: Path, record: dict[str, Any], anew: list[str]) -> dict[str, Any]:

@@ -34,7 +34,7 @@ def test_the_rehearsal_leaves_record_and_figures(rehearsal):
     record = json.loads((folder / "bench-cpu.json").read_text())
     assert record["setup"]["smoke"] and record["hardware"]["threads"] == 1
     assert {"commit", "versions", "hardware", "rows", "targets"} <= set(record)
-    for name in ("bench.png", "bench-second.png"):
+    for name in ("bench-cpu.png", "bench-second-cpu.png"):
         assert (folder / name).read_bytes().startswith(b"\x89PNG")
     assert "REHEARSAL" in said and "TARGETS" in said
 

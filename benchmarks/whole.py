@@ -69,10 +69,10 @@ def measure(setup: Setup, rows: list[Row]) -> list[Row]:
     names = [OURS, *RIVALS]
     labels = [TRAINING, EVALUATED, SHARE]
     labels += [text.format(name) for text in (CLOCK, COLD, ACCURACY) for name in names]
-    found = {label: [] for label in labels}
+    found, failures = {label: [] for label in labels}, {}
     if setup.device.type == "cuda" or setup.smoke:
         for _ in range(1 if setup.smoke else 2):
-            for label, value in [*ours(setup), *rivals(setup)]:
+            for label, value in [*ours(setup), *rivals(setup, failures)]:
                 found[label].append(value)
         peak = median(find(rows, "limits", f"matmul peak, {precision(setup)}"))
         flops = median(find(rows, "limits", "CustomResNet, forward and backward"))
@@ -85,7 +85,7 @@ def measure(setup: Setup, rows: list[Row]) -> list[Row]:
             name=label,
             unit="%" if label == SHARE or "accuracy on" in label else "s",
             values=values,
-            note="" if values else why_not(label, setup),
+            note="" if values else failures.get(label) or why_not(label, setup),
         )
         for label, values in found.items()
     ]
@@ -143,20 +143,15 @@ def cold(setup: Setup) -> float:
     """Seconds of `python -m helpers`, all it does included."""
     with tempfile.TemporaryDirectory() as folder:
         command = [sys.executable, "-m", "helpers", "--data", setup.data]
-        command += [
-            "--profile",
-            "full",
-            "--max-lr",
-            str(RECIPE.max_lr),
-            "--out",
-            folder,
-        ]
+        command += ["--profile=full", f"--max-lr={RECIPE.max_lr}", f"--out={folder}"]
+        command += ["--no-checkpoint"]  # the others write none
         start = time.perf_counter()
         subprocess.run(command, cwd=PROJECT, stdout=subprocess.PIPE, check=True)
         return time.perf_counter() - start
 
 
-def rivals(setup: Setup) -> list[tuple[str, float]]:
+def rivals(setup: Setup, failures: dict[str, str]) -> list[tuple[str, float]]:
+    """failures: takes by row why it has no value, as one's failure is not the others'."""
     if not setup.rivals or setup.smoke:  # they need a GPU
         return []
     found = []
@@ -171,12 +166,15 @@ def rivals(setup: Setup) -> list[tuple[str, float]]:
         )
         for name, rival in RIVALS.items():
             script = (setup.rivals / rival.script).resolve()
-            first, clocks, accuracies = run_rival(rival, script, images)
-            found += [
-                (COLD.format(name), first),
-                (CLOCK.format(name), float(np.median(clocks))),
-                (ACCURACY.format(name), 100 * float(np.median(accuracies))),
-            ]
+            labels = [text.format(name) for text in (COLD, CLOCK, ACCURACY)]
+            try:
+                first, clocks, accuracies = run_rival(rival, script, images)
+            except RuntimeError as error:
+                print(error)
+                failures |= dict.fromkeys(labels, str(error))
+                continue
+            values = first, np.median(clocks), 100 * np.median(accuracies)
+            found += zip(labels, map(float, values), strict=True)
     return found
 
 

@@ -1,5 +1,6 @@
 """The benchmarks run, count and tell; how fast anything is, is not asserted here."""
 
+import dataclasses
 import functools
 import json
 from pathlib import Path
@@ -59,6 +60,20 @@ def test_a_ratio_needs_both_rows():
     row = Row(group="a", name="one", unit="s", values=[1.0])
     assert ratio(row, None) is None
     assert ratio(row, Row(group="a", name="two", unit="s")) is None
+
+
+def test_a_group_that_fails_takes_no_other_along(tmp_path, monkeypatch, capsys):
+    def fail(setup, rows):
+        raise RuntimeError("no compiler")
+
+    row = Row(group="a", name="one", unit="s", values=[1.0])
+    groups = {"data": fail, "fresh": lambda setup, rows: [row]}
+    monkeypatch.setattr(bench, "GROUPS", groups)
+    with pytest.raises(SystemExit, match="not measured, for the reasons above: data"):
+        bench.main(["--smoke", "--out", str(tmp_path)])
+    (path,) = tmp_path.glob("*.json")
+    assert [r["name"] for r in json.loads(path.read_text())["rows"]] == ["one"]
+    assert "no compiler" in capsys.readouterr().err
 
 
 def test_groups_measured_before_stay_beside_those_measured_anew(tmp_path, capsys):
@@ -284,6 +299,25 @@ def test_a_rival_that_fails_is_named(tmp_path):
         RuntimeError, match=r"script.py ended with status 3 after 0 of 3"
     ):
         whole.run_rival(whole.RIVALS["airbench94"], script, tmp_path / "images.npz")
+
+
+def test_a_rival_that_fails_is_a_row_that_says_so_and_the_next_one_runs(
+    tmp_path, monkeypatch
+):
+    (tmp_path / "one.py").write_text("raise SystemExit(3)")
+    (tmp_path / "two.py").write_text(SCRIPT.format(train=True, count=6))
+    rivals = {
+        name: dataclasses.replace(whole.RIVALS["airbench94"], script=f"{name}.py")
+        for name in ("one", "two")
+    }
+    monkeypatch.setattr(whole, "RIVALS", rivals)
+    sets = dataset.synthetic_cifar10(train=6, test=4)
+    monkeypatch.setattr(whole, "load", lambda *_: sets)
+    setup, failures = Setup(device=CPU, data="", threads=1, rivals=tmp_path), {}
+    found = dict(whole.rivals(setup, failures))
+    assert found["two, airbench's clock"] == 3.0
+    assert not any(label.startswith("one") for label in found)
+    assert "ended with status 3" in failures["one, accuracy on the test images"]
 
 
 def test_the_last_line_of_cifar10_fast_is_understood():

@@ -150,16 +150,27 @@ def claims(records: list[dict[str, Any]]) -> str:
 
 
 def speed(folder: Path = RESULTS) -> str:
-    """What was aimed at and what was found, by the benchmark's record of a CPU."""
-    record = json.loads((folder / "bench-cpu.json").read_text())
+    """What was aimed at and what was found, a table for each machine's record."""
+    records = [json.loads(path.read_text()) for path in folder.glob("bench-*.json")]
+    targets = [target for record in records for target in record["targets"]]
+    measured = {target["text"] for target in targets if target["value"] is not None}
+    missing = dict.fromkeys(t["text"] for t in targets if t["text"] not in measured)
+    parts = [speed_of(record) for record in records]
+    if missing:
+        parts.append(f"Not measured yet: {'; '.join(missing)}.")
+    return "\n\n".join(parts)
+
+
+def speed_of(record: dict[str, Any]) -> str:
     lines = [
         (
             target["text"],
-            "" if target["value"] is None else f"{target['value']:.3g}",
+            f"{target['value']:.3g}",
             f"{target['sign']} {target['bound']:g}",
             target["verdict"],
         )
         for target in record["targets"]
+        if target["value"] is not None
     ]
     for row in record["rows"]:
         if row["name"] in ("speed of 2 over that of 1", "efficiency"):
