@@ -130,7 +130,7 @@ class Recipe:
 PROFILES = {
     # The assignment, for a GPU; on two CPU cores it takes hours.
     "full": Recipe(),
-    # The same story for two CPU cores: 7 minutes where they have bfloat16 instructions.
+    # The same story for two CPU cores: half an hour, less with bfloat16 instructions.
     "quick": Recipe(
         epochs=16,
         batch_size=128,

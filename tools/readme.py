@@ -121,10 +121,10 @@ def claims(records: list[dict[str, Any]]) -> str:
     )
     record = longest(records)
     accuracy = (
-        f"{record['last_epoch_accuracy']:.2%} in the last epoch, maximum "
-        f"{record['maximum_accuracy']:.2%} in epoch {record['maximum_epoch']}, by the recipe "
-        f"`{record['recipe_name']}` on {record['data']['source']}, in "
-        f"{record['recipe']['epochs']} epochs"
+        "Chosen by the test set, of 24 results. Not tried yet: the report's recipe, 24 epochs "
+        f"on the original images. Here {record['last_epoch_accuracy']:.2%} in the last of "
+        f"{record['recipe']['epochs']} epochs, recipe `{record['recipe_name']}`, "
+        f"{record['data']['source']}"
     )
     lines = [
         ("18 convolutional layers and 6,574,090 parameters", networks),
@@ -146,7 +146,18 @@ def claims(records: list[dict[str, Any]]) -> str:
             f"{record['max_lr']:.1e} in the longest run above",
         ),
     ]
-    return markdown("the report says | what is so", ":-- :--", lines)
+    return markdown("the report says | here", ":-- :--", lines)
+
+
+def headline(records: list[dict[str, Any]]) -> str:
+    """What the longest run came to, and what it is not."""
+    record = longest(records)
+    epochs, data = record["recipe"]["epochs"], record["data"]
+    return (
+        f"The longest run on record: **{record['last_epoch_accuracy']:.2%}** of "
+        f"{data['test_images']:,} test images right after the last of {epochs} epochs, one "
+        f"seed. Data: {data['source']}."
+    )
 
 
 def speed(folder: Path = RESULTS) -> str:
@@ -217,6 +228,7 @@ def render(text: str) -> str:
             "speed": speed(),
             "notebook": notebook(),
             "claims": claims(records),
+            "headline": headline(records),
         },
     )
 
