@@ -4,7 +4,7 @@ import hashlib
 import os
 import warnings
 from dataclasses import dataclass, replace
-from functools import partial
+from numbers import Integral
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -424,6 +424,16 @@ def make_loaders(
     """
     device = torch.device(device)
     shape = train.images.shape[1:]
+    whole = {
+        "batch_size": batch_size,
+        "seed": seed,
+        "padding": padding,
+        "cutout": cutout,
+    }
+    if wrong := [name for name in whole if not isinstance(whole[name], Integral)]:
+        raise ValueError(f"{wrong[0]} must be a whole number, not {whole[wrong[0]]!r}")
+    if seed < 0:
+        raise ValueError(f"seed must be 0 or more, not {seed}")
     check_augmentation(padding, flip, cutout, shape[:2])
     if augment_on not in ("auto", "cpu", "device"):
         raise ValueError(f"augment_on must be auto, cpu or device, not {augment_on!r}")
@@ -452,32 +462,33 @@ def make_loaders(
         )
     if augment_on == "auto":
         augment_on = "device" if device.type == "cuda" else "cpu"
-    common = {"batch_size": batch_size, "device": device, "share": share}
-    augmentation = {"padding": padding, "flip": flip, "cutout": cutout}
-    colours = {"mean": mean, "std": std}
+    common = {
+        "batch_size": batch_size,
+        "device": device,
+        "share": share,
+        "mean": mean,
+        "std": std,
+    }
+    augmentation = {"seed": seed, "cutout": cutout}
     if augment_on == "device":
-        build = partial(DeviceLoader, **common, **colours)
-        loaders = Loaders(
-            build(train.images, train.labels, seed=seed, **augmentation),
-            build(test.images, test.labels),
-        )
+        kind = DeviceLoader
+        augmentation |= {"padding": padding, "flip": flip}
     else:
+        kind = WorkerLoader
         if num_workers is None:
             num_workers = 0 if device.type == "cpu" else min(8, os.cpu_count() or 1)
-        build = partial(WorkerLoader, **common, **colours, num_workers=num_workers)
+        common["num_workers"] = num_workers
         steps = geometry(padding=padding, flip=flip, size=shape[:2])
-        transform = import_albumentations().Compose(steps) if steps else None
-        loaders = Loaders(
-            build(
-                train.images,
-                train.labels,
-                transform=transform,
-                cutout=cutout,
-                seed=seed,
-            ),
-            build(test.images, test.labels),
+        if steps:
+            augmentation["transform"] = import_albumentations().Compose(steps)
+
+    def build(data: ImageSet, **options) -> Loader:
+        return kind(
+            images=data.images,
+            labels=data.labels,
+            fingerprint=data.fingerprint(),
+            **common,
+            **options,
         )
-    for loader, images in zip(loaders, (train, test), strict=True):
-        loader.fingerprint = images.fingerprint()
-        loader.label_range = int(images.labels.min()), int(images.labels.max())
-    return loaders
+
+    return Loaders(build(train, **augmentation), build(test))

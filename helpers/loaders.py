@@ -3,6 +3,8 @@
 import math
 import operator
 from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -11,37 +13,38 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 
+@dataclass(kw_only=True, eq=False, repr=False)
 class Loader:
     """One pass is one epoch of (images float32 (B, C, H, W), labels int64 (B,)).
 
     With a seed, order and augmentation are functions of (seed, epoch, batch): a pass can
     be repeated by its number, in any process. Without one, the images come as they are.
+
+    share: this process's number and how many share each batch. epoch: that of the next
+    pass. fingerprint: of the images; tells a training that goes on whether they are still
+    the same. label_range: lowest and highest of all, as an order by class hides some from
+    the first batch.
     """
 
-    # Of the images; tells a training that goes on whether they are still the same.
+    images: NDArray[np.uint8]
+    labels: NDArray[np.int64]
+    batch_size: int
+    device: torch.device
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    seed: int | None = None
+    share: tuple[int, int] = (0, 1)
+    cutout: int = 0
+    epoch: int = 0
     fingerprint: str | None = None
-    # Lowest and highest, of all images: an order by class hides some from the first batch.
-    label_range: tuple[int, int] | tuple[()] = ()
 
-    def __init__(
-        self,
-        count: int,
-        *,
-        batch_size: int,
-        device: torch.device,
-        mean: tuple[float, ...],
-        std: tuple[float, ...],
-        seed: int | None,
-        share: tuple[int, int],
-        cutout: int = 0,
-    ):
-        self.count, self.batch_size, self.cutout = count, batch_size, cutout
+    def __post_init__(self) -> None:
+        self.count = len(self.labels)
+        self.label_range = int(self.labels.min()), int(self.labels.max())
         # Python's own int: a checkpoint holds it, and reads back no NumPy numbers.
-        self.seed = None if seed is None else operator.index(seed)
-        self.device, self.epoch = device, 0
-        self.share = share  # this process's number and how many share each batch
-        self.mean = 255 * torch.tensor(mean, device=device)
-        self.std = 255 * torch.tensor(std, device=device)
+        self.seed = None if self.seed is None else operator.index(self.seed)
+        self.mean = 255 * torch.tensor(self.mean, device=self.device)
+        self.std = 255 * torch.tensor(self.std, device=self.device)
 
     @property
     def batch_sizes(self) -> list[int]:
@@ -96,37 +99,17 @@ class Loader:
         raise NotImplementedError
 
 
+@dataclass(kw_only=True, eq=False, repr=False)
 class DeviceLoader(Loader):
     """Keeps the uint8 images on the device and augments whole batches there."""
 
-    def __init__(
-        self,
-        images: NDArray[np.uint8],
-        labels: NDArray[np.int64],
-        *,
-        batch_size: int,
-        device: torch.device,
-        mean: tuple[float, ...],
-        std: tuple[float, ...],
-        seed: int | None = None,
-        share: tuple[int, int] = (0, 1),
-        padding: int = 0,
-        flip: float = 0,
-        cutout: int = 0,
-    ):
-        super().__init__(
-            len(labels),
-            batch_size=batch_size,
-            device=device,
-            mean=mean,
-            std=std,
-            seed=seed,
-            share=share,
-            cutout=cutout,
-        )
-        self.images = torch.from_numpy(images).to(device)
-        self.labels = torch.from_numpy(labels).to(device)
-        self.padding, self.flip = padding, flip
+    padding: int = 0
+    flip: float = 0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.images = torch.from_numpy(self.images).to(self.device)
+        self.labels = torch.from_numpy(self.labels).to(self.device)
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         rng = self.start_epoch()
@@ -182,6 +165,7 @@ def draw_holes(
     return np.stack(edges)
 
 
+@dataclass
 class Batches(Dataset):
     """A dataset whose items are whole batches, asked for as (random key, indices).
 
@@ -190,15 +174,10 @@ class Batches(Dataset):
     an image would cost as much as augmenting it.
     """
 
-    def __init__(
-        self,
-        images: NDArray[np.uint8],
-        labels: NDArray[np.int64],
-        transform,
-        cutout: int,
-    ):
-        self.images, self.labels = images, labels
-        self.transform, self.cutout = transform, cutout
+    images: NDArray[np.uint8]
+    labels: NDArray[np.int64]
+    transform: Any
+    cutout: int
 
     def __getitem__(
         self, item: tuple[int, NDArray[np.int64]]
@@ -212,6 +191,7 @@ class Batches(Dataset):
         return tuple(map(torch.from_numpy, (images, self.labels[indices], holes)))
 
 
+@dataclass(kw_only=True, eq=False, repr=False)
 class WorkerLoader(Loader):
     """Applies an albumentations transform to each image, in `num_workers` processes.
 
@@ -220,38 +200,18 @@ class WorkerLoader(Loader):
     all the rest.
     """
 
-    def __init__(
-        self,
-        images: NDArray[np.uint8],
-        labels: NDArray[np.int64],
-        *,
-        batch_size: int,
-        device: torch.device,
-        mean: tuple[float, ...],
-        std: tuple[float, ...],
-        transform=None,
-        cutout: int = 0,
-        num_workers: int,
-        seed: int | None = None,
-        share: tuple[int, int] = (0, 1),
-    ):
-        super().__init__(
-            len(labels),
-            batch_size=batch_size,
-            device=device,
-            mean=mean,
-            std=std,
-            seed=seed,
-            share=share,
-            cutout=cutout,
-        )
+    transform: Any = None
+    num_workers: int
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
         self.loader = DataLoader(
-            Batches(images, labels, transform, cutout),
+            Batches(self.images, self.labels, self.transform, self.cutout),
             batch_size=None,  # an item is a batch already
             sampler=Keys(self),
-            num_workers=num_workers,
-            persistent_workers=num_workers > 0,
-            pin_memory=device.type == "cuda",
+            num_workers=self.num_workers,
+            persistent_workers=self.num_workers > 0,
+            pin_memory=self.device.type == "cuda",
         )
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:

@@ -957,6 +957,9 @@ def test_greyscale_of_another_size_goes_through_both_ways():
         ({"cutout": 32}, "cutout must be 0 to 31 pixels, not 32"),
         ({"on": "gpu"}, "augment_on must be auto, cpu or device, not 'gpu'"),
         ({"mean": (0.5,)}, "a value for each of 3 channels"),
+        ({"seed": -1}, "seed must be 0 or more, not -1"),
+        ({"batch_size": 4.0}, "batch_size must be a whole number, not 4.0"),
+        ({"padding": 2.5}, "padding must be a whole number, not 2.5"),
     ],
 )
 def test_bad_numbers_are_named_with_what_is_allowed(options, sentence):
