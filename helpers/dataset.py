@@ -99,6 +99,7 @@ class ImageSet:
         )
 
     def take(self, indices: NDArray[np.int64]) -> "ImageSet":
+        """Copies of the images at `indices` (M,), in that order."""
         return replace(self, images=self.images[indices], labels=self.labels[indices])
 
     def subset(self, size: int | None) -> "ImageSet":

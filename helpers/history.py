@@ -14,10 +14,10 @@ class Metrics(NamedTuple):
 class Epoch(NamedTuple):
     """One row of a History; epochs count from 1.
 
-    train_loss: of the labels as they were smoothed. test_*: of the averaged weights, in
-    epochs that are averaged. learning_rate: that of the epoch's last step. seconds: of
-    training and evaluation.
-    images_per_second: in training alone.
+    *_loss: mean cross-entropy in nats per example, train_loss of the labels as they were
+    smoothed. *_accuracy: fractions in [0, 1]. test_*: of the averaged weights, in epochs
+    that are averaged. learning_rate: that of the epoch's last step. seconds: of training
+    and evaluation. images_per_second: in training alone.
     """
 
     epoch: int
@@ -67,6 +67,7 @@ class History:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "History":
+        """What `as_dict` gave, again."""
         return cls(**{**values, "epochs": [Epoch(**row) for row in values["epochs"]]})
 
     @classmethod

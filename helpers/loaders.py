@@ -65,6 +65,7 @@ class Loader:
         return [np.array_split(batch, processes)[rank] for batch in batches]
 
     def __len__(self) -> int:
+        """Batches of an epoch of all processes together."""
         return math.ceil(self.count / self.batch_size)  # the last partial batch counts
 
     def set_epoch(self, epoch: int) -> None:

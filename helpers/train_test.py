@@ -58,12 +58,13 @@ __all__ = [
 ]
 
 
-def choose_dtype(precision: str, device: torch.device) -> torch.dtype:
+def choose_dtype(precision: str, device: torch.device | str) -> torch.dtype:
     """What to compute in: for "auto", the fastest type that the hardware really has.
 
     bfloat16 from CUDA capability 8 on and on CPUs with AVX512-BF16 or AMX, float16 on
     older GPUs, float32 elsewhere.
     """
+    device = torch.device(device)
     if precision != "auto":
         return getattr(torch, precision)
     if device.type == "cuda":
@@ -307,10 +308,12 @@ class Predictions(NamedTuple):
 
     @property
     def probabilities(self) -> Tensor:
+        """float32 (N, classes), each row with a sum of 1."""
         return self.logits.softmax(1)
 
     @property
     def metrics(self) -> Metrics:
+        """Loss and accuracy over all N."""
         loss = F.cross_entropy(self.logits.double(), self.labels)
         correct = (self.logits.argmax(1) == self.labels).double().mean()
         return Metrics(float(loss), float(correct))
@@ -367,11 +370,11 @@ def evaluate(
     return predict(model, loader, device=device, dtype=dtype).metrics
 
 
-NOTHING = nn.Identity()  # has no state, and takes none
+NO_AVERAGE = nn.Identity()  # has no state, and takes none
 
 
 @torch.no_grad()
-def include(averaged: AveragedModel, model: nn.Module) -> None:
+def average_in(averaged: AveragedModel, model: nn.Module) -> None:
     """Make the averages those of one more state of the model.
 
     AveragedModel's own update copies its counter to the GPU and reads it there, and
@@ -407,7 +410,7 @@ class Training:
         self.wrapped = processes.wrap(model, device)
         self.model = model
         averages = recipe.average_epochs > 0
-        self.averaged = AveragedModel(model) if averages else NOTHING
+        self.averaged = AveragedModel(model) if averages else NO_AVERAGE
         self.optimizer = make_optimizer(model, recipe, lr=history.max_lr)
         # Before the optimizer's state is loaded: building it resets the learning rate.
         self.scheduler = make_scheduler(
@@ -467,7 +470,7 @@ class Training:
             sizes.append(images)
             self.history.learning_rates.append(learning_rate)
             if averages:
-                include(self.averaged, self.model)
+                average_in(self.averaged, self.model)
 
         start = time.perf_counter()
         trained = train_one_epoch(

@@ -102,8 +102,9 @@ def get_device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def device_name(device: torch.device) -> str:
+def device_name(device: torch.device | str) -> str:
     """Return the GPU's or the processor's own name."""
+    device = torch.device(device)
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     try:
@@ -146,8 +147,8 @@ def banner(text: str) -> str:
 def receptive_field_markdown(rows: Sequence[Any]) -> str:
     """Return a Markdown table of the rows that `models.receptive_field_table` gives.
 
-    Convolutions, poolings and linear layers have a line each; what only BatchNorm adds,
-    parameters, is summed up in the last but one.
+    Convolutions, poolings and linear layers have a line each; the others, which see what
+    their input sees, have their parameters summed up in the last but one.
     """
     shown = [row for row in rows if row.kind.endswith(("Conv2d", "Pool2d", "Linear"))]
     total, listed = (sum(row.parameters for row in some) for some in (rows, shown))
@@ -163,7 +164,13 @@ def receptive_field_markdown(rows: Sequence[Any]) -> str:
         )
         for row in shown
     ]
-    lines.append(("all BatchNorm layers", "", "", "", "", "", f"{total - listed:,}"))
+    others = {row.kind for row in rows if row.parameters and row not in shown}
+    name = (
+        f"all {others.pop().removesuffix('2d')} layers"
+        if len(others) == 1
+        else "all other layers"
+    )
+    lines.append((name, "", "", "", "", "", f"{total - listed:,}"))
     lines.append(("all", "", "", "", "", "", f"**{total:,}**"))
     head = "layer | kind | output | receptive field | jump | kernel | parameters"
     return markdown(head, ":-- :-- --: --: --: --: --:", lines)

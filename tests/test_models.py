@@ -78,6 +78,12 @@ def test_markdown_table_adds_up():
     assert "| **88** | 32 | 4×4 |" in text
 
 
+def test_parameters_of_other_layers_are_not_called_batchnorms():
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.PReLU())
+    text = utils.receptive_field_markdown(models.receptive_field_table(model))
+    assert "| all other layers |" in text and "| 9 |" in text
+
+
 def positive(model: nn.Module) -> nn.Module:
     """A copy in float64 in which whatever is seen shows: no sign and no maximum hides it."""
     model = copy.deepcopy(model).double().eval()

@@ -4,6 +4,7 @@ The executed notebook and an HTML page of it are left in build/, also when a cel
 S10.ipynb itself is not touched.
 """
 
+import functools
 import os
 import re
 import sys
@@ -21,26 +22,25 @@ BUILD = PROJECT / "build"
 
 
 class Narrator(NotebookClient):
-    """Prints each part's heading as it is reached, and what its cells print as they do."""
+    """Prints what the cells print as they do."""
 
     last_line = ""
-
-    async def async_execute_cell(self, cell, cell_index, **options):
-        if cell.cell_type == "markdown":
-            for heading in re.findall(r"^#+ (.*)$", cell.source, re.MULTILINE):
-                elapsed = time.perf_counter() - self.start
-                print(
-                    f"\n[{elapsed // 60:3.0f}:{elapsed % 60:02.0f}] {heading}",
-                    flush=True,
-                )
-        return await super().async_execute_cell(cell, cell_index, **options)
 
     def process_message(self, msg, cell, cell_index):
         if msg["msg_type"] == "stream":
             text = msg["content"]["text"]
             print("   ", text.rstrip("\n").replace("\n", "\n    "), flush=True)
-            self.last_line = text.strip().splitlines()[-1:] or self.last_line
+            if text.strip():
+                self.last_line = text.strip().splitlines()[-1]
         return super().process_message(msg, cell, cell_index)
+
+
+def print_heading(start: float, cell, cell_index: int) -> None:
+    """Of a part, as it is reached; nbclient calls this for texts too."""
+    if cell.cell_type == "markdown":
+        for heading in re.findall(r"^#+ (.*)$", cell.source, re.MULTILINE):
+            minutes, seconds = divmod(time.perf_counter() - start, 60)
+            print(f"\n[{minutes:3.0f}:{seconds:02.0f}] {heading}", flush=True)
 
 
 def main() -> int:
@@ -52,8 +52,9 @@ def main() -> int:
         timeout=None,
         resources={"metadata": {"path": PROJECT}},
         config=Config(KernelManager={"transport": transport}),
+        on_cell_start=functools.partial(print_heading, time.perf_counter()),
     )
-    client.start, failure = time.perf_counter(), None
+    failure = None
     try:
         client.execute()
     except CellExecutionError as error:
@@ -69,7 +70,7 @@ def main() -> int:
             file=sys.stderr,
         )
         return 1
-    print(f"\n{client.last_line[0]}\nSee {where}.")
+    print(f"\n{client.last_line}\nSee {where}.")
     return 0
 
 
