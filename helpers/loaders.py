@@ -43,8 +43,11 @@ class Loader:
         self.label_range = int(self.labels.min()), int(self.labels.max())
         # Python's own int: a checkpoint holds it, and reads back no NumPy numbers.
         self.seed = None if self.seed is None else operator.index(self.seed)
-        self.mean = 255 * torch.tensor(self.mean, device=self.device)
-        self.std = 255 * torch.tensor(self.std, device=self.device)
+        # A CPU subtracts and divides long rows of one type 10 times as fast as triples.
+        self.mean, self.std = (
+            255 * torch.tensor(value, device=self.device).repeat(self.images.shape[2])
+            for value in (self.mean, self.std)
+        )
 
     @property
     def batch_sizes(self) -> list[int]:
@@ -80,9 +83,7 @@ class Loader:
     def normalized(self, images: Tensor) -> Tensor:
         """uint8 (B, H, W, C) to float32 (B, C, H, W), which thereby is channels-last."""
         batch, height, width, channels = images.shape
-        # A CPU subtracts and divides long rows of one type 10 times as fast as triples.
-        rows = images.reshape(batch, height, -1).float()
-        rows.sub_(self.mean.repeat(width)).div_(self.std.repeat(width))
+        rows = images.reshape(batch, height, -1).float().sub_(self.mean).div_(self.std)
         return rows.view(batch, height, width, channels).permute(0, 3, 1, 2)
 
     def cut_out(self, images: Tensor, top: Tensor, left: Tensor) -> Tensor:
@@ -114,18 +115,20 @@ class DeviceLoader(Loader):
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         rng = self.start_epoch()
-        # An epoch's order and draws are a few MB: they go to the device at once, so that
-        # no batch waits for a copy.
-        places = self.parts(np.arange(self.count))
-        sizes, mine = [len(part) for part in places], np.concatenate(places)
+        # An epoch's order, draws and places are some 30 MB: made at once, so that no batch
+        # waits for a copy, and a GPU doesn't start a dozen tiny kernels for each.
+        parts = self.parts(np.arange(self.count))
+        sizes, mine = [len(part) for part in parts], np.concatenate(parts)
         if rng is None:
             for i in torch.from_numpy(mine).to(self.device).split(sizes):
                 yield self.normalized(self.images[i]), self.labels[i]
             return
         order = torch.from_numpy(rng.permutation(self.count)[mine]).to(self.device)
         draws = torch.from_numpy(self.draw(rng)[:, mine]).to(self.device)
-        for i, drawn in zip(order.split(sizes), draws.split(sizes, 1), strict=True):
-            yield self.augmented(i, *drawn), self.labels[i]
+        down, right, flip, top, left = draws
+        epoch = (order, *self.places(order, down, right, flip), top, left)
+        for i, *drawn in zip(*(part.split(sizes) for part in epoch), strict=True):
+            yield self.augmented(*drawn), self.labels[i]
 
     def draw(self, rng: np.random.Generator) -> NDArray[np.int64]:
         """For each image: moves down and right, flipped or not, hole's top and left."""
@@ -135,22 +138,30 @@ class DeviceLoader(Loader):
         holes = draw_holes(rng, self.count, self.cutout, (height, width))
         return np.concatenate([move, flip, holes])
 
-    def augmented(
-        self, index: Tensor, down: Tensor, right: Tensor, flip: Tensor, *hole: Tensor
-    ) -> Tensor:
-        """The images at `index` (B,), each by its own draws (B,)."""
+    def places(
+        self, order: Tensor, down: Tensor, right: Tensor, flip: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Where the images of `order` (N,), moved and flipped, take their pixels from.
+
+        Of each, the rows' first pixels (N, H), counted through all images, and the columns
+        (N, W): padding, cropping and flipping are a choice of pixels.
+        """
         height, width = self.images.shape[1:3]
         y = torch.arange(height, device=self.device)
         x = torch.arange(width, device=self.device)
         rows = reflected(y + down[:, None], height)
         columns = reflected(x + right[:, None], width)
         columns = torch.where(flip[:, None] > 0, columns.flip(1), columns)
-        # One gather of pixels shuffles, pads, crops and flips.
-        lines = index[:, None] * height + rows
-        pixels = lines[:, :, None] * width + columns[:, None, :]
+        return (order[:, None] * height + rows) * width, columns
+
+    def augmented(
+        self, rows: Tensor, columns: Tensor, top: Tensor, left: Tensor
+    ) -> Tensor:
+        """The images of a batch's places (B, H), (B, W), with their holes at (B,), (B,)."""
+        pixels = rows[:, :, None] + columns[:, None, :]
         images = self.images.flatten(0, 2).index_select(0, pixels.flatten())
         images = self.normalized(images.view(*pixels.shape, -1))
-        return self.cut_out(images, *hole)
+        return self.cut_out(images, top, left)
 
 
 def reflected(index: Tensor, size: int) -> Tensor:
