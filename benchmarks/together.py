@@ -12,7 +12,7 @@ import torch
 from benchmarks.fresh import PROJECT
 from benchmarks.rows import Row, Setup, interleaved, ratio, seconds
 from helpers import dataset, models, train_test, utils
-from helpers.processes import connected
+
 
 GROUP = "training by several processes"
 RATE, SPEEDUP, VOLUME = "processes: {}", "speed of 2 over that of 1", "sent in a step"
@@ -74,7 +74,7 @@ def torchrun(
 
 
 def main(batch_size: int, steps: int) -> None:
-    with connected() as processes:
+    with train_test.connected() as processes:
         device = utils.get_device()
         sets = dataset.synthetic_cifar10(train=batch_size * steps, test=batch_size)
         # The images to test on are the warm-up's.
