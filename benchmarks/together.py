@@ -13,7 +13,6 @@ from benchmarks.fresh import PROJECT
 from benchmarks.rows import Row, Setup, interleaved, ratio, seconds
 from helpers import dataset, models, train_test, utils
 
-
 GROUP = "training by several processes"
 RATE, SPEEDUP, VOLUME = "processes: {}", "speed of 2 over that of 1", "sent in a step"
 
