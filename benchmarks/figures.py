@@ -92,7 +92,7 @@ def plot_second(record: dict[str, Any]) -> Figure:
             "the record has no shares of an epoch; measure the group epoch"
         )
     title = (
-        "Where a second of training goes: CustomResNet, with a test after each epoch"
+        "Where a second of training goes: CustomResNet on drawn images, a test an epoch"
     )
     figure, axes = new_figure(title, about(record), 8.5, 2.9)
     left = 0.0

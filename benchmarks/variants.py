@@ -3,7 +3,6 @@
 import os
 import tempfile
 from collections.abc import Callable
-from dataclasses import replace
 from unittest.mock import patch
 
 import torch
@@ -19,6 +18,7 @@ POOL = "ours, MaxPool2d(4) for AdaptiveMaxPool2d(1)"
 SEARCH = "ours, cudnn.benchmark"
 COMPILED = "ours, torch.compile"
 PRICE = "compiling for one size of batch, in the first step"  # fit has four
+SKIPS = "compiled without CUDA graphs"
 PAYS = "epochs of 50,000 images until compiling has paid back"
 EPOCH = 50_000  # images of CIFAR-10's training set
 
@@ -60,11 +60,11 @@ def measure(setup: Setup) -> list[Row]:
             setup.repeats,
         )
     rows = compared(GROUP, "images/s", values, against=OURS)
-    # Inductor says in its log alone where it did without CUDA graphs.
-    if skips := counters["inductor"]["cudagraph_skips"]:
-        note = f"{skips} parts without CUDA graphs"
-        rows = [replace(r, note=note) if r.name == COMPILED else r for r in rows]
     if price:
+        # Inductor says in its log alone where it did without CUDA graphs.
+        skips = {"values": [counters["inductor"]["cudagraph_skips"]]}
+        told = skips if cuda else {"note": "needs a CUDA device"}
+        missing += [Row(group=GROUP, name=SKIPS, unit="parts", **told)]
         missing += [Row(group=GROUP, name=PRICE, unit="s", values=[price])]
         missing += [pays(rows, price)]
     return [*rows, *missing]

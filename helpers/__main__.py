@@ -14,7 +14,6 @@ import re
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -174,10 +173,7 @@ def run(options: argparse.Namespace, seed: int, processes: Processes) -> None:
     record["hardware"]["processes"] = processes.size
     name = f"{options.model}-{options.profile}-{options.recipe}-seed{seed}"
     checkpoint = None if options.no_checkpoint else options.out / f"{name}.pt"
-    done = None
-    if options.resume and processes.first and not checkpoint.exists():
-        done = find_done(record, options.out.glob(f"*-{name}.json"))
-    if done := processes.tell(done):
+    if options.resume and (done := processes.tell(find_done(record, checkpoint))):
         if processes.first:
             print(f"{done} is the record of seed {seed}, which is passed over")
         return
@@ -230,10 +226,12 @@ def recipe_of(options: argparse.Namespace) -> train_test.Recipe:
     return dataclasses.replace(train_test.PROFILES[options.profile], **altered)
 
 
-def find_done(record: dict[str, Any], paths: Iterable[Path]) -> Path | None:
-    """The file, among those of runs of this name, that a run like this one has left."""
+def find_done(record: dict[str, Any], checkpoint: Path) -> Path | None:
+    """The record that a run like this one has left, unless another one was begun since."""
+    if checkpoint.exists():
+        return None
     alike = ("recipe", "augment_on", "data")
-    for path in sorted(paths):
+    for path in sorted(checkpoint.parent.glob(f"*-{checkpoint.stem}.json")):
         past = utils.read_record(path)
         if all(past[part] == record[part] for part in alike):
             return path

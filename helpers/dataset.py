@@ -1,10 +1,10 @@
 """CIFAR-10, from the disk (or the network) to augmented batches on the device."""
 
 import hashlib
+import operator
 import os
 import warnings
 from dataclasses import dataclass, replace
-from numbers import Integral
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -291,10 +291,20 @@ def load_or_draw(
 # hole of the mean colour wholly inside, normalize. Each image draws for itself.
 
 
+def require_whole(**numbers: int) -> None:
+    for name, number in numbers.items():
+        try:
+            operator.index(number)
+        except TypeError as error:
+            text = f"{name} must be a whole number, not {number!r}"
+            raise ValueError(text) from error
+
+
 def check_augmentation(
     padding: int, flip: float, cutout: int, size: tuple[int, int]
 ) -> None:
     side = min(size)
+    require_whole(padding=padding, cutout=cutout)
     if not 0 <= padding < side:  # reflection has no more pixels to offer
         raise ValueError(
             f"padding must be 0 to {side - 1} pixels, not {padding}, for images of "
@@ -395,6 +405,48 @@ class Loaders(NamedTuple):
     test: Loader
 
 
+def check_batches(
+    train: ImageSet,
+    test: ImageSet,
+    *,
+    batch_size: int,
+    seed: int,
+    share: tuple[int, int],
+) -> None:
+    require_whole(batch_size=batch_size, seed=seed)
+    if seed < 0:
+        raise ValueError(f"seed must be 0 or more, not {seed}")
+    if not 1 <= batch_size <= len(train):
+        raise ValueError(
+            f"batch_size must be 1 to {len(train):,}, the images in the training set, "
+            f"not {batch_size:,}"
+        )
+    if not len(test):
+        raise ValueError("the test set is empty; give it at least one image")
+    smallest = min(batch_size, len(train) % batch_size or batch_size, len(test))
+    if not 0 <= share[0] < share[1] <= smallest:
+        raise ValueError(
+            f"share must be (rank, processes), a rank from 0 and at most {smallest} "
+            "processes, as many as the images in the smallest batch and the test set, "
+            f"not {share}"
+        )
+
+
+def check_colours(
+    train: ImageSet, test: ImageSet, *, mean: tuple[float, ...], std: tuple[float, ...]
+) -> None:
+    shape = train.images.shape[1:]
+    if test.images.shape[1:] != shape:
+        raise ValueError(
+            f"training images are {shape} and test images {test.images.shape[1:]}; "
+            "make them one size"
+        )
+    if not len(mean) == len(std) == shape[2]:
+        raise ValueError(
+            f"mean {mean} and std {std} must have a value for each of {shape[2]} channels"
+        )
+
+
 def make_loaders(
     train: ImageSet,
     test: ImageSet,
@@ -428,43 +480,12 @@ def make_loaders(
     size from one set to the other.
     """
     device = torch.device(device)
-    shape = train.images.shape[1:]
-    whole = {
-        "batch_size": batch_size,
-        "seed": seed,
-        "padding": padding,
-        "cutout": cutout,
-    }
-    if wrong := [name for name in whole if not isinstance(whole[name], Integral)]:
-        raise ValueError(f"{wrong[0]} must be a whole number, not {whole[wrong[0]]!r}")
-    if seed < 0:
-        raise ValueError(f"seed must be 0 or more, not {seed}")
-    check_augmentation(padding, flip, cutout, shape[:2])
+    size = train.images.shape[1:3]
+    check_augmentation(padding, flip, cutout, size)
+    check_batches(train, test, batch_size=batch_size, seed=seed, share=share)
+    check_colours(train, test, mean=mean, std=std)
     if augment_on not in ("auto", "cpu", "device"):
         raise ValueError(f"augment_on must be auto, cpu or device, not {augment_on!r}")
-    if not 1 <= batch_size <= len(train):
-        raise ValueError(
-            f"batch_size must be 1 to {len(train):,}, the images in the training set, "
-            f"not {batch_size:,}"
-        )
-    if not len(test):
-        raise ValueError("the test set is empty; give it at least one image")
-    smallest = min(batch_size, len(train) % batch_size or batch_size, len(test))
-    if not 0 <= share[0] < share[1] <= smallest:
-        raise ValueError(
-            f"share must be (rank, processes), a rank from 0 and at most {smallest} "
-            "processes, as many as the images in the smallest batch and the test set, "
-            f"not {share}"
-        )
-    if test.images.shape[1:] != shape:
-        raise ValueError(
-            f"training images are {shape} and test images {test.images.shape[1:]}; "
-            "make them one size"
-        )
-    if not len(mean) == len(std) == shape[2]:
-        raise ValueError(
-            f"mean {mean} and std {std} must have a value for each of {shape[2]} channels"
-        )
     if augment_on == "auto":
         augment_on = "device" if device.type == "cuda" else "cpu"
     common = {
@@ -483,7 +504,7 @@ def make_loaders(
         if num_workers is None:
             num_workers = 0 if device.type == "cpu" else min(8, os.cpu_count() or 1)
         common["num_workers"] = num_workers
-        steps = geometry(padding=padding, flip=flip, size=shape[:2])
+        steps = geometry(padding=padding, flip=flip, size=size)
         if steps:
             augmentation["transform"] = import_albumentations().Compose(steps)
 

@@ -171,8 +171,8 @@ def receptive_field_table(
     `image_size` (C, H, W) that torch.fx can trace; it is copied, not touched.
 
     Raises ValueError for images that the model can't take, NotImplementedError, naming the
-    layer, for one whose receptive field is not known here, and torch.fx's error for a network whose path depends on the values that
-    it computes.
+    layer, for one whose receptive field is not known here, and torch.fx's error for a
+    network whose path depends on the values that it computes.
     """
     traced = fx.symbolic_trace(copy.deepcopy(model).eval())
     parameter = next(model.parameters(), torch.empty(0))

@@ -162,7 +162,9 @@ def headline(records: list[dict[str, Any]]) -> str:
 
 def speed(folder: Path = RESULTS) -> str:
     """What was aimed at and what was found, a table for each machine's record."""
-    records = [json.loads(path.read_text()) for path in folder.glob("bench-*.json")]
+    records = [
+        json.loads(path.read_text()) for path in sorted(folder.glob("bench-*.json"))
+    ]
     targets = [target for record in records for target in record["targets"]]
     measured = {target["text"] for target in targets if target["value"] is not None}
     missing = dict.fromkeys(t["text"] for t in targets if t["text"] not in measured)
