@@ -153,7 +153,8 @@ def test_program_writes_one_record_of_all_processes(tmp_path):
     record = json.loads(path.read_text())
     assert record["hardware"]["processes"] == 2
     assert record["data"]["test_images"] == 23
-    lines = done.stdout.splitlines()
+    # torch 2.8 adds a line for each connection.
+    lines = [line for line in done.stdout.splitlines() if not line.startswith("[Gloo]")]
     assert [line[:9] for line in lines[2:4]] == ["epoch   1", "epoch   2"]
     assert lines[4].endswith(str(path))
     assert len(lines) == 5

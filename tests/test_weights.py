@@ -244,8 +244,9 @@ DAMAGE = {
     "is damaged or no file of save_weights (SafetensorError: ": (
         lambda path: path.write_bytes(path.read_bytes()[:-1])
     ),
-    "is damaged or no file of save_weights (SafetensorError: Error while deserializing: "
-    "header too small": lambda path: path.write_bytes(b""),
+    "is damaged or no file of save_weights (SafetensorError: Error while deserializing": (
+        lambda path: path.write_bytes(b"")
+    ),
     "is damaged or no file of save_weights (KeyError: '__metadata__'); fetch it again": (
         lambda path: path.write_bytes(save({"weight": torch.ones(2)}))
     ),
