@@ -26,6 +26,7 @@ class Row(NamedTuple):
     receptive_field: side of the square that a unit sees, in pixels of the input. It can
         exceed the image: padding is seen too.
     jump: distance between the squares of neighbouring units, in pixels of the input.
+    parameters: how many; 0 where a layer runs again.
     kernel: side of the square that a unit sees of the layer's own input, in its units.
     """
 
@@ -53,10 +54,11 @@ class Field(NamedTuple):
 
     def through(self, *, kernel: int, stride: int, padding: int = 0, dilation: int = 1):
         """The field of a unit that looks at `kernel` units of this map."""
+        reach = dilation * (kernel - 1)
         first = self.first - padding * self.jump
-        last = self.last + (dilation * (kernel - 1) - padding) * self.jump
+        last = self.last + (reach - padding) * self.jump
         jump = self.jump * stride
-        return self._replace(first=first, last=last, jump=jump, kernel=kernel)
+        return self._replace(first=first, last=last, jump=jump, kernel=reach + 1)
 
     def whole(self):
         """The field of a unit that looks at all units of this map."""
@@ -75,9 +77,17 @@ SAME_FIELD = (
     nn.ELU, nn.CELU, nn.GELU, nn.SiLU, nn.Mish, nn.Hardswish, nn.Hardsigmoid, nn.Sigmoid, nn.Tanh, nn.Softplus,
     nn.Softmax, nn.LogSoftmax,
     F.relu, F.relu6, F.leaky_relu, F.gelu, F.silu, F.dropout, F.softmax, F.log_softmax,
-    torch.relu, torch.sigmoid, torch.tanh, torch.flatten, torch.softmax, torch.log_softmax,
-    operator.mul, torch.mul, "relu", "flatten", "view", "reshape", "squeeze", "softmax", "log_softmax",
+    torch.relu, torch.sigmoid, torch.tanh, torch.flatten, torch.reshape, torch.softmax, torch.log_softmax,
+    operator.mul, operator.truediv, torch.mul, "relu", "sigmoid", "tanh", "flatten", "view", "reshape", "squeeze",
+    "softmax", "log_softmax",
 )  # fmt: skip
+# Their arguments after the first are those of the layer of that name.
+FUNCTIONS = {
+    F.max_pool2d: nn.MaxPool2d,
+    F.avg_pool2d: nn.AvgPool2d,
+    F.adaptive_max_pool2d: nn.AdaptiveMaxPool2d,
+    F.adaptive_avg_pool2d: nn.AdaptiveAvgPool2d,
+}
 AVERAGES = ("mean", "amax", torch.mean, torch.amax)
 MERGES = {
     operator.add: "add",
@@ -115,6 +125,16 @@ def sliding(
     }
 
 
+def layer_of(node: fx.Node, traced: fx.GraphModule) -> nn.Module | None:
+    """The layer that a node runs, or the one that does what its function does."""
+    if node.op == "call_module":
+        return traced.get_submodule(node.target)
+    if node.target not in FUNCTIONS:
+        return None
+    options = {name: value for name, value in node.kwargs.items() if name != "input"}
+    return FUNCTIONS[node.target](*node.args[1:], **options)
+
+
 def step(what: object, field: Field, name: str) -> Field:
     """The field behind one layer or one function call."""
     if isinstance(what, nn.Conv2d | nn.MaxPool2d | nn.AvgPool2d):
@@ -130,12 +150,12 @@ def step(what: object, field: Field, name: str) -> Field:
     if isinstance(what, nn.Linear) or what in AVERAGES:
         return field.whole()
     if what in MERGES or what in SAME_FIELD or type(what) in SAME_FIELD:
-        return field
+        return field._replace(kernel=1)
     module = isinstance(what, nn.Module)
     label = type(what).__name__ if module else getattr(what, "__name__", what)
     raise NotImplementedError(
-        f"layer {name}: the receptive field behind {label} is not known; known are 2-D "
-        "convolution and pooling, BatchNorm, activations, dropout, flatten, linear, and "
+        f"layer {name}: the receptive field behind {label} is not known; known are the "
+        "layers Conv2d, BatchNorm2d and Linear, pooling, activations, dropout, flatten, and "
         "sums or concatenations of these"
     )
 
@@ -182,6 +202,7 @@ def receptive_field_table(
     ShapeProp(traced).propagate(image)
 
     rows: list[Row] = []
+    counted: set[nn.Parameter] = set()
     fields: dict[fx.Node, Field] = {}
     for node in traced.graph.nodes:
         if node.op == "placeholder":
@@ -191,11 +212,12 @@ def receptive_field_table(
         ]
         if node.op == "output" or not sources or "tensor_meta" not in node.meta:
             continue  # sizes and other numbers that the network computes on its way
-        module = traced.get_submodule(node.target) if node.op == "call_module" else None
-        kind = type(module).__name__ if module else MERGES.get(node.target)
-        # A sum happens inside the innermost module that is being run.
+        layer = layer_of(node, traced)
+        kind = type(layer).__name__ if layer else MERGES.get(node.target)
+        # A function is called inside the innermost module that is being run.
         inside = list(node.meta.get("nn_module_stack", {}))[-1:]
-        name = node.target if module else ".".join([*inside, kind or node.name])
+        called = MERGES.get(node.target, node.name)
+        name = node.target if node.op == "call_module" else ".".join([*inside, called])
 
         if node.target in AVERAGES and not is_over_space(node):
             raise NotImplementedError(
@@ -203,14 +225,16 @@ def receptive_field_table(
                 "width; the receptive field behind it is not known"
             )
         field = step(
-            module or node.target, functools.reduce(Field.merged, sources), name
+            layer or node.target, functools.reduce(Field.merged, sources), name
         )
         shape = tuple(node.meta["tensor_meta"].shape[1:])
         if len(shape) == 3:
             field = field._replace(side=max(shape[1:]))
         fields[node] = field
         if kind:
-            parameters = sum(p.numel() for p in module.parameters()) if module else 0
+            new = set(layer.parameters()) - counted if layer else set()
+            counted |= new
+            parameters = sum(p.numel() for p in new)
             span = field.last - field.first + 1
             rows.append(
                 Row(name, kind, shape, span, field.jump, parameters, field.kernel)

@@ -6,6 +6,7 @@ import pytest
 import torch
 import torchvision
 from torch import nn
+from torch.nn import functional as F
 
 from helpers import models, utils
 
@@ -168,6 +169,34 @@ def test_flattened_and_averaged_maps_are_seen_whole():
             return self.linear(self.conv(x).mean((2, 3)))
 
     assert models.receptive_field_table(Averaged(), (3, 8, 8))[-1].receptive_field == 8
+
+
+class Functional(nn.Module):
+    """What a student writes: pooling as functions, and one layer twice."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.again = nn.Conv2d(3, 8, 5), nn.Conv2d(8, 8, 3, dilation=2)
+        self.linear = nn.Linear(8, 10)
+
+    def forward(self, x):
+        x = F.max_pool2d(F.relu(self.conv(x)), 2)
+        x = F.avg_pool2d(self.again(x).sigmoid(), kernel_size=3, stride=1)
+        x = F.adaptive_avg_pool2d(self.again(x), (1, 1))
+        return self.linear(torch.reshape(x, (-1, 8)) / 2)
+
+
+def test_functions_are_read_as_layers_and_a_layer_that_runs_twice_counts_once():
+    model = Functional()
+    rows = models.receptive_field_table(model)
+    assert [row.name for row in rows] == [
+        *("conv", "max_pool2d", "again", "avg_pool2d", "again"),
+        *("adaptive_avg_pool2d", "linear"),
+    ]
+    assert [row.receptive_field for row in rows] == [5, 6, 14, 18, 26, 32, 32]
+    assert [row.jump for row in rows] == [1, 2, 2, 2, 2, 8, 8]
+    assert [row.kernel for row in rows] == [5, 2, 5, 3, 5, 4, 1]
+    assert sum(row.parameters for row in rows) == models.count_parameters(model)
 
 
 class Attention(nn.Module):
