@@ -5,6 +5,7 @@ import operator
 import os
 import warnings
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -109,6 +110,7 @@ class ImageSet:
         """
         if size is None:
             return self
+        require_whole(size=size)
         if not 0 < size <= len(self):
             raise ValueError(
                 f"{size:,} images were asked for and the set ({self.source}) holds "
@@ -122,6 +124,7 @@ class ImageSet:
         The held-out images are the last ones, with classes as even as they go. Raises
         ValueError where nothing would remain.
         """
+        require_whole(holdout=holdout)
         if not 0 < holdout < len(self):
             raise ValueError(
                 f"holdout must be 1 to {len(self) - 1:,} of {len(self):,} images, "
@@ -316,6 +319,15 @@ def check_augmentation(
         raise ValueError(f"cutout must be 0 to {side - 1} pixels, not {cutout}")
 
 
+def check_normalization(mean: tuple[float, ...], std: tuple[float, ...]) -> None:
+    fits = np.ndim(mean) == 1 and np.shape(mean) == np.shape(std)
+    if not (fits and all(0 <= m <= 1 for m in mean) and all(0 < s <= 1 for s in std)):
+        raise ValueError(
+            f"mean {mean} and std {std} must have a value each for every channel, on the "
+            "[0, 1] scale, std more than 0; divide by 255 what is of pixels up to 255"
+        )
+
+
 def train_transform(
     *,
     padding: int = 4,
@@ -331,11 +343,15 @@ def train_transform(
     padding: pixels by which a crop can move the image, either way. flip: probability of
     a horizontal flip. cutout: side of the hole in pixels, 0 for none. size: (H, W), of
     the images. mean, std: a value a channel, on the [0, 1] scale. seed: global seeds don't
-    reach albumentations, this one does.
+    reach albumentations, this one does. The workers of a DataLoader repeat one another, and
+    each epoch, unless its worker_init_fn calls the transform's
+    `set_random_seed(torch.initial_seed() % 2**32)`.
 
-    Raises ValueError, naming it, for a number out of range.
+    Raises ValueError, naming it, for a number out of range, and when it is called with
+    an image of another size or number of channels.
     """
     check_augmentation(padding, flip, cutout, size)
+    check_normalization(mean, std)
     A = import_albumentations()
     steps = geometry(padding=padding, flip=flip, size=size)
     if cutout:
@@ -346,7 +362,7 @@ def train_transform(
         }
         colour = tuple(round(255 * m) for m in mean)
         steps.append(A.CoarseDropout(**hole, fill=colour, p=1))
-    return normalizing(steps, mean, std, seed)
+    return normalizing(steps, mean, std, size=size, seed=seed)
 
 
 def geometry(*, padding: int, flip: float, size: tuple[int, int]) -> list:
@@ -369,18 +385,42 @@ def eval_transform(
     """Normalization alone as an albumentations.Compose: uint8 (H, W, C) to float (C, H, W).
 
     mean, std: a value a channel, on the [0, 1] scale.
+
+    Raises ValueError, naming it, for a number out of range, and when it is called with
+    an image of another number of channels.
     """
-    return normalizing([], mean, std, None)
+    check_normalization(mean, std)
+    return normalizing([], mean, std)
 
 
 def normalizing(
-    steps: list, mean: tuple[float, ...], std: tuple[float, ...], seed: int | None
+    steps: list,
+    mean: tuple[float, ...],
+    std: tuple[float, ...],
+    *,
+    size: tuple[int, int] | None = None,
+    seed: int | None = None,
 ):
     A = import_albumentations()
     from albumentations.pytorch import ToTensorV2
 
+    require = partial(require_shape, size=size, channels=len(mean))
     normalize = A.Normalize(mean=mean, std=std, max_pixel_value=255, p=1)
-    return A.Compose([*steps, normalize, ToTensorV2(p=1)], seed=seed)
+    steps = [A.Lambda(image=require, p=1), *steps, normalize, ToTensorV2(p=1)]
+    return A.Compose(steps, seed=seed)
+
+
+def require_shape(
+    image: NDArray[np.uint8], *, size: tuple[int, int] | None, channels: int, **_
+) -> NDArray[np.uint8]:
+    """The image, if it is (H, W, C) as expected; any H and W where `size` is None."""
+    expected = (*(size or image.shape[:2]), channels)
+    if image.shape != expected:
+        raise ValueError(
+            f"the image is {image.shape} and this transform is for {expected}; give it the "
+            "images' size, (H, W), and a mean and std for each channel"
+        )
+    return image
 
 
 def import_albumentations():
@@ -432,7 +472,7 @@ def check_batches(
         )
 
 
-def check_colours(
+def check_shapes(
     train: ImageSet, test: ImageSet, *, mean: tuple[float, ...], std: tuple[float, ...]
 ) -> None:
     shape = train.images.shape[1:]
@@ -441,7 +481,8 @@ def check_colours(
             f"training images are {shape} and test images {test.images.shape[1:]}; "
             "make them one size"
         )
-    if not len(mean) == len(std) == shape[2]:
+    check_normalization(mean, std)
+    if len(mean) != shape[2]:
         raise ValueError(
             f"mean {mean} and std {std} must have a value for each of {shape[2]} channels"
         )
@@ -483,7 +524,7 @@ def make_loaders(
     size = train.images.shape[1:3]
     check_augmentation(padding, flip, cutout, size)
     check_batches(train, test, batch_size=batch_size, seed=seed, share=share)
-    check_colours(train, test, mean=mean, std=std)
+    check_shapes(train, test, mean=mean, std=std)
     if augment_on not in ("auto", "cpu", "device"):
         raise ValueError(f"augment_on must be auto, cpu or device, not {augment_on!r}")
     if augment_on == "auto":

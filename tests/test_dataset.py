@@ -976,7 +976,11 @@ def test_greyscale_of_another_size_goes_through_both_ways():
         ({"flip": 1.5}, "flip must be a probability from 0 to 1, not 1.5"),
         ({"cutout": 32}, "cutout must be 0 to 31 pixels, not 32"),
         ({"on": "gpu"}, "augment_on must be auto, cpu or device, not 'gpu'"),
-        ({"mean": (0.5,)}, "a value for each of 3 channels"),
+        ({"mean": (0.5,), "std": (0.5,)}, "a value for each of 3 channels"),
+        ({"mean": (0.5,)}, "must have a value each for every channel"),
+        ({"mean": 0.5, "std": 0.2}, "must have a value each for every channel"),
+        ({"mean": (125, 123, 114)}, "divide by 255 what is of pixels up to 255"),
+        ({"std": (0.2, 0, 0.2)}, "std more than 0"),
         ({"seed": -1}, "seed must be 0 or more, not -1"),
         ({"batch_size": 4.0}, "batch_size must be a whole number, not 4.0"),
         ({"padding": 2.5}, "padding must be a whole number, not 2.5"),
@@ -985,6 +989,30 @@ def test_greyscale_of_another_size_goes_through_both_ways():
 def test_bad_numbers_are_named_with_what_is_allowed(options, sentence):
     with pytest.raises(ValueError, match=sentence):
         loaders(**options)
+
+
+def test_transforms_refuse_images_of_another_shape_and_impossible_colours():
+    other, grey = np.zeros((28, 28, 3), np.uint8), np.zeros((32, 32, 1), np.uint8)
+    for transform, image in (
+        (dataset.train_transform(), other),
+        (dataset.train_transform(), grey),
+        (dataset.eval_transform(), grey),
+        (dataset.eval_transform(mean=(0.5,), std=(0.5,)), other),
+    ):
+        with pytest.raises(ValueError, match=r"the image is \(.* transform is for \("):
+            transform(image=image)
+    for kind in (dataset.train_transform, dataset.eval_transform):
+        with pytest.raises(ValueError, match="std more than 0"):
+            kind(std=(0, 0, 0))
+
+
+@pytest.mark.parametrize("part", [0.2, "10"])
+def test_sizes_of_parts_of_a_set_are_whole_numbers(part):
+    images = image_set(20)
+    with pytest.raises(ValueError, match="holdout must be a whole number, not"):
+        images.split(part)
+    with pytest.raises(ValueError, match="size must be a whole number, not"):
+        images.subset(part)
 
 
 def test_misspelt_arguments_are_errors():
