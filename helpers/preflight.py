@@ -33,6 +33,13 @@ def require_fitting(
             f"peak_epoch {recipe.peak_epoch} leaves the learning rate no step to rise in, "
             f"as an epoch has {len(train)}; make either larger"
         )
+    scale = getattr(model, "logit_scale", 1)
+    # What is no number, a parameter say, is the model's own affair.
+    if isinstance(scale, int | float) and scale != recipe.logit_scale:
+        raise ValueError(
+            f"the recipe's logit_scale is {recipe.logit_scale} and the model's {scale}; "
+            "make the model with logit_scale=recipe.logit_scale"
+        )
     tried = copy.deepcopy(model)
     with torch.random.fork_rng([]), torch.no_grad():
         images, labels = pair(next(iter(test)))
@@ -66,6 +73,12 @@ def pair(batch: object) -> tuple[Tensor, Tensor]:
             "tensors, images and labels; make it one in the Dataset or in collate_fn"
         )
     images, labels = batch
+    if images.ndim != 4 or images.dtype != torch.float32:
+        raise ValueError(
+            f"images are {images.dtype} {tuple(images.shape)} and must be float32 (B, C, H, "
+            "W); .float() converts, .unsqueeze(1) adds one channel, .permute(0, 3, 1, 2) "
+            "brings channels forward"
+        )
     # uint8 is the one other type that cross-entropy takes for class numbers.
     if labels.ndim != 1 or labels.dtype not in (torch.int64, torch.uint8):
         raise ValueError(

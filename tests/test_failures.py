@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import weakref
+from dataclasses import replace
 from pathlib import Path
 from typing import ClassVar
 
@@ -176,6 +177,8 @@ IMAGE = torch.zeros(8, 3, 32, 32)
         ((IMAGE, torch.arange(8).int()), r"torch.int32 \(8,\) .* \.long\(\)"),
         ((IMAGE, torch.arange(8)[:, None]), r"\(8, 1\) .* \.squeeze\(1\)"),
         ((IMAGE, torch.eye(8)), r"float32 \(8, 8\) .* \.argmax\(1\)"),
+        ((IMAGE[:, 0], torch.arange(8)), r"\(8, 32, 32\) .* \.unsqueeze\(1\)"),
+        ((IMAGE.double(), torch.arange(8)), r"images are torch.float64 .* \.float\(\)"),
     ],
 )
 def test_batch_that_training_cannot_take_is_said_with_the_remedy(batch, sentence):
@@ -188,6 +191,15 @@ def test_model_that_answers_in_a_dict_is_told_to_give_a_tensor():
     model = Wrapped(lambda logits: {"logits": logits})
     with pytest.raises(TypeError, match="the model gives a dict; a classifier gives"):
         train_test.fit(model, ([batch] * 3, [batch]), RECIPE, device=CPU)
+
+
+def test_model_made_without_the_recipes_logit_scale_is_refused():
+    batch, recipe = (IMAGE, torch.arange(8)), replace(RECIPE, logit_scale=0.125)
+    model = network()
+    with pytest.raises(ValueError, match=r"logit_scale is 0\.125 and the model's 1;"):
+        train_test.fit(model, ([batch] * 3, [batch]), recipe, device=CPU)
+    model.logit_scale = 0.125
+    train_test.fit(model, ([batch] * 3, [batch]), recipe, device=CPU)
 
 
 def test_model_that_ends_in_softmax_is_trained_and_warned_of():
