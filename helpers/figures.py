@@ -79,7 +79,7 @@ def plot_augmentations(
     """
     first = as_rgb("originals", originals, "R, H, W, C")
     changed = as_array(views)
-    if changed.ndim != 5 or changed.shape[::3] != first.shape[:2]:
+    if changed.ndim != 5 or (changed.shape[::3] + changed.shape[4:] != first.shape[:3]):
         raise ValueError(
             f"views has shape {changed.shape} for originals {first.shape[:3]}; "
             "pass (R, K, C, H, W) with the originals' R, H and W"

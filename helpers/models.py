@@ -197,8 +197,8 @@ def save_weights(
 
     model: one of MODELS, on any device; it is not changed. classes: the names of its
     outputs, in order. data: what it was trained on, as `ImageSet.source` says it. The
-    file is 13 MB for CustomResNet and holds all that `load_pretrained` needs; the same
-    weights give the same bytes.
+    file is 13 MB for CustomResNet and holds all that `load_pretrained` needs, not the mean
+    and std that its images were normalized with; the same weights give the same bytes.
 
     Parameters are rounded to float16: by 1 in 2,048 at most, or by 3e-8 where they are
     smaller than 6e-5. What BatchNorm has counted stays as it is: a variance is not
@@ -235,8 +235,8 @@ def load_pretrained(
 ) -> CustomResNet | ResNet18:
     """The network that `save_weights` wrote, in float32, on the CPU, in evaluation mode.
 
-    It takes images (B, C, H, W), normalized as `dataset.eval_transform` does it, and gives
-    logits (B, classes). Its attribute `classes` holds their names, `trained_on` the data.
+    It takes images (B, C, H, W), normalized with the mean and std that it was trained with,
+    and gives logits (B, classes). Its attribute `classes` holds their names, `trained_on` the data.
     sha256: what the file's digest must be, 64 hexadecimal digits. Nothing in the
     file can run, and random numbers are not touched.
 

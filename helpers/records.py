@@ -48,9 +48,11 @@ def read_record(path: str | os.PathLike) -> dict[str, Any]:
 def write_record(path: str | os.PathLike, record: dict[str, Any]) -> None:
     """Write what a run has left: the file is whole or isn't there.
 
-    record: of JSON's own types. Raises OSError where the file can't be written.
+    record: of JSON's own types; `results_markdown` and `describe_record` need the fields
+    of those in results. Raises OSError where the file can't be written.
     """
     path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
     new = path.with_name(path.name + ".new")
     new.write_text(json.dumps({"format": FORMAT, **record}, indent=1) + "\n")
     new.replace(path)

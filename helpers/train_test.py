@@ -144,8 +144,8 @@ def lr_range_test(
     """Find the peak learning rate for `model` on `loader`'s batches, leaving no trace.
 
     loader: an iterable of (images (B, C, H, W), labels (B,)). The recipe gives the number
-    of tests, their steps and the precision. Model, random generators and the loader's
-    epoch are afterwards as they were. Of several processes the first runs the test, on
+    of tests, their steps and the precision. Model, global random generators and the
+    loader's epoch are afterwards as they were. Of several processes the first runs the test, on
     whole batches, and tells the others.
 
     Raises ValueError where the loss never falls, and MemoryError with a batch size that
@@ -210,6 +210,8 @@ def train_one_epoch(
     on_step: Callable[[int, float], None] = lambda images, learning_rate: None,
 ) -> Metrics:
     """One pass over `loader`; the metrics are of the batches as they were trained on.
+
+    All of the model is put in training mode, and left in it.
 
     loader: an iterable with a length, of (images (B, C, H, W), labels (B,)); one that
     gives a share of each batch counts in the metrics with those of the other processes.
@@ -539,7 +541,10 @@ def fit(
     augmentation and the model's logit_scale is for whoever makes loaders and model, as in
     `make_loaders(..., batch_size=recipe.batch_size, **recipe.augmentation)`; without a
     max_lr the range test finds one. checkpoint: a file that is written after each epoch;
-    with resume, training goes on from it if it is there.
+    with resume, training goes on from it if it is there: with the same results as without
+    a stop where what the loaders draw depends on `set_epoch` or torch's global generator
+    alone, as with `make_loaders`. The model is left in training mode; `evaluate` and
+    `predict` see to that themselves.
 
     Where torch.distributed has connected several processes, each calls this with its
     share of the loaders: they train one model, and the first of them prints and writes.

@@ -1,4 +1,8 @@
-"""Seeds, device, accuracy by class, calibration, misclassified images, records, every figure."""
+"""Seeds, device, accuracy by class, calibration, misclassified images, records, every figure.
+
+The `plot_*` return a Matplotlib Figure that pyplot knows nothing of: a notebook shows it as
+a cell's last line or by `display(figure)`, and `figure.savefig(path)` makes a file of it.
+"""
 
 import contextlib
 import importlib.metadata
@@ -87,7 +91,8 @@ __all__ = [
 def set_seed(seed: int) -> None:
     """Seed Python, NumPy's global generator and PyTorch on every device.
 
-    Generators made elsewhere, as Albumentations makes its own, take their seed there.
+    Generators made elsewhere take their seed there: that of `dataset.make_loaders`, and
+    Albumentations'.
     Raises ValueError for a seed outside [0, 2**32 - 1].
     """
     if not 0 <= seed < 2**32:
