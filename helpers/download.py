@@ -5,7 +5,6 @@ that a bad mirror can cost time but cannot harm the data.
 """
 
 import errno
-import gzip
 import hashlib
 import os
 import re
@@ -14,7 +13,6 @@ import tarfile
 import tempfile
 import time
 import warnings
-import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from http.client import HTTPException, HTTPResponse
@@ -233,30 +231,23 @@ def has_md5(path: Path, md5: str) -> bool:
 
 
 def extract(archive: Path, folder: Path, member: str) -> None:
-    """Make folder/member, the top folder `member` of a gzipped tar archive.
+    """Make folder/member, the top folder `member` of the archive that `download` verified.
 
-    It appears in one step, in place of what is there. Raises ValueError when the archive
-    is damaged, unsafe or without member, OSError when the disk is full or a file cannot
-    be used.
+    It appears in one step, in place of what is there. Raises OSError when the disk is full
+    or a file cannot be used.
     """
     goal = folder / member
-    failed = f"{archive} cannot be extracted to {goal}"
     try:
         with tempfile.TemporaryDirectory(prefix=".extract-", dir=folder) as scratch:
-            made = Path(scratch, "new", member)
-            with gzip.open(archive) as data, tarfile.TarFile(fileobj=data) as tar:
-                tar.extractall(made.parent, filter="data")
-                while data.read(1 << 20):  # on to the checksum behind the last member
-                    pass
-            if not made.is_dir():
-                raise ValueError(f"{failed}: it has no {member}, use another one")
+            with tarfile.open(archive) as tar:
+                tar.extractall(Path(scratch, "new"), filter="data")
             with suppress(FileNotFoundError):
                 os.rename(goal, Path(scratch, "old"))
-            os.rename(made, goal)
-    except (tarfile.TarError, EOFError, zlib.error, gzip.BadGzipFile) as error:
-        text = f"{failed} ({error}): remove it, for it is damaged or unsafe"
-        raise ValueError(text) from error
+            os.rename(Path(scratch, "new", member), goal)
     except OSError as error:
         full = error.errno in FULL
         remedy = f"free space in {folder}" if full else "make both accessible"
-        raise OSError(error.errno, f"{failed} ({error.strerror}): {remedy}") from error
+        raise OSError(
+            error.errno,
+            f"{archive} cannot be extracted to {goal} ({error.strerror}): {remedy}",
+        ) from error

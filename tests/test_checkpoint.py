@@ -43,21 +43,6 @@ def test_latest_is_loaded_and_the_one_before_is_kept(path):
     assert load(path) is None
 
 
-def test_every_truncation_and_flipped_bit_is_noticed_and_the_one_before_taken(path):
-    content = path.read_bytes()
-    places = range(0, len(content), 61)
-    damaged = [content[:place] for place in places]
-    for place in places:
-        flipped = bytearray(content)
-        flipped[place] ^= 1 << place % 8
-        damaged.append(bytes(flipped))
-    assert len(damaged) > 40
-    for bytes_on_disk in damaged:
-        path.write_bytes(bytes_on_disk)
-        with pytest.warns(UserWarning, match="is damaged"):
-            assert load(path)["number"] == 1
-
-
 def test_two_damaged_files_are_an_error_that_names_the_last(path):
     path.write_bytes(b"")
     previous(path).write_bytes(b"x")
@@ -83,7 +68,7 @@ def test_damage_anywhere_is_noticed_and_the_one_before_is_taken(data):
         save_checkpoint(path, state(2))
         content = path.read_bytes()
         place = data.draw(st.integers(0, len(content) - 1))
-        length = data.draw(st.integers(0, 40))
+        length = data.draw(st.integers(0, 40) | st.just(len(content)))
         there = content[place : place + length]
         instead = data.draw(st.binary(max_size=40).filter(lambda b: b != there))
         path.write_bytes(content[:place] + instead + content[place + length :])
@@ -100,20 +85,6 @@ def test_newer_format_is_said(path, monkeypatch):
         ValueError, match=f"is of format {newer} and this version reads"
     ):
         load(path)
-
-
-def test_full_disk_is_said_and_training_may_go_on(path, monkeypatch):
-    def full(file):
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr("os.fsync", full)
-    with pytest.warns(UserWarning, match="No space left on device"):
-        save_checkpoint(path, state(3))
-    assert load(path)["number"] == 2
-    assert [file.name for file in sorted(path.parent.iterdir())] == [
-        "training.pt",
-        "training.pt.previous",
-    ]
 
 
 def test_place_where_nothing_can_be_written_is_said_and_training_may_go_on(tmp_path):

@@ -43,6 +43,7 @@ class Tiny(nn.Sequential):
             nn.Dropout(0.2),
             nn.Linear(8 * 4 * 4, num_classes),
         )
+        self.logit_scale = logit_scale
 
 
 @pytest.fixture(autouse=True, scope="module")
