@@ -20,7 +20,6 @@ from typing import Any
 import torch
 
 from helpers import dataset, models, train_test, utils, weights
-from helpers.train_test import Processes
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -144,7 +143,9 @@ def meanings(docstring: str) -> dict[str, str]:
     }
 
 
-def run(options: argparse.Namespace, seed: int, processes: Processes) -> None:
+def run(
+    options: argparse.Namespace, seed: int, processes: train_test.Processes
+) -> None:
     """Train once; the first of the processes writes what came of it."""
     recipe = recipe_of(options)
     train, test = load(options, recipe)

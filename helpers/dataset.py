@@ -178,17 +178,16 @@ def load_cifar10(
         raise ValueError(
             f"{root} is a file; name the folder the dataset is in or goes to"
         )
-    official = read_batches(root)
-    if official is None and ((root / "train").exists() or (root / "test").exists()):
+    if (official := read_batches(root)) is not None:
+        return official
+    if (root / "train").exists() or (root / "test").exists():
         from helpers.image_folder import read_image_folder
 
         splits, source = read_image_folder(root, CIFAR10_CLASSES, size=(32, 32))
         train, test = (ImageSet(*split, CIFAR10_CLASSES, source) for split in splits)
         return train, test
-    if official is None:
-        fetch_archive(root, download=download)
-        official = read_batches(root)
-    if official is None:
+    fetch_archive(root, download=download)
+    if (official := read_batches(root)) is None:
         raise DatasetUnavailable(
             f"the archive in {root} was extracted and its batches are still not those of "
             "CIFAR-10; remove it and try again"

@@ -97,17 +97,11 @@ def plot_lr_range_test(search: Any, *, data: str) -> Figure:
     """Draw loss (nats per example) against learning rate, and what the rule read off it.
 
     Range test: L. N. Smith, "Cyclical learning rates for training neural networks",
-    WACV 2017. Raises ValueError where a curve is longer than the learning rates.
+    WACV 2017.
     """
     rates = np.asarray(search.learning_rates, float)
     raw = [np.asarray(losses, float) for losses in search.losses]
     smoothed = [np.asarray(losses, float) for losses in search.smoothed]
-    for losses in (*raw, *smoothed):
-        if len(losses) > len(rates):
-            raise ValueError(
-                f"a loss curve has {len(losses)} values for {len(rates)} learning rates; "
-                "pass at most one a rate"
-            )
     bottom, top = loss_limits(raw, smoothed)
     figure, axes = new_figure("Learning rate range test", data, 8.5, 4.8)
     seeds = f"{len(raw)} seed" + "s" * (len(raw) != 1)
@@ -462,9 +456,7 @@ def loss_limits(
     raw: list[np.ndarray], smoothed: list[np.ndarray]
 ) -> tuple[float, float]:
     """Return y limits that show the fall and the first part of an explosion."""
-    starts = [row[0] for row in smoothed if len(row) and np.isfinite(row[0])]
-    if not starts:
-        return 0.0, 1.0
+    starts = [row[0] for row in smoothed]
     values = np.concatenate([*raw, *smoothed])
     values = values[np.isfinite(values)]
     start, low = float(np.median(starts)), float(values.min())

@@ -19,7 +19,7 @@ CACHE = "image-folder-cache.npz"
 # What np.load raised when bytes of a cache were changed at random, 60,000 times.
 CACHE_FAULTS = (
     OSError, EOFError, zipfile.BadZipFile, zlib.error, tokenize.TokenError,
-    ValueError, TypeError, KeyError, RuntimeError,
+    ValueError, TypeError, KeyError, RuntimeError, MemoryError,
 )  # fmt: skip
 
 Arrays = tuple[NDArray[np.uint8], NDArray[np.int64]]

@@ -1,6 +1,5 @@
 """Batches, made in one of two places; dataset.make_loaders chooses which."""
 
-import math
 import operator
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -69,7 +68,7 @@ class Loader:
 
     def __len__(self) -> int:
         """Batches of an epoch of all processes together."""
-        return math.ceil(self.count / self.batch_size)  # the last partial batch counts
+        return len(self.batch_sizes)
 
     def set_epoch(self, epoch: int) -> None:
         """Make the next pass that of `epoch`, counted from 0."""
@@ -96,9 +95,6 @@ class Loader:
             nothing = images.new_zeros(())
             images[every, :, rows[:, :, None], columns[:, None, :]] = nothing
         return images
-
-    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        raise NotImplementedError
 
 
 @dataclass(kw_only=True, eq=False, repr=False)
@@ -247,6 +243,3 @@ class Keys:
             # The shares of a batch are augmented each in its own way.
             key = 0 if rng is None else int(rng.integers(2**32)) + self.loader.share[0]
             yield key % 2**32, part
-
-    def __len__(self) -> int:
-        return len(self.loader)

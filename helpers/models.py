@@ -253,20 +253,14 @@ def load_pretrained(
     options = {k: facts[k] for k in ("num_classes", "in_channels", "logit_scale")}
     with torch.device("meta"):  # no memory and no random numbers for what is replaced
         model = MODELS[facts["model"]](**options)
-    there, here = (
-        {name: tuple(tensor.shape) for name, tensor in state.items()}
-        for state in (tensors, model.state_dict())
-    )
-    differing = [n for n in {**here, **there} if there.get(n) != here.get(n)]
-    if differing:
-        first = differing[0]
-        raise ValueError(
-            f"{path} doesn't fit {facts['model']}: {first} is {there.get(first)} there and "
-            f"{here.get(first)} here, {len(differing)} in all; use the version that "
-            "wrote it"
-        )
     state = {n: t.float() if t.is_floating_point() else t for n, t in tensors.items()}
-    model.load_state_dict(state, assign=True)
+    try:
+        model.load_state_dict(state, assign=True)
+    except RuntimeError as error:
+        reason = str(error).splitlines()[1].strip()  # the first line is but a heading
+        raise ValueError(
+            f"{path} doesn't fit {facts['model']}: {reason} Use the version that wrote it"
+        ) from error
     model.classes, model.trained_on = tuple(facts["classes"]), facts["data"]
     return model.eval()
 

@@ -1,6 +1,6 @@
 """Kill a training again and again, resume it, and compare it with an undisturbed one.
 
-    python tests/soak.py [KILLS [SEED]]
+    python -m tests.soak [KILLS [SEED]]
 
 Every training runs in a process of its own and is killed with SIGKILL at a random moment;
 the network is small and its checkpoint comparatively large, so that many kills hit while

@@ -570,10 +570,10 @@ def test_folder_that_is_a_file(site):
 FILES = {"top/one": b"1" * 5000, "top/sub/two": b"2" * 70_000}
 
 
-def pack(path):
-    """A gzipped tar of FILES."""
+def pack(path, files=FILES):
+    """A gzipped tar of these files."""
     with tarfile.open(path, "w:gz") as tar:
-        for name, content in FILES.items():
+        for name, content in files.items():
             info = tarfile.TarInfo(name)
             info.size = len(content)
             tar.addfile(info, io.BytesIO(content))

@@ -1,7 +1,6 @@
 """What goes wrong in a training, for real: memory, workers, the stop button."""
 
 import json
-import os
 import re
 import signal
 import subprocess
@@ -260,22 +259,6 @@ def test_worker_that_fails_is_said_and_the_epochs_before_are_kept(tmp_path, caps
     assert len(train_test.read_history(path).epochs) == 1
 
 
-def test_more_workers_than_cores_is_said_and_works():
-    cores = len(os.sched_getaffinity(0))
-    said = f"create {cores + 1} worker processes"
-    with pytest.warns(UserWarning, match=said):
-        loaders = dataset.make_loaders(
-            *IMAGES,
-            batch_size=8,
-            device=CPU,
-            augment_on="cpu",
-            num_workers=cores + 1,
-        )
-    with pytest.warns(UserWarning, match=said):
-        batches = list(loaders.train)
-    assert sum(len(labels) for _, labels in batches) == 24
-
-
 # --- the stop button -------------------------------------------------------------------
 
 
@@ -348,6 +331,3 @@ def test_stopped_cell_goes_on_when_it_is_run_again(tmp_path):
     assert str(path) in lines
     assert "with resume=True" in lines
     assert len(train_test.read_history(path).epochs) >= 2
-
-
-# --- checkpoints that nobody wrote ------------------------------------------------------

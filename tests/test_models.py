@@ -42,13 +42,6 @@ def test_logits_and_gradients_for_any_classes_channels_and_size(
     assert [name for name in without if not name.endswith(".bias")] == []
 
 
-def test_network_options_are_keywords_and_misspelt_ones_are_errors():
-    with pytest.raises(TypeError):
-        models.CustomResNet(100)
-    with pytest.raises(TypeError):
-        models.ResNet18(num_class=100)
-
-
 def test_custom_resnet_receptive_fields_are_the_assignments():
     rows = models.receptive_field_table(models.CustomResNet())
     windows = [

@@ -12,28 +12,17 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.nn import functional as F
 
-from helpers import dataset, models, train_test
+from helpers import models, train_test
 from helpers.checkpoint import previous
 from helpers.train_test import RECIPES, Recipe
-from tests.test_train_test import network
+from tests.test_train_test import loaders, network
+from tests.test_train_test import recipe as tiny
 
 CPU = torch.device("cpu")
-IMAGES = dataset.synthetic_cifar10(train=40, test=20)
 
 
 def named(name, **changes):
     return dataclasses.replace(Recipe(), **{**RECIPES[name], **changes})
-
-
-def tiny(**changes):
-    least = {"epochs": 3, "batch_size": 16, "peak_epoch": 1, "max_lr": 0.01}
-    return Recipe(**{**least, "precision": "float32", **changes})
-
-
-def loaders():
-    return dataset.make_loaders(
-        *IMAGES, batch_size=16, device=CPU, augment_on="device", seed=0
-    )
 
 
 def fit(model, recipe, **options):
@@ -63,9 +52,9 @@ def test_pages_step_is_that_of_his_code_for_any_batch_size(batch):
     speeds = [torch.zeros_like(w) for w in weights]
     optimizer = train_test.make_optimizer(model, named("page"), lr=lr)
     for _ in range(3):
-        loss = F.cross_entropy(F.linear(images, *map(kept, weights)), labels)
-        grads = torch.autograd.grad(batch * loss, kept.given)
-        kept.given.clear()
+        held = [w.clone().requires_grad_() for w in weights]
+        loss = F.cross_entropy(F.linear(images, *held), labels)
+        grads = torch.autograd.grad(batch * loss, held)
         for w, grad, v in zip(weights, grads, speeds, strict=True):
             step = -lr / batch * (grad + 5e-4 * batch * w)
             v.mul_(0.9).add_(step)
@@ -75,14 +64,6 @@ def test_pages_step_is_that_of_his_code_for_any_batch_size(batch):
         optimizer.step()
         for ours, his in zip(model.parameters(), weights, strict=True):
             assert torch.allclose(ours, his, atol=1e-6)
-
-
-def kept(weight):
-    kept.given.append(weight.clone().requires_grad_())
-    return kept.given[-1]
-
-
-kept.given = []
 
 
 def test_reported_recipe_has_crop_and_flip_and_plain_adam():

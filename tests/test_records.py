@@ -247,12 +247,12 @@ def test_log_says_whether_the_range_tests_are_on_the_flat_top(tmp_path):
     for seed in range(2):
         for rate, accuracy in rates.items():
             record = {**base, "seed": seed, "max_lr": rate}
-            record["last_epoch_accuracy"] = accuracy + seed / 1e4
+            record["last_epoch_accuracy"] = accuracy + seed / 1e3
             (tmp_path / f"lr-{rate:.1e}-seed{seed}.json").write_text(json.dumps(record))
         chose = {**base, "seed": seed, "max_lr": (2e-3, 4e-3)[seed]}
         (tmp_path / f"sweep-base-seed{seed}.json").write_text(json.dumps(chose))
     table = readme.learning_rates(tmp_path)
-    assert "| 3.2e-03 | 2 | 90.00% ± 0.01 |" in table or "| 90.01% ± 0.01 |" in table
+    assert "| 3.2e-03 | 2 | 90.05% ± 0.07 |" in table
     assert "| range test: 2.0e-03, 4.0e-03 | 2 | 90.00% ± 0.00 |" in table
     assert "| flat top: 3.2e-03 to 5.6e-03 |  | 1 of 2 range tests inside |" in table
 
