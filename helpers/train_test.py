@@ -552,7 +552,7 @@ def fit(
     Raises ValueError for loaders that don't fit the recipe, a checkpoint that doesn't
     fit and processes that differ, TypeError for a model that gives no tensor,
     FileExistsError for a checkpoint in the way, NonFiniteLoss when training fails,
-    MemoryError with a batch size that would fit.
+    MemoryError, with a batch size that would fit if the process trains alone.
     """
     device, path = torch.device(device), Path(checkpoint) if checkpoint else None
     train, test = loaders
