@@ -218,7 +218,8 @@ def plot_history(history: Any, *, data: str) -> Figure:
     ):
         for part, colour, style in (("train", ORANGE, "--"), ("test", BLUE, "-")):
             values = [scale * getattr(row, f"{part}_{name}") for row in rows]
-            axes.plot(epochs, values, style, color=colour, marker=".", label=part)
+            label = part if name == "accuracy" else None  # one legend for both panels
+            axes.plot(epochs, values, style, color=colour, marker=".", label=label)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
         axes.set_xlim(epochs[0] - 0.5, epochs[-1] + 0.5)
         dress(axes, "epoch", f"{name} ({unit})")
@@ -232,8 +233,7 @@ def plot_history(history: Any, *, data: str) -> Figure:
         text = f"test, {name} (epoch {row.epoch}): {percent:.2f}%"
         look = {"ls": "", "mec": BLUE, "mfc": fill, "ms": size}
         panels[1].plot(row.epoch, percent, "o", label=text, **look)
-    for axes in panels:
-        axes.legend()
+    legend_below(figure)
     return figure
 
 

@@ -43,7 +43,15 @@ def require_fitting(
     tried = copy.deepcopy(model)
     with torch.random.fork_rng([]), torch.no_grad():
         images, labels = pair(next(iter(test)))
-        logits = tried.eval()(images.to(device))
+        try:
+            logits = tried.eval()(images.to(device))
+        except RuntimeError as error:
+            if images.dtype == torch.float32:
+                raise
+            raise ValueError(
+                f"images are {images.dtype}, and the model can't take them ({error}); "
+                ".float() converts"
+            ) from error
     require_logits(logits, labels)
     if last_batch(train) // Processes.of(train).size == 1:
         try:
@@ -73,11 +81,10 @@ def pair(batch: object) -> tuple[Tensor, Tensor]:
             "tensors, images and labels; make it one in the Dataset or in collate_fn"
         )
     images, labels = batch
-    if images.ndim != 4 or images.dtype != torch.float32:
+    if images.ndim != 4:
         raise ValueError(
-            f"images are {images.dtype} {tuple(images.shape)} and must be float32 (B, C, H, "
-            "W); .float() converts, .unsqueeze(1) adds one channel, .permute(0, 3, 1, 2) "
-            "brings channels forward"
+            f"images are {tuple(images.shape)} and must be (B, C, H, W); .unsqueeze(1) adds "
+            "one channel"
         )
     # uint8 is the one other type that cross-entropy takes for class numbers.
     if labels.ndim != 1 or labels.dtype not in (torch.int64, torch.uint8):

@@ -145,8 +145,8 @@ def lr_range_test(
 
     loader: an iterable of (images (B, C, H, W), labels (B,)). The recipe gives the number
     of tests, their steps and the precision. Model, global random generators and the
-    loader's epoch are afterwards as they were. Of several processes the first runs the test, on
-    whole batches, and tells the others.
+    loader's epoch are afterwards as they were. Of several processes the first runs the
+    test, on whole batches, and tells the others.
 
     Raises ValueError where the loss never falls, and MemoryError with a batch size that
     would fit.

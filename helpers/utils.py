@@ -92,8 +92,7 @@ def set_seed(seed: int) -> None:
     """Seed Python, NumPy's global generator and PyTorch on every device.
 
     Generators made elsewhere take their seed there: that of `dataset.make_loaders`, and
-    Albumentations'.
-    Raises ValueError for a seed outside [0, 2**32 - 1].
+    Albumentations'. Raises ValueError for a seed outside [0, 2**32 - 1].
     """
     if not 0 <= seed < 2**32:
         raise ValueError(f"seed is {seed}; choose one from 0 to 4294967295")

@@ -197,6 +197,13 @@ def test_runs_that_differ_in_anything_but_the_seed_are_rows_of_their_own():
     assert sum("→ 10,000 held-out training images |" in row for row in rows) == 1
 
 
+def test_record_is_written_into_a_new_folder_and_read_back(tmp_path):
+    path = tmp_path / "new" / "run.json"
+    utils.write_record(path, {"seed": 3})
+    assert utils.read_record(path)["seed"] == 3
+    assert list(path.parent.iterdir()) == [path]
+
+
 def test_folder_of_records_that_is_not_there_is_said(tmp_path):
     with pytest.raises(FileNotFoundError, match="none is no folder; name one that"):
         utils.read_records(tmp_path / "none")

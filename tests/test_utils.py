@@ -220,10 +220,6 @@ def texts(figure):
     return [text.get_text() for text in figure.findobj(Text) if text.get_text()]
 
 
-def legend_of(axes_or_figure):
-    return [text.get_text() for text in axes_or_figure.get_legend().get_texts()]
-
-
 @pytest.mark.parametrize("name", FIGURES)
 def test_figure_names_its_data_and_is_legible(name, tmp_path):
     figure = FIGURES[name]()
@@ -521,9 +517,11 @@ def test_learning_rate_names_the_peak_in_epochs():
 
 
 def test_history_names_the_last_and_the_highest_accuracy():
-    loss, accuracy = FIGURES["history"]().axes
-    assert legend_of(loss) == ["train", "test"]
-    assert legend_of(accuracy)[2:] == [
+    figure = FIGURES["history"]()
+    (legend,), (_, accuracy) = figure.legends, figure.axes
+    assert [text.get_text() for text in legend.get_texts()] == [
+        "train",
+        "test",
         "test, last (epoch 3): 90.00%",
         "test, maximum (epoch 2): 92.00%",
     ]
@@ -699,6 +697,11 @@ BAD = {
     "views has shape (4, 1, 3, 4, 8) for originals (4, 8, 8); pass": (
         lambda: utils.plot_augmentations(
             IMAGES, TENSOR[:, None, :, :4], MEAN, STD, data=DATA
+        )
+    ),
+    "views has shape (4, 1, 3, 8, 4) for originals (4, 8, 8); pass": (
+        lambda: utils.plot_augmentations(
+            IMAGES, TENSOR[:, None, ..., :4], MEAN, STD, data=DATA
         )
     ),
     "there are 0 records and 1 by the range test; pass at least one of each": (
