@@ -177,7 +177,10 @@ IMAGE = torch.zeros(8, 3, 32, 32)
         ((IMAGE, torch.arange(8)[:, None]), r"\(8, 1\) .* \.squeeze\(1\)"),
         ((IMAGE, torch.eye(8)), r"float32 \(8, 8\) .* \.argmax\(1\)"),
         ((IMAGE[:, 0], torch.arange(8)), r"\(8, 32, 32\) and .* \.unsqueeze\(1\)"),
-        ((IMAGE.double(), torch.arange(8)), r"images are torch.float64, .* \.float\(\)"),
+        (
+            (IMAGE.double(), torch.arange(8)),
+            r"images are torch.float64, .* \.float\(\)",
+        ),
     ],
 )
 def test_batch_that_training_cannot_take_is_said_with_the_remedy(batch, sentence):
