@@ -10,6 +10,7 @@ import torch
 from benchmarks.fresh import PROJECT
 from benchmarks.rows import Row, Setup, seconds
 from helpers import dataset, models, train_test
+from helpers.memory import keeping_freed_memory
 
 GROUP = "where a second of training goes"
 PARTS = ("data", "forward", "loss and backward", "optimizer", "evaluation")
@@ -76,17 +77,17 @@ def measure(setup: Setup) -> list[Row]:
     scaler = torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
     options = {"device": device, "dtype": dtype, "scaler": scaler}
     first = [next(iter(loaders.train))]
-    train_test.train_one_epoch(model, first, optimizer, **options)  # warm-up
-    train_test.evaluate(model, loaders.test, device=device)
-
     clock = Clock(device)
-    with watched(model, optimizer, clock):
-        clock.mark("data")
-        train_test.train_one_epoch(model, loaders.train, optimizer, **options)
+    with keeping_freed_memory(device):  # as in fit
+        train_test.train_one_epoch(model, first, optimizer, **options)  # warm-up
+        train_test.evaluate(model, loaders.test, device=device)
+        with watched(model, optimizer, clock):
+            clock.mark("data")
+            train_test.train_one_epoch(model, loaders.train, optimizer, **options)
+        took = seconds(
+            lambda: train_test.evaluate(model, loaders.test, device=device), device
+        )
     found = {name: took * TRAIN / count for name, took in clock.totals().items()}
-    took = seconds(
-        lambda: train_test.evaluate(model, loaders.test, device=device), device
-    )
     found["evaluation"] = took * TEST / tested
     whole = sum(found.values())
     rows = [

@@ -12,6 +12,7 @@ import torch
 from benchmarks.fresh import PROJECT
 from benchmarks.rows import Row, Setup, interleaved, ratio, seconds
 from helpers import dataset, models, train_test, utils
+from helpers.memory import keeping_freed_memory
 
 GROUP = "training by several processes"
 RATE, SPEEDUP, VOLUME = "processes: {}", "speed of 2 over that of 1", "sent in a step"
@@ -93,11 +94,12 @@ def main(batch_size: int, steps: int) -> None:
         model = processes.wrap(model, device)
         optimizer = train_test.make_optimizer(model, lr=1e-4)
         options = {"device": device, "dtype": train_test.choose_dtype("auto", device)}
-        train_test.train_one_epoch(model, warm_up, optimizer, **options)
-        took = seconds(
-            lambda: train_test.train_one_epoch(model, train, optimizer, **options),
-            device,
-        )
+        with keeping_freed_memory(device):  # as in fit
+            train_test.train_one_epoch(model, warm_up, optimizer, **options)
+            took = seconds(
+                lambda: train_test.train_one_epoch(model, train, optimizer, **options),
+                device,
+            )
         if processes.first:
             print(batch_size * steps / took)
 

@@ -1,6 +1,8 @@
-"""Where memory runs out, the size of batch that would fit, found by trying."""
+"""Memory kept from step to step on a CPU; where it runs out, the batch that would fit."""
 
 import copy
+import ctypes
+import platform
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,6 +16,37 @@ from helpers.processes import Processes
 
 # In a RuntimeError: torch's on a CPU, cuBLAS's and cuDNN's, and CUDA's own.
 SIGNS = ("DefaultCPUAllocator", "STATUS_ALLOC_FAILED", "CUDA error: out of memory")
+TRIM_THRESHOLD, MMAP_MAX = (
+    -1,
+    -4,
+)  # names of glibc's malloc.h, with values of mallopt(3)
+KEEPING, DEFAULT = (-1, 0), (128 * 1024, 65536)
+
+
+@contextmanager
+def keeping_freed_memory(device: torch.device) -> Iterator[None]:
+    """On a CPU, let each step use the memory that the one before it has freed.
+
+    glibc asks the kernel anew for each tensor of some MB, and the kernel clears its pages
+    anew: 350,000 page faults a step of 512 images, a quarter of the time where bfloat16 is
+    fast. Afterwards its defaults hold, and what is free goes back. Other C libraries stay
+    as they are.
+    """
+    if device.type != "cpu" or platform.libc_ver()[0] != "glibc":
+        yield
+        return
+    libc = ctypes.CDLL(None)
+
+    def setting(trim_threshold: int, mmap_max: int) -> None:
+        libc.mallopt(TRIM_THRESHOLD, trim_threshold)
+        libc.mallopt(MMAP_MAX, mmap_max)
+
+    setting(*KEEPING)
+    try:
+        yield
+    finally:
+        setting(*DEFAULT)
+        libc.malloc_trim(0)
 
 
 @contextmanager

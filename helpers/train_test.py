@@ -29,7 +29,7 @@ from helpers.checkpoint import (
 )
 from helpers.history import Epoch, History, Metrics
 from helpers.lr_range import LRRangeTest, run_range_test
-from helpers.memory import explaining_memory
+from helpers.memory import explaining_memory, keeping_freed_memory
 from helpers.preflight import require_fitting, require_shared
 from helpers.processes import Processes, connected
 from helpers.recipe import PROFILES, RECIPES, Recipe
@@ -155,7 +155,11 @@ def lr_range_test(
     dtype = choose_dtype(recipe.precision, device)
     processes, found = Processes.of(loader), None
     if processes.first:
-        with whole_batches(loader), explaining_memory(model, loader, dtype, device):
+        with (
+            whole_batches(loader),
+            explaining_memory(model, loader, dtype, device),
+            keeping_freed_memory(device),
+        ):
             found = run_range_test(
                 model,
                 loader,
@@ -596,7 +600,10 @@ def fit(
 
     try:
         for epoch in range(len(history.epochs) + 1, recipe.epochs + 1):
-            with explaining_memory(model, train, training.dtype, device):
+            with (
+                explaining_memory(model, train, training.dtype, device),
+                keeping_freed_memory(device),
+            ):
                 row = training.run_epoch(train, test)
             if processes.first:
                 # An epoch that is shown is kept.

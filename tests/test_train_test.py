@@ -6,9 +6,12 @@ import hashlib
 import json
 import math
 import os
+import platform
 import random
 import re
+import statistics
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -527,6 +530,33 @@ def test_without_max_lr_the_range_test_finds_it_and_leaves_the_training_as_it_is
     assert 1e-5 < searched.max_lr < 1
     assert untimed(searched) == untimed(given)
     assert_same_state(state_of(free), state_of(fixed))
+
+
+def pages_in_memory():
+    return int(Path("/proc/self/statm").read_text().split()[1])
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="asks glibc")
+@pytest.mark.parametrize("max_lr", [0.01, None])
+def test_step_on_a_cpu_finds_the_memory_that_the_one_before_it_freed(max_lr):
+    import resource  # Windows has none
+
+    class Hungry(list):
+        def __iter__(self):
+            for batch in super().__iter__():
+                for _ in range(10):  # glibc settles after some
+                    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+                    torch.ones(2**24)  # 16,384 pages
+                    after = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+                faults.append(after - before)
+                kept.append(pages_in_memory())
+                yield batch
+
+    faults, kept = [], []
+    short = recipe(max_lr=max_lr, lr_test_steps=10, lr_test_seeds=1)
+    fit(network(), (Hungry(batches(16, 16, 16)), batches(16)), short)
+    assert statistics.median(faults) < 1_000
+    assert pages_in_memory() < kept[-1] - 12_000, "it isn't given back at last"
 
 
 # --- metrics ---------------------------------------------------------------------------
