@@ -53,7 +53,9 @@ def main(arguments: list[str] | None = None) -> None:
     for folder in (records, images):
         folder.mkdir(parents=True, exist_ok=True)
     record = described(setup)  # before it begins: the checkout may move on meanwhile
-    path = records / f"bench-{setup.device.type}.json"
+    # Each kind of machine has its own: a CPU with bfloat16 instructions, say.
+    kind = f"{setup.device.type}-{record['hardware']['precision']}"
+    path = records / f"bench-{kind}.json"
     begun, before = time.perf_counter(), kept_from(path, record, options.only)
     rows, spent = before["rows"], before["seconds"]
     failed = []
@@ -80,7 +82,7 @@ def main(arguments: list[str] | None = None) -> None:
     if find(rows, epoch.GROUP, "data"):
         drawn["bench-second"] = figures.plot_second
     for name, plot in drawn.items():
-        plot(record).savefig(images / f"{name}-{setup.device.type}.png", dpi=100)
+        plot(record).savefig(images / f"{name}-{kind}.png", dpi=100)
     if failed:
         raise SystemExit(f"not measured, for the reasons above: {', '.join(failed)}")
 

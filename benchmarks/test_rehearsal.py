@@ -31,16 +31,18 @@ def rehearsal(tmp_path_factory):
 
 def test_the_rehearsal_leaves_record_and_figures(rehearsal):
     folder, said = rehearsal
-    record = json.loads((folder / "bench-cpu.json").read_text())
+    (path,) = folder.glob("bench-cpu-*.json")
+    record = json.loads(path.read_text())
     assert record["setup"]["smoke"] and record["hardware"]["threads"] == 1
     assert {"commit", "versions", "hardware", "rows", "targets"} <= set(record)
-    for name in ("bench-cpu.png", "bench-second-cpu.png"):
-        assert (folder / name).read_bytes().startswith(b"\x89PNG")
+    for figure in (path.stem, path.stem.replace("cpu", "second-cpu")):
+        assert (folder / f"{figure}.png").read_bytes().startswith(b"\x89PNG")
     assert "REHEARSAL" in said and "TARGETS" in said
 
 
 def test_on_a_cpu_all_is_measured_but_what_needs_a_gpu_or_minutes(rehearsal):
-    rows = figures.rows_of(json.loads((rehearsal[0] / "bench-cpu.json").read_text()))
+    (path,) = rehearsal[0].glob("bench-cpu-*.json")
+    rows = figures.rows_of(json.loads(path.read_text()))
     missing = {row.note for row in rows if not row.values}
     assert missing == {
         "needs a CUDA device",
