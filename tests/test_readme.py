@@ -45,6 +45,14 @@ def test_beside_the_reports_figure_stands_the_longest_run_by_its_recipe():
     assert readme.longest(records)["recipe_name"] == "reported"
 
 
+def test_what_a_record_tells_is_no_longer_missing():
+    record = utils.read_records(readme.RESULTS, readme.RUNS)[0]
+    cpu = {**record, "model": "CustomResNet", "hardware": {"device": "AMD EPYC"}}
+    gpu = {**record, "model": "ResNet18", "hardware": {"device": "NVIDIA T4"}}
+    before, after = readme.unmeasured([cpu]), readme.unmeasured([cpu, gpu, gpu])
+    assert set(before) - set(after) == {"a GPU", "several seeds", "ResNet18"}
+
+
 def test_the_example_runs(text, capsys, tmp_path):
     example, _ = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
     path = tmp_path / "example.py"
