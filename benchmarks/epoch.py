@@ -76,7 +76,7 @@ def measure(setup: Setup) -> list[Row]:
     dtype = train_test.choose_dtype("auto", device)
     scaler = torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
     options = {"device": device, "dtype": dtype, "scaler": scaler}
-    first = [next(iter(loaders.train))]
+    first = [next(iter(loaders.train))] * 4  # until memory is settled
     clock = Clock(device)
     with keeping_freed_memory(device):  # as in fit
         train_test.train_one_epoch(model, first, optimizer, **options)  # warm-up
