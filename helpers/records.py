@@ -198,7 +198,7 @@ def spread(values: Sequence[float | None]) -> str:
 def against_page(
     runs: Sequence[dict[str, Any]], records: Sequence[dict[str, Any]]
 ) -> str:
-    """How much better than Page's recipe: points, with the standard error over seeds."""
+    """How much better than Page's recipe: points, and their standard error over seeds."""
 
     def same(record: dict[str, Any]) -> tuple:
         # Not model and recipe, the first two, nor the last, the recipe's fields.
@@ -214,8 +214,10 @@ def against_page(
         for run in runs
         if same(run) in page
     ]
-    if len(gains) < 2:
+    if not gains:
         return NOT_MEASURED
+    if len(gains) == 1:
+        return f"{gains[0]:+.2f}, one pair"
     error = statistics.stdev(gains) / len(gains) ** 0.5
     return f"{statistics.fmean(gains):+.2f} ± {error:.2f}"
 
