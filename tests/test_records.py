@@ -178,6 +178,7 @@ def test_recipe_is_compared_with_pages_on_the_same_images_and_seeds():
     assert kept.against_page(ours, page + ours) == "+1.00 ± 0.00"
     assert kept.against_page(ours, ours) == "not measured"
     assert kept.against_page(ours[:1], page + ours) == "+1.00, one pair"
+    assert kept.against_page(page, page + ours) == "0"
     page = [{**run, "recipe": {**run["recipe"], "optimizer": "sgd"}} for run in page]
     assert kept.against_page(ours, page + ours) == "+1.00 ± 0.00"
     ours[0]["last_epoch_accuracy"] = 0.93
