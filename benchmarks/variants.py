@@ -57,7 +57,7 @@ def measure(setup: Setup) -> list[Row]:
             missing += [Row(group=GROUP, name=COMPILED, unit="images/s", note=why)]
         values = interleaved(
             {
-                name: within_fit(work, contender(work, batches, setup), setup)
+                name: within_fit(contender(work, batches, setup), setup)
                 for name, work in works.items()
             },
             setup.repeats,

@@ -16,10 +16,8 @@ from helpers.processes import Processes
 
 # In a RuntimeError: torch's on a CPU, cuBLAS's and cuDNN's, and CUDA's own.
 SIGNS = ("DefaultCPUAllocator", "STATUS_ALLOC_FAILED", "CUDA error: out of memory")
-TRIM_THRESHOLD, MMAP_MAX = (
-    -1,
-    -4,
-)  # names of glibc's malloc.h, with values of mallopt(3)
+# glibc's malloc.h: numbers of two settings, and their values; see mallopt(3).
+TRIM_THRESHOLD, MMAP_MAX = -1, -4
 KEEPING, DEFAULT = (-1, 0), (128 * 1024, 65536)
 
 
