@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import epoch, figures
+from benchmarks import epoch, figures, variants
 
 PROJECT = Path(__file__).resolve().parent.parent
 
@@ -44,6 +44,7 @@ def test_on_a_cpu_all_is_measured_but_what_needs_a_gpu_or_minutes(rehearsal):
     (path,) = rehearsal[0].glob("bench-cpu-*.json")
     rows = figures.rows_of(json.loads(path.read_text()))
     missing = {row.note for row in rows if not row.values}
+    missing.discard(variants.NEVER)  # an answer, which is up to chance in a rehearsal
     assert missing == {
         "needs a CUDA device",
         "takes longer than a rehearsal",

@@ -20,6 +20,7 @@ COMPILED = "ours, torch.compile"
 PRICE = "compiling for one size of batch, in the first step"  # fit has four
 SKIPS = "compiled without CUDA graphs"
 PAYS = "epochs of 50,000 images until compiling has paid back"
+NEVER = "never: no faster"
 EPOCH = 50_000  # images of CIFAR-10's training set
 
 
@@ -88,5 +89,5 @@ def pays(rows: list[Row], price: float) -> Row:
     found = {row.name: row for row in rows}
     faster = versus(rows, found[COMPILED])
     saved = EPOCH / median(found[OURS]) * (1 - 1 / faster)
-    when = {"values": [price / saved]} if saved > 0 else {"note": "never: no faster"}
+    when = {"values": [price / saved]} if saved > 0 else {"note": NEVER}
     return Row(group=GROUP, name=PAYS, unit="epochs", **when)
