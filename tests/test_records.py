@@ -98,6 +98,7 @@ def leave_one(folder, name, seed, accuracy):
 
 
 def leave(folder, name, accuracies):
+    folder.mkdir(exist_ok=True)
     for seed, accuracy in enumerate(accuracies):
         leave_one(folder, f"sweep-{name}-seed{seed}", seed, accuracy)
 
@@ -120,6 +121,19 @@ def test_ingredient_is_kept_if_it_gains_two_standard_errors_over_five_seeds(
     assert records.chosen(tmp_path) == ({"label_smoothing": 0.1} if kept else {})
     finals = {run.name: run.options for run in records.finals(records.chosen(tmp_path))}
     assert ("--label-smoothing=0.1" in finals["run-ours-CustomResNet-seed0"]) == kept
+
+
+def test_ingredients_tried_together_are_ours_until_they_are_tried_alone(tmp_path):
+    short = tmp_path / "together"
+    leave(short, "base", [0.80, 0.81, 0.80, 0.81, 0.80])
+    leave(short, "together", [0.81, 0.82, 0.82, 0.82, 0.81])
+    assert records.chosen(tmp_path) == records.TOGETHER
+    leave(tmp_path, "base", [0.90, 0.91, 0.90, 0.91, 0.90])
+    leave(tmp_path, "averaging", [0.91, 0.92, 0.92, 0.92, 0.91])
+    assert records.chosen(tmp_path) == records.INGREDIENTS["averaging"]
+    finals = {run.name: run.options for run in records.finals(records.chosen(tmp_path))}
+    ours = finals["run-ours-CustomResNet-seed0"]
+    assert {"--average-epochs=3", "--weight-decay=0"} < set(ours)
 
 
 def test_ingredient_without_records_is_not_kept(tmp_path):

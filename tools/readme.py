@@ -28,6 +28,7 @@ README = PROJECT / "README.md"
 RESULTS = PROJECT / "results"
 RUNS = "run-*.json"  # on the test set, of those in RESULTS
 SHORT = RESULTS / "short"  # learning rates, tried at the length that a CPU allows
+TOGETHER = RESULTS / "together"  # several ingredients at once, tried as short
 LOG = RESULTS / "LOG.md"
 IMAGES = PROJECT / "Images"
 NOTEBOOK_FIGURES = {
@@ -62,20 +63,22 @@ def by_class(records: list[dict[str, Any]]) -> str:
     )
 
 
-def ingredients(folder: Path = RESULTS) -> str:
-    """What each ingredient gained on images held out, and whether it was kept."""
+def ingredients(
+    folder: Path = RESULTS, tried: dict[str, dict[str, Any]] = sweeps.INGREDIENTS
+) -> str:
+    """What each that was tried gained on images held out, and whether it was kept."""
     base = list(sweeps.accuracies(folder, "sweep-base").values())
     lines = []
-    for name, fields in sweeps.INGREDIENTS.items():
+    for name, fields in tried.items():
         gain = sweeps.gain(folder, name)
-        tried = ", ".join(f"`{field}={value}`" for field, value in fields.items())
+        changes = ", ".join(f"`{field}={value}`" for field, value in fields.items())
         if not gain.n:
-            lines.append((name, tried, 0, *[NOT_MEASURED] * 3, "not tried"))
+            lines.append((name, changes, 0, *[NOT_MEASURED] * 3, "not tried"))
             continue
         found = list(sweeps.accuracies(folder, f"sweep-{name}").values())
         points = f"{100 * gain.mean:+.2f} ± {100 * gain.error:.2f}"
         kept = "kept" if gain.kept else "not kept"
-        lines.append((name, tried, gain.n, spread(base), spread(found), points, kept))
+        lines.append((name, changes, gain.n, spread(base), spread(found), points, kept))
     head = "ingredient | fields | paired seeds | without | with | gain in points ± its standard error | decision"
     return markdown(head, ":-- :-- --: --: --: --: :--", lines)
 
@@ -140,21 +143,32 @@ def claims(records: list[dict[str, Any]]) -> str:
         ),
         (
             "the LR finder's learning rates: not given",
-            f"{record['max_lr']:.1e} in the longest run above",
+            f"{record['max_lr']:.1e} in that run of {record['recipe']['epochs']} epochs",
         ),
     ]
     return markdown("the report says | here", ":-- :--", lines)
 
 
 def headline(records: list[dict[str, Any]]) -> str:
-    """What the longest run came to, and what is missing."""
-    record = longest(records)
-    epochs, data = record["recipe"]["epochs"], record["data"]
+    """What the longest runs came to, recipe by recipe, and what is missing."""
+    data, epochs = longest(records)["data"], longest(records)["recipe"]["epochs"]
+    alike = [
+        record
+        for record in records
+        if record["data"] == data
+        and record["recipe"]["epochs"] == epochs
+        and record["model"] == "CustomResNet"
+    ]
+    found = []
+    for runs in experiments(alike):
+        accuracy = spread([run["last_epoch_accuracy"] for run in runs])
+        seeds = f"{len(runs)} seeds" if len(runs) > 1 else "one seed"
+        found.append(f"`{runs[0]['recipe_name']}` **{accuracy}** ({seeds})")
     missing = unmeasured(records)
     return (
-        f"The longest run on record: **{record['last_epoch_accuracy']:.2%}** of "
-        f"{data['test_images']:,} test images right after the last of {epochs} epochs, one "
-        f"seed. Data: {data['source']}."
+        f"Test accuracy after the last of {epochs} epochs, by recipe (see below): "
+        f"{', '.join(found)}. Data: {data['source']}, {data['train_images']:,} training "
+        f"images, {data['test_images']:,} test images."
         + f" Not measured yet: {', '.join(missing)}."
         * bool(missing)
     )
@@ -171,7 +185,7 @@ def unmeasured(records: list[dict[str, Any]]) -> list[str]:
         "David Page's recipe": any(r["recipe_name"] == "page" for r in whole),
         "ResNet18": any(r["model"] == "ResNet18" for r in whole),
         "other learning rates over 24 epochs": any(RESULTS.glob("lr-*.json")),
-        "ingredients that might help": any(RESULTS.glob("sweep-base-*.json")),
+        "what might help, one by one": any(RESULTS.glob("sweep-base-*.json")),
     }
     return [name for name, found in known.items() if not found]
 
@@ -258,6 +272,7 @@ def render_log(text: str) -> str:
         text,
         {
             "ingredients": ingredients(),
+            "together": ingredients(TOGETHER, {"together": sweeps.TOGETHER}),
             "learning-rates": learning_rates(),
             "learning-rates-short": learning_rates(SHORT),
         },

@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 
 from helpers import __main__ as program
 from helpers import utils
+from helpers.train_test import Recipe
 
 PROJECT = Path(__file__).resolve().parent.parent
 SEEDS = range(5)
@@ -33,6 +34,13 @@ INGREDIENTS: dict[str, dict[str, Any]] = {
     # Averaging needs steps that still move: the rate ends at 1% of its peak.
     "averaging": {"average_epochs": 3, "final_div_factor": 4},
     "no-cutout": {"cutout": 0},
+}
+# The four that others report to help, at once: tried first, as short as a CPU needs it.
+TOGETHER = {
+    field: value
+    for name, changes in INGREDIENTS.items()
+    if name != "no-cutout"
+    for field, value in changes.items()
 }
 # Around what the range test chooses, a factor of about 1.8 apart.
 MAX_LRS = (3e-4, 1e-3, 1.8e-3, 3.2e-3, 5.6e-3, 1e-2, 3e-2)
@@ -76,7 +84,9 @@ def rate_sweep(holdout: int) -> list[Run]:
 
 def finals(chosen: dict[str, Any]) -> list[Run]:
     """On the test set, once: the three recipes and both networks."""
-    ours = ["--recipe=ours", *as_options(chosen)]
+    tried = [field for changes in INGREDIENTS.values() for field in changes]
+    plain = {field: getattr(Recipe(), field) for field in tried}
+    ours = ["--recipe=ours", *as_options(plain | chosen)]
     experiments = {
         "page-CustomResNet": ["--recipe=page"],
         "reported-CustomResNet": ["--recipe=reported"],
@@ -107,6 +117,8 @@ class Gain(NamedTuple):
 
 def accuracies(folder: Path, prefix: str) -> dict[int, float]:
     """Last-epoch accuracy by seed."""
+    if not folder.is_dir():
+        return {}
     records = utils.read_records(folder, f"{prefix}-seed*.json")
     return {record["seed"]: record["last_epoch_accuracy"] for record in records}
 
@@ -126,7 +138,12 @@ def gain(folder: Path, ingredient: str) -> Gain:
 
 
 def chosen(folder: Path) -> dict[str, Any]:
-    """The fields of all ingredients that are kept."""
+    """The fields of all ingredients that are kept.
+
+    As long as none was tried alone, those of TOGETHER, if together they are.
+    """
+    if not base_runs(folder):
+        return TOGETHER if gain(folder / "together", "together").kept else {}
     fields: dict[str, Any] = {}
     for name, changes in INGREDIENTS.items():
         if gain(folder, name).kept:
