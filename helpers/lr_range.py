@@ -58,7 +58,7 @@ def run_range_test(
     steps: int,
     seeds: int,
 ) -> LRRangeTest:
-    """Range tests of `steps` steps, each on the batches of another epoch.
+    """Range tests of `steps` steps, each beginning with another epoch.
 
     make_optimizer: from a model and its first learning rate. Works on copies, so that
     the model is as before, and so are the random generators and the loader's epoch.

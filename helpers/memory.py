@@ -16,9 +16,12 @@ from helpers.processes import Processes
 
 # In a RuntimeError: torch's on a CPU, cuBLAS's and cuDNN's, and CUDA's own.
 SIGNS = ("DefaultCPUAllocator", "STATUS_ALLOC_FAILED", "CUDA error: out of memory")
-# glibc's malloc.h: numbers of two settings, and their values; see mallopt(3).
-TRIM_THRESHOLD, MMAP_MAX = -1, -4
-KEEPING, DEFAULT = (-1, 0), (128 * 1024, 65536)
+# glibc's malloc.h: numbers of three settings; see mallopt(3).
+TRIM_THRESHOLD, MMAP_THRESHOLD, MMAP_MAX = -1, -3, -4
+KEEPING = {TRIM_THRESHOLD: -1, MMAP_MAX: 0}
+# Untouched, glibc raises its thresholds up to these where large blocks are freed; once one
+# was set, it doesn't any more.
+RAISED = {TRIM_THRESHOLD: 64 << 20, MMAP_THRESHOLD: 32 << 20, MMAP_MAX: 65536}
 
 
 @contextmanager
@@ -27,23 +30,23 @@ def keeping_freed_memory(device: torch.device) -> Iterator[None]:
 
     glibc asks the kernel anew for each tensor of some MB, and the kernel clears its pages
     anew: 350,000 page faults a step of 512 images, a quarter of the time where bfloat16 is
-    fast. Afterwards its defaults hold, and what is free goes back. Other C libraries stay
-    as they are.
+    fast. Afterwards its thresholds are where they come to by themselves in a process with
+    tensors, and what is free goes back. Other C libraries stay as they are.
     """
     if device.type != "cpu" or platform.libc_ver()[0] != "glibc":
         yield
         return
     libc = ctypes.CDLL(None)
 
-    def setting(trim_threshold: int, mmap_max: int) -> None:
-        libc.mallopt(TRIM_THRESHOLD, trim_threshold)
-        libc.mallopt(MMAP_MAX, mmap_max)
+    def set_all(settings: dict[int, int]) -> None:
+        for name, value in settings.items():
+            libc.mallopt(name, value)
 
-    setting(*KEEPING)
+    set_all(KEEPING)
     try:
         yield
     finally:
-        setting(*DEFAULT)
+        set_all(RAISED)
         libc.malloc_trim(0)
 
 

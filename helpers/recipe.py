@@ -75,7 +75,7 @@ class Recipe:
     div_factor: max_lr over the learning rate of the first step.
     final_div_factor: learning rate of the first step over that of the last.
     lr_test_steps: steps of each range test.
-    lr_test_seeds: number of range tests, each on other batches.
+    lr_test_seeds: number of range tests, each beginning with other batches.
     precision: what convolutions and matrix products compute in; auto for the fastest
         that the device has in hardware.
 

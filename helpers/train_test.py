@@ -325,7 +325,7 @@ class Predictions(NamedTuple):
         return Metrics(float(loss), float(correct))
 
 
-@torch.inference_mode()
+@torch.no_grad()  # not inference_mode: its tensors are of no use to a later training
 def predict(
     model: nn.Module,
     loader,
@@ -547,7 +547,7 @@ def fit(
     max_lr the range test finds one. checkpoint: a file that is written after each epoch;
     with resume, training goes on from it if it is there: with the same results as without
     a stop where what the loaders draw depends on `set_epoch` or torch's global generator
-    alone, as with `make_loaders`. The model is left in training mode; `evaluate` and
+    alone, as with `make_loaders`, and on a CPU. The model is left in training mode; `evaluate` and
     `predict` see to that themselves.
 
     Where torch.distributed has connected several processes, each calls this with its
