@@ -31,6 +31,16 @@ from helpers.__main__ import commit, hardware
 
 PROJECT = Path(__file__).resolve().parent.parent
 FORMAT = 1  # of the record
+# What a group may fail in, and the others' rows are still worth having.
+FAILURES = (
+    RuntimeError,
+    OSError,
+    ValueError,
+    MemoryError,
+    ImportError,
+    LookupError,
+    subprocess.SubprocessError,
+)
 # In this order: limits needs steps, whole needs limits; what matters least is last.
 GROUPS = {
     "data": lambda setup, rows: data.measure(setup),
@@ -62,7 +72,7 @@ def main(arguments: list[str] | None = None) -> None:
     for name in (group for group in GROUPS if group in options.only):
         try:
             rows += [replace(row, part=name) for row in GROUPS[name](setup, rows)]
-        except (RuntimeError, OSError, ValueError, subprocess.SubprocessError):
+        except FAILURES:
             traceback.print_exc()
             failed.append(name)
         print(f"{name}: done after {time.perf_counter() - begun:.0f} s", flush=True)
@@ -93,7 +103,8 @@ def kept_from(path: Path, record: dict[str, Any], anew: list[str]) -> dict[str, 
     if set(anew) == set(GROUPS) or not path.exists():
         return nothing
     earlier = json.loads(path.read_text())
-    if any(earlier.get(name) != value for name, value in record.items()):
+    changed = record["commit"].endswith("-dirty")  # who knows to what
+    if changed or any(earlier.get(name) != value for name, value in record.items()):
         print(
             f"{path} is of other code or another machine: it is replaced, not added to"
         )

@@ -336,13 +336,18 @@ def load_once(root: str) -> tuple[dataset.ImageSet, dataset.ImageSet]:
 
 def commit() -> str:
     """The commit of this code: git's, with -dirty for changed files, else S10_COMMIT's."""
-    here = Path(__file__).parent
-    command = ["git", "-C", str(here), "describe", "--always", "--abbrev=40", "--dirty"]
+
+    def git(*arguments: str) -> str:
+        command = ["git", "-C", str(Path(__file__).parent), *arguments]
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
+        return done.stdout.strip()
+
     try:
-        found = subprocess.run(command, capture_output=True, text=True, check=True)
+        git("ls-files", "--error-unmatch", Path(__file__).name)  # not around it: of it
+        # A tag's name would hide the commit.
+        return git("describe", "--always", "--exclude=*", "--abbrev=40", "--dirty")
     except (OSError, subprocess.CalledProcessError):  # no git, or no checkout
         return os.environ.get("S10_COMMIT", "unknown")
-    return found.stdout.strip()
 
 
 def hardware(device: torch.device, precision: str) -> dict[str, Any]:

@@ -96,7 +96,7 @@ def results_markdown(records: Sequence[dict[str, Any]]) -> str:
             spread([run[name] for run in runs])
             for name in ("last_epoch_accuracy", "flip_tta_accuracy", "maximum_accuracy")
         )
-        commits = sorted({f"`{run['commit'][:7]}`" for run in runs})
+        commits = sorted({f"`{short(run['commit'])}`" for run in runs})
         rates = sorted({f"{run['max_lr']:.1e}" for run in runs}, key=float)
         lines.append(
             (
@@ -175,7 +175,15 @@ def identity(record: dict[str, Any]) -> tuple:
         data["test_images"],
         data["evaluated_on"],
         record["hardware"]["device"],
-        json.dumps(record["recipe"], sort_keys=True),
+        json.dumps(
+            [
+                record["recipe"],
+                record.get("augment_on"),
+                record["hardware"].get("precision"),
+                record["hardware"].get("processes"),
+            ],
+            sort_keys=True,
+        ),
     )
 
 
@@ -185,6 +193,11 @@ def experiments(records: Sequence[dict[str, Any]]) -> list[list[dict[str, Any]]]
         list(runs)
         for _, runs in itertools.groupby(sorted(records, key=identity), key=identity)
     ]
+
+
+def short(commit: str) -> str:
+    """Seven digits, as git has them, and whether the code was changed."""
+    return commit[:7] + "-dirty" * commit.endswith("-dirty")
 
 
 def spread(values: Sequence[float | None]) -> str:
@@ -204,7 +217,7 @@ def against_page(
         return "0"
 
     def same(record: dict[str, Any]) -> tuple:
-        # Not model and recipe, the first two, nor the last, the recipe's fields.
+        # Not model and recipe, the first two, nor the last, how it was trained.
         return *identity(record)[2:-1], record["seed"]
 
     page = {

@@ -91,6 +91,11 @@ def test_groups_measured_before_stay_beside_those_measured_anew(tmp_path, capsys
     assert bench.kept_from(path, other, ["steps"])["rows"] == []
     assert "is replaced, not added to" in capsys.readouterr().out
     assert bench.kept_from(path, record, list(bench.GROUPS))["rows"] == []
+    changed = {**record, "commit": "a-dirty", "rows": rows, "seconds": 5.0}
+    path.write_text(json.dumps(changed))  # it may have been changed otherwise since
+    assert (
+        bench.kept_from(path, {**record, "commit": "a-dirty"}, ["steps"])["rows"] == []
+    )
 
 
 def test_flops_of_an_image():

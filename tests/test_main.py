@@ -663,9 +663,22 @@ def test_commit_is_gits_and_tells_of_changed_files(elsewhere, monkeypatch):
     git("commit", "--quiet", "--no-verify", "--no-gpg-sign", "-m", "first")
     monkeypatch.setenv("S10_COMMIT", "not asked for")
     head = git("rev-parse", "HEAD")
+    git("tag", "-a", "v1", "-m", "a tag's name doesn't hide it")
     assert program.commit() == head
     (elsewhere / "__main__.py").write_text("changed")
     assert program.commit() == f"{head}-dirty"
+    # Installed below somebody's own project, it isn't of that one's commits.
+    git("rm", "--quiet", "--cached", "-r", "helpers")
+    git(
+        "commit",
+        "--quiet",
+        "--no-verify",
+        "--no-gpg-sign",
+        "-m",
+        "second",
+        "--allow-empty",
+    )
+    assert program.commit() == "not asked for"
 
 
 def test_record_names_the_code_that_the_run_started_from(tmp_path, monkeypatch):

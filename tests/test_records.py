@@ -117,6 +117,8 @@ def test_ingredient_is_kept_if_it_gains_two_standard_errors_over_five_seeds(
 ):
     leave(tmp_path, "base", [0.90, 0.91, 0.90, 0.91, 0.90])
     leave(tmp_path, "label-smoothing", tried)
+    for other in records.INGREDIENTS.keys() - {"label-smoothing"}:
+        leave(tmp_path, other, [0.90, 0.91, 0.90, 0.91, 0.90])
     assert records.gain(tmp_path, "label-smoothing").kept == kept
     assert records.chosen(tmp_path) == ({"label_smoothing": 0.1} if kept else {})
     finals = {run.name: run.options for run in records.finals(records.chosen(tmp_path))}
@@ -129,7 +131,10 @@ def test_ingredients_tried_together_are_ours_until_they_are_tried_alone(tmp_path
     leave(short, "together", [0.81, 0.82, 0.82, 0.82, 0.81])
     assert records.chosen(tmp_path) == records.TOGETHER
     leave(tmp_path, "base", [0.90, 0.91, 0.90, 0.91, 0.90])
-    leave(tmp_path, "averaging", [0.91, 0.92, 0.92, 0.92, 0.91])
+    for name in records.INGREDIENTS:
+        assert records.chosen(tmp_path) == records.TOGETHER
+        better = 0.01 if name == "averaging" else 0
+        leave(tmp_path, name, [x + better for x in (0.90, 0.91, 0.90, 0.91, 0.90)])
     assert records.chosen(tmp_path) == records.INGREDIENTS["averaging"]
     finals = {run.name: run.options for run in records.finals(records.chosen(tmp_path))}
     ours = finals["run-ours-CustomResNet-seed0"]
@@ -207,10 +212,16 @@ def test_runs_that_differ_in_anything_but_the_seed_are_rows_of_their_own():
     run, again = made("assignment", 0, 0.90), made("assignment", 1, 0.92)
     bare = {**run, "recipe": {**run["recipe"], "cutout": 0}}
     held = {**run, "data": {**run["data"], "evaluated_on": "held-out training images"}}
-    rows = utils.results_markdown([run, held, bare, again]).splitlines()[2:]
-    assert len(rows) == 3
+    shared = {**run, "hardware": {**run["hardware"], "processes": 2}}
+    rows = utils.results_markdown([run, held, bare, shared, again]).splitlines()[2:]
+    assert len(rows) == 4
     assert sum("91.00% ± 1.41" in row for row in rows) == 1
     assert sum("→ 10,000 held-out training images |" in row for row in rows) == 1
+
+
+def test_changed_code_is_not_shown_as_its_commit():
+    run = {**made("assignment", 0, 0.90), "commit": "0123456789-dirty"}
+    assert "`0123456-dirty`" in utils.results_markdown([run])
 
 
 def test_record_is_written_into_a_new_folder_and_read_back(tmp_path):

@@ -19,6 +19,7 @@ from helpers.records import (
     flat_top,
     identity,
     markdown,
+    short,
     spread,
 )
 from tools import records as sweeps
@@ -223,7 +224,7 @@ def speed_of(record: dict[str, Any]) -> str:
     hardware = record["hardware"]
     about = (
         f"{hardware['device']}, {hardware['threads']} threads, {hardware['precision']}, "
-        f"commit `{record['commit'][:7]}`"
+        f"commit `{short(record['commit'])}`"
     )
     return markdown(f"{about} | found | target | verdict", ":-- --: --: :--", lines)
 

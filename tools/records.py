@@ -140,9 +140,9 @@ def gain(folder: Path, ingredient: str) -> Gain:
 def chosen(folder: Path) -> dict[str, Any]:
     """The fields of all ingredients that are kept.
 
-    As long as none was tried alone, those of TOGETHER, if together they are.
+    Until each was tried alone as often as it takes, those of TOGETHER, if together they are.
     """
-    if not base_runs(folder):
+    if any(gain(folder, name).n < len(SEEDS) for name in INGREDIENTS):
         return TOGETHER if gain(folder / "together", "together").kept else {}
     fields: dict[str, Any] = {}
     for name, changes in INGREDIENTS.items():
@@ -211,7 +211,10 @@ def main(arguments: list[str] | None = None) -> None:
             failed.append(run.name)
         longest = max(longest, time.monotonic() - start)
     if failed:
-        raise SystemExit(f"no record of {', '.join(failed)}: the reasons are above")
+        raise SystemExit(
+            f"no record of {', '.join(failed)}: the reasons are above, and what is trained "
+            "on all images waits for all of the sweep"
+        )
     print(f"all records are in {options.out}")
 
 
