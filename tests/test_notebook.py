@@ -8,10 +8,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import nbformat
 import pytest
 
 from helpers import __main__ as program
 from helpers import train_test
+from tools import run_notebook
 
 PROJECT = Path(__file__).parent.parent
 NOTEBOOK = PROJECT / "S10.ipynb"
@@ -171,3 +173,18 @@ def test_with_weights_it_goes_to_the_mistakes_without_training(
     right = (names["answers"] == names["predictions"].labels).float().mean().item()
     assert right == pytest.approx(record["weights"]["accuracy"])
     assert len(names["plan"]) == 4  # steps of the record's run
+
+
+def test_make_run_leaves_what_there_is_where_the_kernel_dies(
+    tmp_path, monkeypatch, capsys
+):
+    notebook = nbformat.v4.new_notebook()
+    sources = ("print('so far')", "import os; os._exit(1)")
+    notebook.cells = [nbformat.v4.new_code_cell(source) for source in sources]
+    nbformat.write(notebook, tmp_path / "S10.ipynb")
+    monkeypatch.chdir(tmp_path)  # where the kernel's sockets go
+    monkeypatch.setattr(run_notebook, "PROJECT", tmp_path)
+    monkeypatch.setattr(run_notebook, "BUILD", tmp_path / "build")
+    assert run_notebook.main() == 1
+    assert "so far" in (tmp_path / "build" / "S10.html").read_text(encoding="utf-8")
+    assert "The kernel died" in capsys.readouterr().err

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import nbformat
 from nbclient import NotebookClient
-from nbclient.exceptions import CellExecutionError
+from nbclient.exceptions import CellExecutionError, DeadKernelError
 from nbconvert import HTMLExporter
 from traitlets.config import Config
 
@@ -54,21 +54,22 @@ def main() -> int:
         config=Config(KernelManager={"transport": transport}),
         on_cell_start=functools.partial(print_heading, time.perf_counter()),
     )
-    failure = None
+    failure = ""
     try:
         client.execute()
     except CellExecutionError as error:
-        failure = error
+        failure = f"{error.ename}: {error.evalue}"
+    except DeadKernelError:
+        failure = (
+            "The kernel died: where memory ran out, close what else takes much of it"
+        )
     BUILD.mkdir(exist_ok=True)
     nbformat.write(notebook, BUILD / "S10.ipynb")
     page, _ = HTMLExporter().from_notebook_node(notebook)
     (BUILD / "S10.html").write_text(page, encoding="utf-8")
     where = f"{os.path.relpath(BUILD / 'S10.html')} and {os.path.relpath(BUILD / 'S10.ipynb')}"
     if failure:
-        print(
-            f"\n{failure.ename}: {failure.evalue}\nUp to there: {where}",
-            file=sys.stderr,
-        )
+        print(f"\n{failure}\nUp to there: {where}", file=sys.stderr)
         return 1
     print(f"\n{client.last_line}\nSee {where}.")
     return 0
