@@ -176,6 +176,10 @@ def main(contender: str, source: str, batch_size: int, steps: int) -> None:
     loader = data.builders(batch_size)[contender](train)
     batches = islice(loader, max(steps, 1))
     first = next(batches)
+    if first[0].is_cuda:
+        import torch
+
+        torch.cuda.synchronize()
     found = {"first_batch": time.time(), "loading": after - before}
     if steps:  # its imports are no part of the time above
         import torch

@@ -93,7 +93,9 @@ def main(batch_size: int, steps: int) -> None:
         model = models.CustomResNet().to(device, memory_format=torch.channels_last)
         model = processes.wrap(model, device)
         optimizer = train_test.make_optimizer(model, lr=1e-4)
-        options = {"device": device, "dtype": train_test.choose_dtype("auto", device)}
+        dtype = train_test.choose_dtype("auto", device)
+        scaler = torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
+        options = {"device": device, "dtype": dtype, "scaler": scaler}
         with keeping_freed_memory(device):  # as in fit
             train_test.train_one_epoch(model, warm_up, optimizer, **options)
             took = seconds(
