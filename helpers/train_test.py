@@ -91,9 +91,14 @@ def make_optimizer(
     """
     decay, parameters = recipe.weight_decay, list(model.parameters())
     if recipe.optimizer == "sgd":
-        return SGD(
+        sgd = SGD(
             parameters, lr, momentum=0.9, nesterov=True, weight_decay=decay, fused=True
         )
+        # Where float16 overflows in the first step, that is skipped, and the fused kernel
+        # would go on from momenta that nobody has set (torch 2.15).
+        for parameter in parameters:
+            sgd.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+        return sgd
     # Biases and BatchNorm's parameters are vectors. To shrink them only costs.
     weights = {"params": [p for p in parameters if p.ndim > 1], "weight_decay": decay}
     vectors = {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0}

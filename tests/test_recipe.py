@@ -1,5 +1,6 @@
 """The recipes: what their optimizers, averages and scales do, and where Page's is from."""
 
+import copy
 import dataclasses
 import itertools
 import math
@@ -257,3 +258,28 @@ def test_any_cycle_rises_to_its_peak_once_and_falls_to_its_end(
     assert all(b <= a * slack for a, b in itertools.pairwise(falling))
     assert plan[0] == pytest.approx(max_lr / div)
     assert plan[-1] == pytest.approx(max_lr / div / final, rel=1e-3, abs=1e-9 * max_lr)
+
+
+@pytest.fixture
+def unset_memory_is_nan():
+    torch.use_deterministic_algorithms(True)
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+@pytest.mark.usefixtures("unset_memory_is_nan")
+@pytest.mark.parametrize("optimizer", ["adam", "sgd"])
+def test_first_step_that_overflows_in_float16_leaves_no_trace(optimizer):
+    model = network()
+    spared = copy.deepcopy(model)
+    for one, factors in ((model, (math.inf, 1)), (spared, (1,))):
+        taken = train_test.make_optimizer(one, tiny(optimizer=optimizer), lr=0.01)
+        scaler = torch.amp.GradScaler("cpu", init_scale=2.0)
+        for factor in factors:
+            taken.zero_grad()
+            loss = sum(factor * p.square().sum() for p in one.parameters())
+            scaler.scale(loss).backward()
+            scaler.step(taken)
+            scaler.update()
+    for found, wanted in zip(model.parameters(), spared.parameters(), strict=True):
+        assert torch.equal(found, wanted)
