@@ -14,8 +14,14 @@ from torch.optim import Adam
 
 from helpers.processes import Processes
 
-# In a RuntimeError: torch's on a CPU, cuBLAS's and cuDNN's, and CUDA's own.
-SIGNS = ("DefaultCPUAllocator", "STATUS_ALLOC_FAILED", "CUDA error: out of memory")
+# In a RuntimeError: torch's on a CPU, cuBLAS's and cuDNN's, CUDA's own, and that of a
+# convolution which has memory for its output and none to work in.
+SIGNS = (
+    "DefaultCPUAllocator",
+    "STATUS_ALLOC_FAILED",
+    "CUDA error: out of memory",
+    "unable to find an engine",
+)
 # glibc's malloc.h: numbers of three settings; see mallopt(3).
 TRIM_THRESHOLD, MMAP_THRESHOLD, MMAP_MAX = -1, -3, -4
 KEEPING = {TRIM_THRESHOLD: -1, MMAP_MAX: 0}
