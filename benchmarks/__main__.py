@@ -34,6 +34,8 @@ FORMAT = 1  # of the record
 # What a group may fail in, and the others' rows are still worth having.
 FAILURES = (
     RuntimeError,
+    ArithmeticError,
+    AssertionError,
     OSError,
     ValueError,
     MemoryError,
@@ -164,11 +166,12 @@ def make_setup(options: argparse.Namespace) -> Setup:
         )
     # GPUs have many more steps in a second than CPUs, and less of a warm-up in each.
     quick = {"steps": 30, "repeats": 7} if device.type == "cuda" else {}
+    cores = getattr(os, "sched_getaffinity", lambda _: range(os.cpu_count() or 1))(0)
     return Setup(
         device=device,
         data=options.data,
-        # Other threads' and processes' settings are not ours: all cores, whatever they say.
-        threads=os.cpu_count() or 1,
+        # Other threads' settings are not ours: all cores that this process may use.
+        threads=len(cores),
         rivals=options.rivals,
         **quick,
     )
@@ -178,12 +181,13 @@ def described(setup: Setup) -> dict[str, Any]:
     torch.set_num_threads(setup.threads)
     # Of the data's folder its name alone, as the rest is this machine's.
     size = {**dataclasses.asdict(setup), "data": Path(setup.data).name}
+    del size["rivals"]  # the rows tell
     return {
         "format": FORMAT,
         "commit": commit(),
         "versions": utils.versions(),
         "hardware": hardware(setup.device, "auto"),
-        "setup": {**size, "device": setup.device.type, "rivals": bool(setup.rivals)},
+        "setup": {**size, "device": setup.device.type},
     }
 
 

@@ -5,6 +5,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from benchmarks.fresh import PROJECT
@@ -68,6 +69,9 @@ def measure(setup: Setup) -> list[Row]:
     # Where a test takes milliseconds, its fixed costs must not be scaled up too.
     tested = TEST if device.type == "cuda" else setup.batch_size
     train, test = dataset.synthetic_cifar10(train=count, test=tested)
+    if device.type == "cuda":
+        train = train.take(np.resize(np.arange(count), TRAIN))  # as for the test
+        count = TRAIN
     loaders = dataset.make_loaders(
         train, test, batch_size=setup.batch_size, device=device
     )
