@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 
 from helpers import __main__ as program
 from helpers import utils
-from helpers.train_test import Recipe
+from helpers.train_test import RECIPES, Recipe
 
 PROJECT = Path(__file__).resolve().parent.parent
 SEEDS = range(5)
@@ -84,8 +84,8 @@ def rate_sweep(holdout: int) -> list[Run]:
 
 def finals(chosen: dict[str, Any]) -> list[Run]:
     """On the test set, once: the three recipes and both networks."""
-    tried = [field for changes in INGREDIENTS.values() for field in changes]
-    plain = {field: getattr(Recipe(), field) for field in tried}
+    # What the recipe of that name has today may not have been kept.
+    plain = {field: getattr(Recipe(), field) for field in RECIPES["ours"]}
     ours = ["--recipe=ours", *as_options(plain | chosen)]
     experiments = {
         "page-CustomResNet": ["--recipe=page"],
