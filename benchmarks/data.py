@@ -16,7 +16,7 @@ OURS_PER_IMAGE = 'ours, augment_on="cpu"'
 OURS_BATCHED = 'ours, augment_on="device", on the CPU'
 OURS_ON_GPU = 'ours, augment_on="device", on the GPU'
 CPU = torch.device("cpu")
-EPOCH = 50_000  # images of CIFAR-10's training set
+TRAIN = 50_000  # images of CIFAR-10's training set
 
 
 def builders(batch_size: int) -> dict[str, Callable]:
@@ -43,6 +43,11 @@ def builders(batch_size: int) -> dict[str, Callable]:
     }
 
 
+def whole_epoch(train: dataset.ImageSet) -> dataset.ImageSet:
+    """As many images as an epoch has, over and over the same: drawing them takes longer."""
+    return train.take(np.resize(np.arange(len(train)), TRAIN))
+
+
 def measure(setup: Setup) -> list[Row]:
     train, _ = dataset.synthetic_cifar10(train=setup.images, test=1)
     torch.set_num_threads(1)
@@ -52,8 +57,7 @@ def measure(setup: Setup) -> list[Row]:
     loaders = {name: make(train) for name, make in build.items()}
     if OURS_ON_GPU in build:
         # A whole epoch, which takes milliseconds: its beginning costs as much as batches do.
-        epoch = train.take(np.resize(np.arange(len(train)), EPOCH))
-        loaders[OURS_ON_GPU] = build[OURS_ON_GPU](epoch)
+        loaders[OURS_ON_GPU] = build[OURS_ON_GPU](whole_epoch(train))
 
     def one_pass(loader) -> float:
         sizes = []

@@ -5,11 +5,12 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-import numpy as np
 import torch
 
+from benchmarks.data import TRAIN, whole_epoch
 from benchmarks.fresh import PROJECT
 from benchmarks.rows import Row, Setup, seconds
+from benchmarks.steps import our_options
 from helpers import dataset, models, train_test
 from helpers.memory import keeping_freed_memory
 
@@ -17,7 +18,7 @@ GROUP = "where a second of training goes"
 PARTS = ("data", "forward", "loss and backward", "optimizer", "evaluation")
 SYNCS = "waits for the GPU between first and last step"
 NO_WAITS = "the trace has none at all, so it doesn't tell"
-TRAIN, TEST = 50_000, 10_000  # images of CIFAR-10, which the shares are of
+TEST = 10_000  # images of CIFAR-10's; the shares are of an epoch of TRAIN and these
 
 
 class Clock:
@@ -70,16 +71,13 @@ def measure(setup: Setup) -> list[Row]:
     tested = TEST if device.type == "cuda" else setup.batch_size
     train, test = dataset.synthetic_cifar10(train=count, test=tested)
     if device.type == "cuda":
-        train = train.take(np.resize(np.arange(count), TRAIN))  # as for the test
-        count = TRAIN
+        train, count = whole_epoch(train), TRAIN  # as for the test
     loaders = dataset.make_loaders(
         train, test, batch_size=setup.batch_size, device=device
     )
     model = models.CustomResNet().to(device, memory_format=torch.channels_last)
     optimizer = train_test.make_optimizer(model, lr=1e-4)
-    dtype = train_test.choose_dtype("auto", device)
-    scaler = torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
-    options = {"device": device, "dtype": dtype, "scaler": scaler}
+    options = our_options(device)
     first = [next(iter(loaders.train))] * 4  # until memory is settled
     clock = Clock(device)
     with keeping_freed_memory(device):  # as in fit

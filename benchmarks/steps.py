@@ -5,6 +5,7 @@ import io
 import math
 import warnings
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -87,6 +88,13 @@ def students_epoch(model: nn.Module, batches: Batches, device: torch.device):
     )
 
 
+def our_options(device: torch.device) -> dict[str, Any]:
+    """What fit gives train_one_epoch on this device, anew."""
+    dtype = train_test.choose_dtype("auto", device)
+    scaler = torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
+    return {"device": device, "dtype": dtype, "scaler": scaler}
+
+
 def our_epoch(model: nn.Module, batches: Batches, device: torch.device):
     model.to(device, memory_format=torch.channels_last)
     recipe = train_test.PROFILES["full"]
@@ -94,16 +102,9 @@ def our_epoch(model: nn.Module, batches: Batches, device: torch.device):
     scheduler = train_test.make_scheduler(
         optimizer, recipe, max_lr=RATE, steps_per_epoch=100_000
     )
-    dtype = train_test.choose_dtype("auto", device)
-    scaler = torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
+    options = our_options(device)
     return lambda: train_test.train_one_epoch(
-        model,
-        batches,
-        optimizer,
-        device=device,
-        scheduler=scheduler,
-        scaler=scaler,
-        dtype=dtype,
+        model, batches, optimizer, scheduler=scheduler, **options
     )
 
 

@@ -11,6 +11,7 @@ import torch
 
 from benchmarks.fresh import PROJECT
 from benchmarks.rows import Row, Setup, interleaved, ratio, seconds
+from benchmarks.steps import our_options
 from helpers import dataset, models, train_test, utils
 from helpers.memory import keeping_freed_memory
 
@@ -93,9 +94,7 @@ def main(batch_size: int, steps: int) -> None:
         model = models.CustomResNet().to(device, memory_format=torch.channels_last)
         model = processes.wrap(model, device)
         optimizer = train_test.make_optimizer(model, lr=1e-4)
-        dtype = train_test.choose_dtype("auto", device)
-        scaler = torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
-        options = {"device": device, "dtype": dtype, "scaler": scaler}
+        options = our_options(device)
         with keeping_freed_memory(device):  # as in fit
             train_test.train_one_epoch(model, warm_up, optimizer, **options)
             took = seconds(

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 from torch._dynamo.utils import counters
 
+from benchmarks.data import TRAIN
 from benchmarks.rows import Row, Setup, compared, interleaved, median, seconds, versus
 from benchmarks.steps import OURS, contender, our_epoch, random_batches, within_fit
 from helpers import models
@@ -19,7 +20,6 @@ PRICE = "compiling for one size of batch"  # fit has four
 SKIPS = "compiled without CUDA graphs"
 PAYS = "epochs of 50,000 images until compiling has paid back"
 NEVER = "never: no faster"
-EPOCH = 50_000  # images of CIFAR-10's training set
 
 
 def measure(setup: Setup) -> list[Row]:
@@ -37,9 +37,8 @@ def measure(setup: Setup) -> list[Row]:
         COMPILED: our_epoch(compiled, batches, setup.device),
     }
     missing = []
-    works[
-        OURS
-    ]()  # what the libraries need for their own start is no price of compiling
+    # What the libraries need for their own start is no price of compiling.
+    works[OURS]()
     # What an earlier process has compiled would make this one's price look lower.
     with (
         tempfile.TemporaryDirectory() as empty,
@@ -61,11 +60,8 @@ def measure(setup: Setup) -> list[Row]:
         )
     rows = compared(GROUP, "images/s", values, against=OURS)
     if first_pass:
-        passed = (
-            setup.batch_size
-            * setup.steps
-            / median(next(row for row in rows if row.name == COMPILED))
-        )
+        speed = median(next(row for row in rows if row.name == COMPILED))
+        passed = setup.batch_size * setup.steps / speed
         # In a rehearsal, where nothing is compiled, chance can make the first pass shorter.
         price = max(first_pass - passed, 0)
         # Inductor says in its log alone where it did without CUDA graphs.
@@ -81,6 +77,6 @@ def pays(rows: list[Row], price: float) -> Row:
     """When what each epoch saves adds up to the price."""
     found = {row.name: row for row in rows}
     faster = versus(rows, found[COMPILED])
-    saved = EPOCH / median(found[OURS]) * (1 - 1 / faster)
+    saved = TRAIN / median(found[OURS]) * (1 - 1 / faster)
     when = {"values": [price / saved]} if saved > 0 else {"note": NEVER}
     return Row(group=GROUP, name=PAYS, unit="epochs", **when)

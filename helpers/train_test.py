@@ -552,7 +552,7 @@ def fit(
     max_lr the range test finds one. checkpoint: a file that is written after each epoch;
     with resume, training goes on from it if it is there: with the same results as without
     a stop where what the loaders draw depends on `set_epoch` or torch's global generator
-    alone, as with `make_loaders`, and on a CPU. The model is left in training mode; `evaluate` and
+    alone, as with `make_loaders`, on a CPU. The model is left in training mode; `evaluate` and
     `predict` see to that themselves.
 
     Where torch.distributed has connected several processes, each calls this with its

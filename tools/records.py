@@ -211,9 +211,10 @@ def main(arguments: list[str] | None = None) -> None:
             failed.append(run.name)
         longest = max(longest, time.monotonic() - start)
     if failed:
+        waiting = any(name.startswith("sweep-") for name in failed)
         raise SystemExit(
-            f"no record of {', '.join(failed)}: the reasons are above, and what is trained "
-            "on all images waits for all of the sweep"
+            f"no record of {', '.join(failed)}: the reasons are above"
+            + "; what is trained on all images waits for the whole sweep" * waiting
         )
     print(f"all records are in {options.out}")
 
