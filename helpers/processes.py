@@ -4,6 +4,7 @@ torchrun starts them, torch.distributed connects them, DistributedDataParallel a
 their gradients. A process alone is the case of size 1, in which nothing here does anything.
 """
 
+import copy
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -54,7 +55,7 @@ class Processes(NamedTuple):
         if self.size == 1:
             return model
         if device.type == "cuda":
-            model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
+            model = synchronized(model)
         return DistributedDataParallel(model)
 
     def align_buffers(self, model: nn.Module) -> None:
@@ -101,6 +102,15 @@ class Processes(NamedTuple):
                 f"the processes train different things: {', '.join(differing)}; start all "
                 "of them with the same options and data"
             )
+
+
+def synchronized(model: nn.Module) -> nn.Module:
+    """Another module with the model's own tensors, whose BatchNorm is SyncBatchNorm.
+
+    The model itself stays as it is, and so can be trained again, on a CPU too.
+    """
+    tensors = {id(t): t for t in (*model.parameters(), *model.buffers())}
+    return nn.SyncBatchNorm.convert_sync_batchnorm(copy.deepcopy(model, tensors))
 
 
 @contextmanager

@@ -13,9 +13,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 from helpers import dataset, train_test
-from helpers.processes import Processes, connected
+from helpers.processes import Processes, connected, synchronized
 from tests import together
 from tests.together import CPU, IMAGES, RECIPE
 
@@ -158,6 +159,19 @@ def test_program_writes_one_record_of_all_processes(tmp_path):
     assert [line[:9] for line in lines[2:4]] == ["epoch   1", "epoch   2"]
     assert lines[4].endswith(str(path))
     assert len(lines) == 5
+
+
+def test_batchnorm_over_gpus_is_the_models_own_and_leaves_the_model_as_it_was():
+    model = together.network(batchnorm=True)
+    kinds = [type(module) for module in model.modules()]
+    trained = synchronized(model)
+    assert [type(module) for module in model.modules()] == kinds
+    assert [nn.SyncBatchNorm if kind is nn.BatchNorm2d else kind for kind in kinds] == [
+        type(module) for module in trained.modules()
+    ]
+    theirs = trained.state_dict(keep_vars=True)
+    for name, tensor in model.state_dict(keep_vars=True).items():
+        assert theirs[name] is tensor, name
 
 
 # --- the shares ------------------------------------------------------------------------
