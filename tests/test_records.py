@@ -291,6 +291,27 @@ def test_log_says_whether_the_range_tests_are_on_the_flat_top(tmp_path):
     assert "| flat top: 3.2e-03 to 5.6e-03 |  | 1 of 2 range tests inside |" in table
 
 
+def test_log_compares_half_the_chosen_rate_seed_by_seed(tmp_path):
+    for name, accuracies in {
+        "base": [0.80, 0.81],
+        "together": [0.82, 0.83],
+        "together-halved": [0.83, 0.85],
+    }.items():
+        for seed, accuracy in enumerate(accuracies):
+            record = {
+                **made("assignment", seed, accuracy),
+                "max_lr": (4e-3, 2e-3)[seed],
+            }
+            path = tmp_path / f"sweep-{name}-seed{seed}.json"
+            path.write_text(json.dumps(record))
+    assignment, ours = readme.halved(tmp_path).splitlines()[2:]
+    assert assignment.endswith("| 0 | 80.50% ± 0.71 | not measured | not measured |")
+    assert ours == (
+        "| `ours` | 2.0e-03 to 4.0e-03 | 2 | 82.50% ± 0.71 | 84.00% ± 1.41 "
+        "| +1.50 ± 0.50 |"
+    )
+
+
 def test_kept_networks_are_those_that_their_records_name():
     kept_files = {path.name for path in readme.RESULTS.glob("*.safetensors")}
     named = set()

@@ -84,6 +84,28 @@ def ingredients(
     return markdown(head, ":-- :-- --: --: --: --: :--", lines)
 
 
+def halved(folder: Path = TOGETHER) -> str:
+    """What half the rate that the range test chose came to, seed by seed, both recipes."""
+    lines = []
+    for recipe, name in {"assignment": "base", "ours": "together"}.items():
+        chose = utils.read_records(folder, f"sweep-{name}-seed*.json")
+        rates = sorted(record["max_lr"] for record in chose)
+        whole = list(sweeps.accuracies(folder, f"sweep-{name}").values())
+        half = list(sweeps.accuracies(folder, f"sweep-{name}-halved").values())
+        found = [NOT_MEASURED] * 2
+        gain = sweeps.gain(folder, f"{name}-halved", name)
+        if gain.n:
+            points = f"{100 * gain.mean:+.2f} ± {100 * gain.error:.2f}"
+            found = [spread(half), points]
+        chosen = f"{rates[0]:.1e} to {rates[-1]:.1e}"
+        lines.append((f"`{recipe}`", chosen, gain.n, spread(whole), *found))
+    head = (
+        "recipe | max_lr of the range tests | paired seeds | at that rate | at half of it "
+        "| gain in points ± its standard error"
+    )
+    return markdown(head, ":-- --: --: --: --: --:", lines)
+
+
 def learning_rates(folder: Path = RESULTS) -> str:
     """Accuracy on images held out against max_lr, what the range test chose, the verdict."""
     curve = utils.read_records(folder, "lr-*.json")
@@ -274,6 +296,7 @@ def render_log(text: str) -> str:
         {
             "ingredients": ingredients(),
             "together": ingredients(TOGETHER, {"together": sweeps.TOGETHER}),
+            "halved": halved(),
             "learning-rates": learning_rates(),
             "learning-rates-short": learning_rates(SHORT),
         },

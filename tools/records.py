@@ -128,9 +128,9 @@ def base_runs(folder: Path) -> list[dict[str, Any]]:
     return utils.read_records(folder, "sweep-base-seed*.json")
 
 
-def gain(folder: Path, ingredient: str) -> Gain:
-    base, tried = (accuracies(folder, f"sweep-{n}") for n in ("base", ingredient))
-    differences = [tried[seed] - base[seed] for seed in tried if seed in base]
+def gain(folder: Path, ingredient: str, base: str = "base") -> Gain:
+    before, tried = (accuracies(folder, f"sweep-{n}") for n in (base, ingredient))
+    differences = [tried[seed] - before[seed] for seed in tried if seed in before]
     n = len(differences)
     mean = statistics.fmean(differences) if n else math.nan
     error = statistics.stdev(differences) / math.sqrt(n) if n > 1 else math.inf
