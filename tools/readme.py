@@ -77,9 +77,10 @@ def ingredients(
             lines.append((name, changes, 0, *[NOT_MEASURED] * 3, "not tried"))
             continue
         found = list(sweeps.accuracies(folder, f"sweep-{name}").values())
-        points = f"{100 * gain.mean:+.2f} ± {100 * gain.error:.2f}"
         kept = "kept" if gain.kept else "not kept"
-        lines.append((name, changes, gain.n, spread(base), spread(found), points, kept))
+        lines.append(
+            (name, changes, gain.n, spread(base), spread(found), gain.points, kept)
+        )
     head = "ingredient | fields | paired seeds | without | with | gain in points ± its standard error | decision"
     return markdown(head, ":-- :-- --: --: --: --: :--", lines)
 
@@ -93,12 +94,11 @@ def halved(folder: Path = TOGETHER) -> str:
         for name in ("together", "halved")
     )
     gain = sweeps.gain(folder, "halved", base="together")
-    points = f"{100 * gain.mean:+.2f} ± {100 * gain.error:.2f}"
     head = (
         "max_lr of the range tests | paired seeds | at that rate | at half of it "
         "| gain in points ± its standard error"
     )
-    line = (f"{rates[0]:.1e} to {rates[-1]:.1e}", gain.n, whole, half, points)
+    line = (f"{rates[0]:.1e} to {rates[-1]:.1e}", gain.n, whole, half, gain.points)
     return markdown(head, "--: --: --: --: --:", [line])
 
 

@@ -114,6 +114,10 @@ class Gain(NamedTuple):
     def kept(self) -> bool:
         return self.n >= 5 and self.mean > 2 * self.error
 
+    @property
+    def points(self) -> str:
+        return f"{100 * self.mean:+.2f} ± {100 * self.error:.2f}"
+
 
 def accuracies(folder: Path, prefix: str) -> dict[int, float]:
     """Last-epoch accuracy by seed."""
