@@ -1,6 +1,7 @@
 """For all tests, and for the notebook when it is tested: the smallest experiment."""
 
 import os
+import signal
 
 from hypothesis import settings
 
@@ -11,6 +12,8 @@ os.environ.setdefault("S10_PROFILE", "smoke")
 # threads that wait for each other are several times slower than one.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ["NO_ALBUMENTATIONS_UPDATE"] = "1"
+# A shell starts what runs in its background with Ctrl-C ignored, and its children inherit it.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # Property tests: the same few examples each time; by hand, with
 # --hypothesis-profile=long, many others.
