@@ -8,8 +8,11 @@ import json
 import os
 import statistics
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
+
+from helpers.recipe import RECIPES, Recipe
 
 FORMAT = 2
 NOT_MEASURED = "not measured"
@@ -88,7 +91,7 @@ def results_markdown(records: Sequence[dict[str, Any]]) -> str:
     """
     lines = []
     for runs in experiments(records):
-        model, recipe, epochs, train, batch, source, test, on, hardware, _ = identity(
+        model, _, epochs, train, batch, source, test, on, hardware, _ = identity(
             runs[0]
         )
         tested = f"{test:,}" if on == "test set" else f"{test:,} {on}"
@@ -100,7 +103,7 @@ def results_markdown(records: Sequence[dict[str, Any]]) -> str:
         rates = sorted({f"{run['max_lr']:.1e}" for run in runs}, key=float)
         lines.append(
             (
-                f"{model}, `{recipe}`",
+                f"{model}, {how_trained(runs[0])}",
                 source,
                 f"{train:,} → {tested}",
                 f"{epochs} × {batch}",
@@ -120,6 +123,23 @@ def results_markdown(records: Sequence[dict[str, Any]]) -> str:
         "| commit"
     )
     return markdown(head, ":-- :-- --: --: --: --: --: --: --: --: :-- :--", lines)
+
+
+def how_trained(record: dict[str, Any]) -> str:
+    """The recipe's name, with what the run had otherwise than that recipe has it today.
+
+    Of what recipes decide; epochs, images and max_lr are told in other places.
+    """
+    name, had = record["recipe_name"], record["recipe"]
+    fields = {field for recipe in RECIPES.values() for field in recipe} - {"max_lr"}
+    # Of a recipe that is no more, nothing can be said.
+    today = {**asdict(Recipe()), **RECIPES.get(name, had)}
+    otherwise = [
+        f"`{field}={had[field]}`"
+        for field in sorted(fields & had.keys())
+        if had[field] != today[field]
+    ]
+    return f"`{name}`" + f" with {', '.join(otherwise)}" * bool(otherwise)
 
 
 def accuracy_by_rate(

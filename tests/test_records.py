@@ -208,6 +208,18 @@ def test_recipe_is_compared_with_pages_on_the_same_images_and_seeds():
     assert "**91.00% ± 1.00**" in table[3]
 
 
+def test_row_says_what_the_run_had_otherwise_than_its_recipe_today():
+    run = made("assignment", 0, 0.90)
+    bare = {**run, "recipe": {**run["recipe"], "cutout": 0, "max_lr": 0.1}}
+    table = utils.results_markdown([run, bare]).splitlines()
+    assert table[2].startswith("| CustomResNet, `assignment` with `cutout=0` |")
+    assert table[3].startswith("| CustomResNet, `assignment` |")
+    reported = {**bare, "recipe_name": "reported"}
+    gone = {**bare, "recipe_name": "of another version"}
+    for record in (reported, gone):
+        assert kept.how_trained(record) == f"`{record['recipe_name']}`"
+
+
 def test_runs_that_differ_in_anything_but_the_seed_are_rows_of_their_own():
     run, again = made("assignment", 0, 0.90), made("assignment", 1, 0.92)
     bare = {**run, "recipe": {**run["recipe"], "cutout": 0}}

@@ -17,6 +17,7 @@ from helpers.records import (
     accuracy_by_rate,
     experiments,
     flat_top,
+    how_trained,
     identity,
     markdown,
     short,
@@ -57,8 +58,9 @@ def by_class(records: list[dict[str, Any]]) -> str:
         for name in records[0]["class_accuracy"]
     ]
     heads = []
-    for model, recipe, epochs, _, _, source, *_ in (identity(g[0]) for g in groups):
-        heads.append(f"{model}, `{recipe}`, {epochs} epochs, {source}")
+    for runs in groups:
+        model, _, epochs, _, _, source, *_ = identity(runs[0])
+        heads.append(f"{model}, {how_trained(runs[0])}, {epochs} epochs, {source}")
     return markdown(
         " | ".join(["class", *heads]), " ".join([":--", *["--:"] * len(heads)]), lines
     )
@@ -182,7 +184,7 @@ def headline(records: list[dict[str, Any]]) -> str:
     for runs in experiments(alike):
         accuracy = spread([run["last_epoch_accuracy"] for run in runs])
         seeds = f"{len(runs)} seeds" if len(runs) > 1 else "one seed"
-        found.append(f"`{runs[0]['recipe_name']}` **{accuracy}** ({seeds})")
+        found.append(f"{how_trained(runs[0])} **{accuracy}** ({seeds})")
     missing = unmeasured(records)
     return (
         f"Test accuracy after the last of {epochs} epochs, by recipe (see below): "
