@@ -32,6 +32,14 @@ RUNS = "run-*.json"  # on the test set, of those in RESULTS
 SHORT = RESULTS / "short"  # learning rates, tried at the length that a CPU allows
 TOGETHER = RESULTS / "together"  # several ingredients at once, tried as short
 LOG = RESULTS / "LOG.md"
+# First with this weight decay, then with other things, each seed at the rate that its range
+# test had chosen in the first.
+FIRST = {**sweeps.TOGETHER, "weight_decay": 0.4}
+VARIANTS: dict[str, dict[str, Any]] = {
+    "half-rate": {"max_lr": "half of that"},
+    "half-decay": {"weight_decay": 0.2},
+    "double-decay": {"weight_decay": 0.8},
+}
 IMAGES = PROJECT / "Images"
 NOTEBOOK_FIGURES = {
     "samples.png": "utils.plot_samples(",
@@ -67,13 +75,15 @@ def by_class(records: list[dict[str, Any]]) -> str:
 
 
 def ingredients(
-    folder: Path = RESULTS, tried: dict[str, dict[str, Any]] = sweeps.INGREDIENTS
+    folder: Path = RESULTS,
+    tried: dict[str, dict[str, Any]] = sweeps.INGREDIENTS,
+    base: str = "base",
 ) -> str:
-    """What each that was tried gained on images held out, and whether it was kept."""
-    base = list(sweeps.accuracies(folder, "sweep-base").values())
+    """What each that was tried gained over `base` on images held out, and whether it was kept."""
+    before = list(sweeps.accuracies(folder, f"sweep-{base}").values())
     lines = []
     for name, fields in tried.items():
-        gain = sweeps.gain(folder, name)
+        gain = sweeps.gain(folder, name, base)
         changes = ", ".join(f"`{field}={value}`" for field, value in fields.items())
         if not gain.n:
             lines.append((name, changes, 0, *[NOT_MEASURED] * 3, "not tried"))
@@ -81,27 +91,10 @@ def ingredients(
         found = list(sweeps.accuracies(folder, f"sweep-{name}").values())
         kept = "kept" if gain.kept else "not kept"
         lines.append(
-            (name, changes, gain.n, spread(base), spread(found), gain.points, kept)
+            (name, changes, gain.n, spread(before), spread(found), gain.points, kept)
         )
     head = "ingredient | fields | paired seeds | without | with | gain in points ± its standard error | decision"
     return markdown(head, ":-- :-- --: --: --: --: :--", lines)
-
-
-def halved(folder: Path = TOGETHER) -> str:
-    """What half the rate that the range test chose for ours came to, seed by seed."""
-    chose = utils.read_records(folder, "sweep-together-seed*.json")
-    rates = sorted(record["max_lr"] for record in chose)
-    whole, half = (
-        spread(list(sweeps.accuracies(folder, f"sweep-{name}").values()))
-        for name in ("together", "halved")
-    )
-    gain = sweeps.gain(folder, "halved", base="together")
-    head = (
-        "max_lr of the range tests | paired seeds | at that rate | at half of it "
-        "| gain in points ± its standard error"
-    )
-    line = (f"{rates[0]:.1e} to {rates[-1]:.1e}", gain.n, whole, half, gain.points)
-    return markdown(head, "--: --: --: --: --:", [line])
 
 
 def learning_rates(folder: Path = RESULTS) -> str:
@@ -295,8 +288,10 @@ def render_log(text: str) -> str:
         text,
         {
             "ingredients": ingredients(),
-            "together": ingredients(TOGETHER, {"together": sweeps.TOGETHER}),
-            "halved": halved(),
+            "together": ingredients(
+                TOGETHER, {"together": FIRST, "half-decay": sweeps.TOGETHER}
+            ),
+            "variants": ingredients(TOGETHER, VARIANTS, base="together"),
             "learning-rates": learning_rates(),
             "learning-rates-short": learning_rates(SHORT),
         },
