@@ -188,3 +188,6 @@ def test_make_run_leaves_what_there_is_where_the_kernel_dies(
     assert run_notebook.main() == 1
     assert "so far" in (tmp_path / "build" / "S10.html").read_text(encoding="utf-8")
     assert "The kernel died" in capsys.readouterr().err
+    # Executed again, it differs in nothing but outputs that do.
+    executed = nbformat.read(tmp_path / "build" / "S10.ipynb", as_version=4)
+    assert executed.cells[0].metadata == notebook.cells[0].metadata == {}

@@ -50,6 +50,7 @@ def main() -> int:
     client = Narrator(
         notebook,
         timeout=None,
+        record_timing=False,  # the times of day would be most of each execution's diff
         resources={"metadata": {"path": PROJECT}},
         config=Config(KernelManager={"transport": transport}),
         on_cell_start=functools.partial(print_heading, time.perf_counter()),
