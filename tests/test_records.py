@@ -12,17 +12,17 @@ from tests.test_main import Tiny
 from tools import readme, records
 
 SMALL = ["--profile", "smoke", "--train-images", "48", "--test-images", "16"]
-SMALL += ["--batch-size", "16", "--epochs", "2", "--augment-on", "device"]
+SMALL += ["--batch-size", "16", "--epochs", "3", "--augment-on", "device"]
 
 
 @pytest.fixture
 def small(monkeypatch, tmp_path):
-    """Makes the records of a plan of two seeds, two ingredients and one learning rate."""
+    """Makes the records of a plan of two seeds, two trials and one learning rate."""
     monkeypatch.setattr(records, "SEEDS", range(2))
     monkeypatch.setattr(records, "MAX_LRS", (1e-3,))
     monkeypatch.setattr(records, "KEPT", "")  # Tiny is none of the networks with a file
-    some = {n: records.INGREDIENTS[n] for n in ("weight-decay", "no-cutout")}
-    monkeypatch.setattr(records, "INGREDIENTS", some)
+    for plan, name in (("INGREDIENTS", "weight-decay"), ("CHANGES", "no-cutout")):
+        monkeypatch.setattr(records, plan, {name: getattr(records, plan)[name]})
     for name in models.MODELS:
         monkeypatch.setitem(models.MODELS, name, Tiny)
 
@@ -36,11 +36,19 @@ def small(monkeypatch, tmp_path):
 def test_all_records_are_made_once(small, tmp_path, capsys):
     small()
     names = {path.name for path in tmp_path.iterdir()}
-    assert len(names) == 2 * (3 + 1 + 4)
+    assert len(names) == 2 * (4 + 1 + 4)
     assert "--- sweep-base-seed0" in capsys.readouterr().out
-    held = json.loads((tmp_path / "sweep-weight-decay-seed1.json").read_text())
-    assert held["recipe"]["weight_decay"] == 0.2
-    assert held["data"]["evaluated_on"] == "held-out training images"
+    for name, decay, smoothing, cutout in (
+        ("base", 0, 0, 8),
+        ("together", 0.2, 0.1, 8),
+        ("no-weight-decay", 0, 0.1, 8),
+        ("no-cutout", 0.2, 0.1, 0),
+    ):
+        held = json.loads((tmp_path / f"sweep-{name}-seed1.json").read_text())
+        assert held["data"]["evaluated_on"] == "held-out training images"
+        fields = ("weight_decay", "label_smoothing", "cutout")
+        found = tuple(held["recipe"][field] for field in fields)
+        assert found == (decay, smoothing, cutout), name
     final = json.loads((tmp_path / "run-page-CustomResNet-seed0.json").read_text())
     assert (final["recipe_name"], final["max_lr"]) == ("page", 0.4)
     assert final["data"]["evaluated_on"] == "test set"
@@ -54,7 +62,7 @@ def test_all_records_are_made_once(small, tmp_path, capsys):
 
 
 def test_nothing_begins_that_would_not_end_in_time(small, tmp_path):
-    with pytest.raises(SystemExit, match="sweep-weight-decay-seed0 is next; run this"):
+    with pytest.raises(SystemExit, match="sweep-together-seed0 is next; run this"):
         small("--minutes", "1e-6")
     assert [path.name for path in tmp_path.iterdir()] == ["sweep-base-seed0.json"]
 
@@ -115,44 +123,57 @@ def leave(folder, name, accuracies):
 def test_ingredient_is_kept_if_it_gains_two_standard_errors_over_five_seeds(
     tried, kept, tmp_path
 ):
-    leave(tmp_path, "base", [0.90, 0.91, 0.90, 0.91, 0.90])
-    leave(tmp_path, "label-smoothing", tried)
-    for other in records.INGREDIENTS.keys() - {"label-smoothing"}:
-        leave(tmp_path, other, [0.90, 0.91, 0.90, 0.91, 0.90])
-    assert records.gain(tmp_path, "label-smoothing").kept == kept
-    assert records.chosen(tmp_path) == ({"label_smoothing": 0.1} if kept else {})
-    finals = {run.name: run.options for run in records.finals(records.chosen(tmp_path))}
-    assert ("--label-smoothing=0.1" in finals["run-ours-CustomResNet-seed0"]) == kept
+    leave(tmp_path, "together", [0.90, 0.91, 0.90, 0.91, 0.90])
+    leave(tmp_path, "no-cutout", tried)
+    assert records.gain(tmp_path, "together", "no-cutout").kept == kept
+    found = records.chosen(tmp_path)
+    assert found == records.TOGETHER | ({"cutout": 0} if kept else {})
+    finals = {run.name: run.options for run in records.finals(found)}
+    assert ("--cutout=0" in finals["run-ours-CustomResNet-seed0"]) == kept
 
 
-def test_ingredients_tried_together_are_ours_until_they_are_tried_alone(tmp_path):
-    short = tmp_path / "together"
-    leave(short, "base", [0.80, 0.81, 0.80, 0.81, 0.80])
-    leave(short, "half-decay", [0.81, 0.82, 0.82, 0.82, 0.81])
-    assert records.chosen(tmp_path) == records.TOGETHER
-    leave(tmp_path, "base", [0.90, 0.91, 0.90, 0.91, 0.90])
-    for name in records.INGREDIENTS:
-        assert records.chosen(tmp_path) == records.TOGETHER
-        better = 0.01 if name == "averaging" else 0
-        leave(tmp_path, name, [x + better for x in (0.90, 0.91, 0.90, 0.91, 0.90)])
-    assert records.chosen(tmp_path) == records.INGREDIENTS["averaging"]
+def test_ingredient_goes_if_five_seeds_without_it_do_as_well(tmp_path):
+    leave(tmp_path, "together", [0.90, 0.91, 0.90, 0.91, 0.90])
+    leave(tmp_path, "no-averaging", [0.90, 0.91, 0.90, 0.91])
+    assert records.chosen(tmp_path) == records.TOGETHER  # not enough to go by
+    leave(tmp_path, "no-averaging", [0.90, 0.91, 0.90, 0.91, 0.90])
+    leave(tmp_path, "no-logit-scale", [0.89, 0.90, 0.89, 0.90, 0.88])
+    assert records.chosen(tmp_path) == {
+        "weight_decay": 0.2,
+        "label_smoothing": 0.1,
+        "logit_scale": 0.125,
+    }
     finals = {run.name: run.options for run in records.finals(records.chosen(tmp_path))}
     ours = finals["run-ours-CustomResNet-seed0"]
-    assert {"--average-epochs=3", "--weight-decay=0"} < set(ours)
+    assert {"--average-epochs=0", "--final-div-factor=10000"} < set(ours)
 
 
-def test_ingredient_without_records_is_not_kept(tmp_path):
-    found = records.gain(tmp_path, "averaging")
+def test_four_ingredients_go_if_together_they_gain_nothing(tmp_path):
+    leave(tmp_path, "together", [0.90, 0.91, 0.90, 0.91, 0.90])
+    leave(tmp_path, "base", [0.90, 0.91, 0.90, 0.91])
+    leave(tmp_path, "no-cutout", [0.91, 0.92, 0.91, 0.92, 0.91])
+    assert records.chosen(tmp_path) == records.TOGETHER | {"cutout": 0}
+    leave(tmp_path, "base", [0.90, 0.91, 0.90, 0.91, 0.90])
+    assert records.chosen(tmp_path) == {}
+
+
+def test_trial_without_records_decides_nothing(tmp_path):
+    found = records.gain(tmp_path, "no-averaging", "together")
     assert math.isnan(found.mean)
     assert not found.kept
+    assert not found.decided
 
 
-def test_ingredients_are_recipes():
-    for changes in records.INGREDIENTS.values():
-        assert Recipe(**changes) != Recipe()
+def test_every_trial_is_of_a_recipe():
+    for trial in records.trials():
+        assert Recipe(**trial.fields) != Recipe()
 
 
 def test_ours_is_what_the_records_have_chosen():
+    assert records.gain(readme.TOGETHER, "base", "half-decay").kept
+    (half,) = utils.read_records(readme.TOGETHER, "sweep-half-decay-seed0.json")
+    tried = {field: half["recipe"][field] for field in records.TOGETHER}
+    assert tried == records.TOGETHER
     assert RECIPES["ours"] == records.chosen(readme.PROJECT / "results")
 
 
@@ -309,10 +330,10 @@ def test_log_compares_a_variant_with_what_it_varies_seed_by_seed(tmp_path):
         for seed, accuracy in enumerate(accuracies):
             path = tmp_path / f"sweep-{name}-seed{seed}.json"
             path.write_text(json.dumps(made("ours", seed, accuracy)))
-    variant = {"half-rate": {"max_lr": "half of that"}}
-    (line,) = readme.ingredients(tmp_path, variant, base="together").splitlines()[2:]
+    trial = records.Trial("half-rate", {"max_lr": "half"}, "together", "half-rate")
+    (line,) = readme.ingredients(tmp_path, [trial]).splitlines()[2:]
     assert line == (
-        "| half-rate | `max_lr=half of that` | 2 | 82.50% ± 0.71 | 84.00% ± 1.41 | +1.50 ± 0.50 | not kept |"
+        "| half-rate | `max_lr=half` | 2 | 82.50% ± 0.71 | 84.00% ± 1.41 | +1.50 ± 0.50 | open |"
     )
 
 

@@ -24,6 +24,7 @@ from helpers.records import (
     spread,
 )
 from tools import records as sweeps
+from tools.records import Trial
 
 PROJECT = Path(__file__).resolve().parent.parent
 README = PROJECT / "README.md"
@@ -34,12 +35,22 @@ TOGETHER = RESULTS / "together"  # several ingredients at once, tried as short
 LOG = RESULTS / "LOG.md"
 # First with this weight decay, then with other things, each seed at the rate that its range
 # test had chosen in the first.
-FIRST = {**sweeps.TOGETHER, "weight_decay": 0.4}
-VARIANTS: dict[str, dict[str, Any]] = {
-    "half-rate": {"max_lr": "half of that"},
-    "half-decay": {"weight_decay": 0.2},
-    "double-decay": {"weight_decay": 0.8},
+FIRST: dict[str, Any] = {
+    "weight_decay": 0.4,
+    "label_smoothing": 0.1,
+    "logit_scale": 0.125,
+    "average_epochs": 3,
+    "final_div_factor": 4,
 }
+GROUPS = [
+    Trial("together", FIRST, "base", "together"),
+    Trial("half-decay", FIRST | {"weight_decay": 0.2}, "base", "half-decay"),
+]
+VARIANTS = [
+    Trial("half-rate", {"max_lr": "half of that"}, "together", "half-rate"),
+    Trial("half-decay", {"weight_decay": 0.2}, "together", "half-decay"),
+    Trial("double-decay", {"weight_decay": 0.8}, "together", "double-decay"),
+]
 IMAGES = PROJECT / "Images"
 NOTEBOOK_FIGURES = {
     "samples.png": "utils.plot_samples(",
@@ -74,26 +85,22 @@ def by_class(records: list[dict[str, Any]]) -> str:
     )
 
 
-def ingredients(
-    folder: Path = RESULTS,
-    tried: dict[str, dict[str, Any]] = sweeps.INGREDIENTS,
-    base: str = "base",
-) -> str:
-    """What each that was tried gained over `base` on images held out, and whether it was kept."""
-    before = list(sweeps.accuracies(folder, f"sweep-{base}").values())
+def ingredients(folder: Path, trials: list[Trial]) -> str:
+    """What each trial's fields gained on images held out, and whether they were kept."""
     lines = []
-    for name, fields in tried.items():
-        gain = sweeps.gain(folder, name, base)
+    for name, fields, without, having in trials:
+        gain = sweeps.gain(folder, without, having)
         changes = ", ".join(f"`{field}={value}`" for field, value in fields.items())
         if not gain.n:
             lines.append((name, changes, 0, *[NOT_MEASURED] * 3, "not tried"))
             continue
-        found = list(sweeps.accuracies(folder, f"sweep-{name}").values())
-        kept = "kept" if gain.kept else "not kept"
-        lines.append(
-            (name, changes, gain.n, spread(before), spread(found), gain.points, kept)
-        )
-    head = "ingredient | fields | paired seeds | without | with | gain in points ± its standard error | decision"
+        found = [
+            spread(list(sweeps.accuracies(folder, f"sweep-{runs}").values()))
+            for runs in (without, having)
+        ]
+        decision = "kept" if gain.kept else "not kept" if gain.decided else "open"
+        lines.append((name, changes, gain.n, *found, gain.points, decision))
+    head = "tried | fields | paired seeds | without | with | gain in points ± its standard error | decision"
     return markdown(head, ":-- :-- --: --: --: --: :--", lines)
 
 
@@ -201,7 +208,7 @@ def unmeasured(records: list[dict[str, Any]]) -> list[str]:
         "David Page's recipe": any(r["recipe_name"] == "page" for r in whole),
         "ResNet18": any(r["model"] == "ResNet18" for r in whole),
         "other learning rates over 24 epochs": any(RESULTS.glob("lr-*.json")),
-        "what might help, one by one": any(RESULTS.glob("sweep-base-*.json")),
+        "what each ingredient of `ours` adds": any(RESULTS.glob("sweep-no-*.json")),
     }
     return [name for name, found in known.items() if not found]
 
@@ -287,11 +294,9 @@ def render_log(text: str) -> str:
     return filled(
         text,
         {
-            "ingredients": ingredients(),
-            "together": ingredients(
-                TOGETHER, {"together": FIRST, "half-decay": sweeps.TOGETHER}
-            ),
-            "variants": ingredients(TOGETHER, VARIANTS, base="together"),
+            "ingredients": ingredients(RESULTS, sweeps.trials()),
+            "together": ingredients(TOGETHER, GROUPS),
+            "variants": ingredients(TOGETHER, VARIANTS),
             "learning-rates": learning_rates(),
             "learning-rates-short": learning_rates(SHORT),
         },
