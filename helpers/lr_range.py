@@ -12,7 +12,7 @@ import math
 import random
 import statistics
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from unittest.mock import patch
 
@@ -57,11 +57,13 @@ def run_range_test(
     label_smoothing: float,
     steps: int,
     seeds: int,
+    bar: Callable[[Iterable, str], Iterable],
 ) -> LRRangeTest:
     """Range tests of `steps` steps, each beginning with another epoch.
 
-    make_optimizer: from a model and its first learning rate. Works on copies, so that
-    the model is as before, and so are the random generators and the loader's epoch.
+    make_optimizer: from a model and its first learning rate. bar: shows how far a test of
+    that name is. Works on copies, so that the model is as before, and so are the random
+    generators and the loader's epoch.
     """
     if not len(loader):
         raise ValueError("the loader has no batch; give it at least one")
@@ -86,6 +88,7 @@ def run_range_test(
                     device=device,
                     dtype=dtype,
                     steps=steps,
+                    counted=bar(range(steps), f"range test {seed + 1} of {seeds}"),
                 )
             losses.append(one)
     finally:
@@ -115,8 +118,12 @@ def sweep(
     device: torch.device,
     dtype: torch.dtype,
     steps: int,
+    counted: Iterable[int],
 ) -> tuple[list[float], list[float]]:
-    """One range test with torch-lr-finder: all learning rates, and the losses it got to."""
+    """One range test with torch-lr-finder: all learning rates, and the losses it got to.
+
+    counted: the numbers of its steps, for it to go through.
+    """
     with warnings.catch_warnings():
         # Its tqdm import warns of being experimental, and of missing widgets.
         warnings.simplefilter("ignore")
@@ -129,7 +136,7 @@ def sweep(
             ) from error
 
     # It prints where we return, and draws a bar that can't be turned off.
-    quiet = patch.object(lr_finder, "tqdm", lambda iterable: iterable)
+    quiet = patch.object(lr_finder, "tqdm", lambda _: counted)
     with quiet, contextlib.redirect_stdout(io.StringIO()):
         finder = LRFinder(
             model,

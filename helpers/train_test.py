@@ -3,7 +3,7 @@
 import sys
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from os import PathLike
@@ -174,6 +174,7 @@ def lr_range_test(
                 label_smoothing=recipe.label_smoothing,
                 steps=recipe.lr_test_steps,
                 seeds=recipe.lr_test_seeds,
+                bar=step_bar,
             )
     return processes.tell(found)
 
@@ -199,6 +200,18 @@ def somebody_watches() -> bool:
         # A front end can ask the person for input; a batch execution says it can't.
         return getattr(kernel, "_allow_stdin", True)
     return sys.stdout.isatty()
+
+
+def step_bar(steps: Iterable, name: str, shown: bool = True) -> tqdm:
+    """The same steps, below a bar of that name, if anybody sees it; it leaves no trace."""
+    return tqdm(
+        steps,
+        name,
+        unit="step",
+        leave=False,
+        file=sys.stdout,
+        disable=not (shown and somebody_watches()),
+    )
 
 
 class NonFiniteLoss(FloatingPointError):
@@ -237,15 +250,7 @@ def train_one_epoch(
     model.train()
     losses, rates, sizes = [], [], []
     correct = torch.zeros((), dtype=torch.int64, device=device)
-    bar = tqdm(
-        loader,
-        f"epoch {epoch}",
-        unit="step",
-        leave=False,
-        file=sys.stdout,
-        disable=not (processes.first and somebody_watches()),
-    )
-    for images, labels in bar:
+    for images, labels in step_bar(loader, f"epoch {epoch}", processes.first):
         images = images.to(device, non_blocking=True, memory_format=torch.channels_last)
         labels = labels.to(device, non_blocking=True)
         optimizer.zero_grad()  # before the forward pass, where memory is scarcest
@@ -549,11 +554,11 @@ def fit(
     it is moved to the device and trained in place. recipe: what it says of images, their
     augmentation and the model's logit_scale is for whoever makes loaders and model, as in
     `make_loaders(..., batch_size=recipe.batch_size, **recipe.augmentation)`; without a
-    max_lr the range test finds one. checkpoint: a file that is written after each epoch;
-    with resume, training goes on from it if it is there: with the same results as without
-    a stop where what the loaders draw depends on `set_epoch` or torch's global generator
-    alone, as with `make_loaders`, on a CPU. The model is left in training mode; `evaluate` and
-    `predict` see to that themselves.
+    max_lr the range test finds one, and a line tells it. checkpoint: a file that is
+    written after each epoch; with resume, training goes on from it if it is there: with
+    the same results as without a stop where what the loaders draw depends on `set_epoch`
+    or torch's global generator alone, as with `make_loaders`, on a CPU. The model is left
+    in training mode; `evaluate` and `predict` see to that themselves.
 
     Where torch.distributed has connected several processes, each calls this with its
     share of the loaders: they train one model, and the first of them prints and writes.
@@ -583,9 +588,11 @@ def fit(
     if saved:
         history = History.from_dict(saved["history"])
     else:
-        max_lr = (
-            recipe.max_lr or lr_range_test(model, train, recipe, device=device).max_lr
-        )
+        max_lr = recipe.max_lr
+        if max_lr is None:
+            max_lr = lr_range_test(model, train, recipe, device=device).max_lr
+            if processes.first:
+                print(f"range test: max_lr {max_lr:.2e}")
         history = History(max_lr)
     training = Training(
         model,

@@ -204,12 +204,13 @@ def test_checkpoint_of_a_record_is_the_network_it_is_about(ran, images):
 
 def test_run_prints_what_it_is_about_and_what_came_of_it(tmp_path, capsys):
     main(tmp_path)
-    first, second, *epochs, last = capsys.readouterr().out.splitlines()
+    first, second, third, *epochs, last = capsys.readouterr().out.splitlines()
     got = record(tmp_path)
     assert first.startswith("profile smoke | data synthetic images, not CIFAR-10 |")
     assert second == (
         f"Tiny, {got['parameters']:,} parameters, recipe assignment, seed 0, processes: 1"
     )
+    assert third == f"range test: max_lr {got['max_lr']:.2e}"
     assert [line[:11] for line in epochs] == [f"epoch   {i} |" for i in (1, 2, 3)]
     assert last.startswith("synthetic images, not CIFAR-10, seed 0: last epoch ")
     assert f"last epoch {got['last_epoch_accuracy']:.2%}, " in last

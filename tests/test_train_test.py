@@ -430,21 +430,26 @@ def test_dataloader_whose_batches_a_sampler_makes_is_taken():
     assert len(fit(network(), (train, train), recipe()).epochs) == 3
 
 
-def test_each_epoch_prints_one_line_and_nothing_else(capsys):
+def lines_of(history):
+    return [f"range test: max_lr {history.max_lr:.2e}", *map(str, history.epochs)]
+
+
+def test_range_test_and_each_epoch_print_one_line_and_nothing_else(capsys):
     history = fit(network(), loaders(), recipe(max_lr=None))
     printed = capsys.readouterr()
-    assert printed.out.splitlines() == [str(row) for row in history.epochs]
+    assert printed.out.splitlines() == lines_of(history)
     assert printed.err == ""
 
 
-def test_lines_of_the_epochs_stay_below_a_progress_bar(capsys, monkeypatch):
+def test_lines_stay_below_a_progress_bar(capsys, monkeypatch):
     monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
-    history = fit(network(), loaders(), recipe())
+    history = fit(network(), loaders(), recipe(max_lr=None))
     out = capsys.readouterr().out
-    assert "step" in out  # there was a bar
+    for bar in ("range test 1 of 2: ", "range test 2 of 2: ", "epoch 3: "):
+        assert bar in out
     # A terminal shows of each line what follows its last carriage return.
     shown = [line.rpartition("\r")[2] for line in out.split("\n")]
-    assert shown == [*(str(row) for row in history.epochs), ""]
+    assert shown == [*lines_of(history), ""]
 
 
 def test_line_of_an_epoch_tells_its_numbers():
