@@ -1,7 +1,8 @@
-"""Bring README.md and results/LOG.md up to date: tables from records and networks, figures.
+"""Bring README.md, results/LOG.md and S10.ipynb up to date: tables from records, figures.
 
-`make readme` runs this. Tables stand between <!-- NAME --> and <!-- /NAME -->. The figures
-of training come from a record, the others are those of the committed notebook.
+`make readme` runs this. Tables stand between <!-- NAME --> and <!-- /NAME -->, the
+notebook's is an output of its own. The figures of training come from a record, the others
+are those of the committed notebook.
 """
 
 import base64
@@ -28,6 +29,7 @@ from tools.records import Trial
 
 PROJECT = Path(__file__).resolve().parent.parent
 README = PROJECT / "README.md"
+NOTEBOOK = PROJECT / "S10.ipynb"
 RESULTS = PROJECT / "results"
 RUNS = "run-*.json"  # on the test set, of those in RESULTS
 SHORT = RESULTS / "short"  # learning rates, tried at the length that a CPU allows
@@ -253,7 +255,7 @@ def speed_of(record: dict[str, Any]) -> str:
 
 def notebook() -> str:
     """The last line that the committed notebook printed."""
-    cells = json.loads((PROJECT / "S10.ipynb").read_text(encoding="utf-8"))["cells"]
+    cells = json.loads(NOTEBOOK.read_text(encoding="utf-8"))["cells"]
     texts = [o["text"] for c in cells for o in c.get("outputs", []) if "text" in o]
     return "> " + "".join(texts[-1]).strip().splitlines()[-1]
 
@@ -303,6 +305,27 @@ def render_log(text: str) -> str:
     )
 
 
+def render_notebook(text: str) -> str:
+    """The notebook's text with its table of results as it should be.
+
+    Records come in after it was executed, and this is what that cell would give.
+    """
+    notebook = json.loads(text)
+    table = utils.results_markdown(utils.read_records(RESULTS, RUNS))
+    (cell,) = (
+        cell
+        for cell in notebook["cells"]
+        if "utils.results_markdown(" in "".join(cell["source"])
+    )
+    (shown,) = (
+        output["data"]
+        for output in cell["outputs"]
+        if "text/markdown" in output.get("data", {})
+    )
+    shown["text/markdown"] = table.splitlines(keepends=True)
+    return json.dumps(notebook, indent=1, ensure_ascii=False) + "\n"
+
+
 def filled(text: str, tables: dict[str, str]) -> str:
     """The text with its tables. Raises ValueError for a lost mark."""
     for name, rendered in tables.items():
@@ -331,7 +354,7 @@ def draw() -> None:
         chosen, about = sweeps.base_runs(folder), utils.describe_record(curve[0])
         figure = utils.plot_max_lr(curve, chosen, data=about)
         figure.savefig(IMAGES / "max_lr.png", dpi=100)
-    cells = json.loads((PROJECT / "S10.ipynb").read_text(encoding="utf-8"))["cells"]
+    cells = json.loads(NOTEBOOK.read_text(encoding="utf-8"))["cells"]
     for name, call in NOTEBOOK_FIGURES.items():
         cell = next(cell for cell in cells if call in "".join(cell["source"]))
         shown = (output.get("data", {}) for output in cell["outputs"])
@@ -340,6 +363,7 @@ def draw() -> None:
 
 
 if __name__ == "__main__":
-    for path, rendered in {README: render, LOG: render_log}.items():
+    pages = {README: render, LOG: render_log, NOTEBOOK: render_notebook}
+    for path, rendered in pages.items():
         path.write_text(rendered(path.read_text(encoding="utf-8")), encoding="utf-8")
     draw()
