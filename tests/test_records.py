@@ -207,7 +207,7 @@ def test_record_that_is_not_there_is_said(tmp_path):
 
 
 def made(recipe, seed, accuracy):
-    (record,) = utils.read_records(readme.RESULTS, "run-*-12epochs-*.json")
+    (record,) = utils.read_records(readme.RESULTS, "run-CustomResNet-24epochs-*.json")
     changed = {"recipe_name": recipe, "seed": seed}
     return {**record, **changed, "last_epoch_accuracy": accuracy}
 

@@ -63,11 +63,6 @@ NOTEBOOK_FIGURES = {
 }
 
 
-def receptive_field() -> str:
-    rows = models.receptive_field_table(models.CustomResNet())
-    return utils.receptive_field_markdown(rows)
-
-
 def by_class(records: list[dict[str, Any]]) -> str:
     """Accuracy of each class, a column for each experiment."""
     groups = experiments(records)
@@ -153,7 +148,7 @@ def claims(records: list[dict[str, Any]]) -> str:
         ("18 convolutional layers and 6,574,090 parameters", networks),
         (
             "layers whose parameters add up to 7,013,258",
-            f"{sum(row.parameters for row in rows):,}, the sum of the table above",
+            f"{sum(row.parameters for row in rows):,}, the sum of the notebook's table",
         ),
         (
             "receptive field 3×3 at every convolution, 32×32 at the end",
@@ -216,48 +211,36 @@ def unmeasured(records: list[dict[str, Any]]) -> list[str]:
 
 
 def speed(folder: Path = RESULTS) -> str:
-    """What was aimed at and what was found, a table for each machine's record."""
+    """What was aimed at and what was found, a column for each machine's record."""
     records = [
         json.loads(path.read_text()) for path in sorted(folder.glob("bench-*.json"))
     ]
-    targets = [target for record in records for target in record["targets"]]
-    measured = {target["text"] for target in targets if target["value"] is not None}
-    missing = dict.fromkeys(t["text"] for t in targets if t["text"] not in measured)
-    parts = [speed_of(record) for record in records]
-    if missing:
-        parts.append(f"Not measured yet: {'; '.join(missing)}.")
-    return "\n\n".join(parts)
-
-
-def speed_of(record: dict[str, Any]) -> str:
-    lines = [
-        (
-            target["text"],
-            f"{target['value']:.3g}",
-            f"{target['sign']} {target['bound']:g}",
-            target["verdict"],
+    heads, aims, columns = [], {}, []
+    for record in records:
+        hardware = record["hardware"]
+        heads.append(
+            f"{hardware['device']}, {hardware['threads']} threads, "
+            f"{hardware['precision']}, commit `{short(record['commit'])}`"
         )
-        for target in record["targets"]
-        if target["value"] is not None
-    ]
-    for row in record["rows"]:
-        if row["name"] in ("speed of 2 over that of 1", "efficiency"):
-            value = f"{statistics.median(row['values']):.3g}"
-            name = f"2 processes of one thread each: {row['name']}, {row['unit']}"
-            lines.append((name, value, "", "measured"))
-    hardware = record["hardware"]
-    about = (
-        f"{hardware['device']}, {hardware['threads']} threads, {hardware['precision']}, "
-        f"commit `{short(record['commit'])}`"
-    )
-    return markdown(f"{about} | found | target | verdict", ":-- --: --: :--", lines)
-
-
-def notebook() -> str:
-    """The last line that the committed notebook printed."""
-    cells = json.loads(NOTEBOOK.read_text(encoding="utf-8"))["cells"]
-    texts = [o["text"] for c in cells for o in c.get("outputs", []) if "text" in o]
-    return "> " + "".join(texts[-1]).strip().splitlines()[-1]
+        found = {}
+        for target in record["targets"]:
+            aims[target["text"]] = f"{target['sign']} {target['bound']:g}"
+            if target["value"] is not None:
+                missed = ", missed" * (target["verdict"] == "missed")
+                found[target["text"]] = f"{target['value']:.3g}{missed}"
+        for row in record["rows"]:
+            if row["name"] in ("speed of 2 over that of 1", "efficiency"):
+                text = f"2 processes of one thread each: {row['name']}, {row['unit']}"
+                aims[text] = ""
+                found[text] = f"{statistics.median(row['values']):.3g}"
+        columns.append(found)
+    lines = []
+    for text, aim in aims.items():
+        # A machine has either of the two kinds of steps, or neither.
+        absent = "" if any(text in found for found in columns) else NOT_MEASURED
+        lines.append((text, *(found.get(text, absent) for found in columns), aim))
+    aligns = " ".join([":--", *["--:"] * len(columns), "--:"])
+    return markdown(" | ".join(["", *heads, "target"]), aligns, lines)
 
 
 def longest(records: list[dict[str, Any]]) -> dict[str, Any]:
@@ -280,11 +263,9 @@ def render(text: str) -> str:
     return filled(
         text,
         {
-            "receptive-field": receptive_field(),
             "results": utils.results_markdown(records),
             "by-class": by_class(records),
             "speed": speed(),
-            "notebook": notebook(),
             "claims": claims(records),
             "headline": headline(records),
         },
