@@ -148,24 +148,24 @@ def plot_max_lr(
     figure, axes = new_figure("Accuracy against the peak learning rate", data, 8.5, 4.8)
     if alike:
         low, high = alike
-        text = f"no worse than the best: {low:.2g} to {high:.2g}"
+        text = f"as good as the best: {low:.2g} to {high:.2g}"
         # Its edges' width (points) shows a single rate too.
         axes.axvspan(low, high, color=SKY_BLUE, alpha=0.3, lw=4, label=text)
     else:
         axes.set_title("too few seeds yet to tell which rates do as well", size=SMALL)
-    for rate, seeds in found.items():
-        look = {"color": BLUE, "alpha": 0.6, "ms": 4, "ls": ""}
-        axes.plot([rate] * len(seeds), [100 * a for a in seeds.values()], "o", **look)
+    points = [(rate, 100 * a) for rate, seeds in found.items() for a in seeds.values()]
+    look = {"color": BLUE, "alpha": 0.6, "ms": 4, "ls": ""}
+    axes.plot(*zip(*points, strict=True), "o", **look, label="one seed")
     means = [100 * np.mean(list(seeds.values())) for seeds in found.values()]
     axes.plot(list(found), means, color=BLUE, label="mean over seeds")
     rates = [run["max_lr"] for run in chosen]
     shares = [100 * run["last_epoch_accuracy"] for run in chosen]
     look = {"color": VERMILLION, "ls": "", "marker": "D", "ms": 7, "mec": "white"}
-    axes.plot(rates, shares, label="rate chosen by a range test", **look)
+    axes.plot(rates, shares, label="range test's choice", **look)
     axes.set_xscale("log")
     axes.set_xticks(list(found), [f"{rate:.2g}" for rate in found])
     axes.minorticks_off()
-    dress(axes, "max_lr", "last-epoch accuracy (%)")
+    dress(axes, "peak learning rate (max_lr)", "last-epoch accuracy (%)")
     legend_below(figure)
     return figure
 
@@ -386,7 +386,9 @@ def plot_misclassified(
         # Long names would run into their neighbours'.
         names = f"{classes[mistake.label]} → {classes[mistake.prediction]}"
         names = textwrap.fill(names, 24)
-        axes.set_title(f"{names}\n{100 * mistake.probability:.1f}%", size=SMALL)
+        sure = f"{100 * mistake.probability:.2f}%"
+        sure = "> 99.99%" if sure == "100.00%" else sure  # no softmax is certain
+        axes.set_title(f"{names}\n{sure}", size=SMALL)
     return figure
 
 

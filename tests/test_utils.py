@@ -477,6 +477,13 @@ def test_range_test_shows_the_fall_although_losses_explode():
     assert "maximum 0.05" in written and "divergence 0.4" in written
 
 
+def test_no_mistake_is_called_certain():
+    some = [utils.Mistake(i, 0, 1, p) for i, p in enumerate((0.5, 0.99984, 0.999951))]
+    shown = texts(utils.plot_misclassified(pictures(3), some, CLASSES, data=DATA))
+    probabilities = {text.splitlines()[-1] for text in shown if " → " in text}
+    assert {"50.00%", "99.98%", "> 99.99%"} < probabilities
+
+
 def test_range_test_without_divergence_marks_none():
     assert not any(
         "divergence" in t for t in texts(FIGURES["range test, no divergence"]())
@@ -493,10 +500,10 @@ def test_rates_that_do_as_well_as_the_best_are_shaded_and_the_chosen_marked():
     assert list(chosen.get_ydata()) == pytest.approx([88.2, 88.3])
     ticks = [label.get_text() for label in axes.get_xticklabels()]
     assert ticks == ["0.0003", "0.002", "0.003", "0.01"]
-    assert "no worse than the best: 0.003 to 0.003" in texts(axes.figure)
+    assert "as good as the best: 0.003 to 0.003" in texts(axes.figure)
     unclear = texts(FIGURES["max_lr, one seed"]())
     assert "too few seeds yet to tell which rates do as well" in unclear
-    assert not any("no worse" in text for text in unclear)
+    assert not any("as good as" in text for text in unclear)
 
 
 def test_plan_alone_is_drawn_where_no_step_is_known():
@@ -607,7 +614,7 @@ def test_misclassified_figure_shows_each_mistake_once():
     assert len(shown) == 7
     for axes, mistake in zip(shown, mistakes(7)):
         np.testing.assert_array_equal(axes.images[0].get_array(), images[mistake.index])
-    assert shown[1].get_title() == "automobile → airplane\n89.0%"
+    assert shown[1].get_title() == "automobile → airplane\n89.00%"
     shown = [axes for axes in misclassified_figure(7, most=3).axes if axes.images]
     assert len(shown) == 3
 

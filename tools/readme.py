@@ -336,6 +336,7 @@ def draw() -> None:
         figure = utils.plot_max_lr(curve, chosen, data=about)
         figure.savefig(IMAGES / "max_lr.png", dpi=100)
     cells = json.loads(NOTEBOOK.read_text(encoding="utf-8"))["cells"]
+    cells = [cell for cell in cells if cell["cell_type"] == "code"]
     for name, call in NOTEBOOK_FIGURES.items():
         cell = next(cell for cell in cells if call in "".join(cell["source"]))
         shown = (output.get("data", {}) for output in cell["outputs"])
