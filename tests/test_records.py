@@ -36,7 +36,7 @@ def small(monkeypatch, tmp_path):
 def test_all_records_are_made_once(small, tmp_path, capsys):
     small()
     names = {path.name for path in tmp_path.iterdir()}
-    assert len(names) == 2 * (4 + 1 + 4)
+    assert len(names) == 2 * (4 + 1 + 5)
     assert "--- sweep-base-seed0" in capsys.readouterr().out
     for name, decay, smoothing, cutout in (
         ("base", 0, 0, 8),

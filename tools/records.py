@@ -90,12 +90,13 @@ def rate_sweep(holdout: int) -> list[Run]:
 
 
 def finals(chosen: dict[str, Any]) -> list[Run]:
-    """On the test set, once: the three recipes and both networks."""
+    """On the test set, once: each recipe, and both networks."""
     # What the recipe of that name has today may not have been kept.
     plain = {field: getattr(Recipe(), field) for field in RECIPES["ours"]}
     ours = ["--recipe=ours", *as_options(plain | chosen)]
     experiments = {
         "page-CustomResNet": ["--recipe=page"],
+        "assignment-CustomResNet": [],
         "reported-CustomResNet": ["--recipe=reported"],
         "ours-CustomResNet": ours,
         "ours-ResNet18": [*ours, "--model=ResNet18"],
