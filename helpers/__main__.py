@@ -26,6 +26,7 @@ def main(arguments: list[str] | None = None) -> None:
     options = parse(arguments)
     try:
         with train_test.connected() as processes:
+            require_seeds(options, processes)
             for seed in options.seeds:
                 run(options, seed, processes)
     except (
@@ -88,7 +89,10 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
         help="where images are augmented",
     )
     parser.add_argument(
-        "--out", type=Path, default=Path("runs"), help="folder of records"
+        "--out",
+        type=Path,
+        default=Path("runs"),
+        help="folder of records; runs at the same time need one each",
     )
     parser.add_argument(
         "--save-weights",
@@ -143,6 +147,19 @@ def meanings(docstring: str) -> dict[str, str]:
     }
 
 
+def checkpoint_of(options: argparse.Namespace, seed: int) -> Path:
+    name = f"{options.model}-{options.profile}-{options.recipe}-seed{seed}"
+    return options.out / f"{name}.pt"
+
+
+def require_seeds(options: argparse.Namespace, processes: train_test.Processes) -> None:
+    """Raise before the first seed's hours what a later one would fail for."""
+    for seed in options.seeds:
+        utils.set_seed(seed)
+        if processes.first and not (options.resume or options.no_checkpoint):
+            train_test.require_free(checkpoint_of(options, seed))
+
+
 def run(
     options: argparse.Namespace, seed: int, processes: train_test.Processes
 ) -> None:
@@ -172,8 +189,7 @@ def run(
     # Before training: the checkout may move on meanwhile.
     record = setting(options, seed, recipe, model, (train, test), device)
     record["hardware"]["processes"] = processes.size
-    name = f"{options.model}-{options.profile}-{options.recipe}-seed{seed}"
-    checkpoint = None if options.no_checkpoint else options.out / f"{name}.pt"
+    checkpoint = None if options.no_checkpoint else checkpoint_of(options, seed)
     if options.resume and (done := processes.tell(find_done(record, checkpoint))):
         if processes.first:
             print(f"{done} is the record of seed {seed}, which is passed over")
@@ -199,7 +215,10 @@ def run(
     if not processes.first:
         return
     record |= outcome(history, plain, mirrored, test.classes)
-    stem = options.out / f"{time.strftime('%Y%m%d-%H%M%S')}-{name}"
+    if recipe.max_lr is not None:  # of a training that went on: what it began with
+        record["recipe"]["max_lr"] = history.max_lr
+    name = f"{time.strftime('%Y%m%d-%H%M%S')}-{checkpoint_of(options, seed).stem}"
+    stem = options.out / name
     utils.write_record(stem.with_suffix(".json"), record)
     if options.save_weights:  # after the record, which a full disk then doesn't cost
         record["weights"] = weights.save_scored(

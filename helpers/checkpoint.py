@@ -33,6 +33,15 @@ def kept_checkpoints(path: Path) -> list[Path]:
     return [file for file in (path, previous(path)) if file.exists()]
 
 
+def require_free(path: Path) -> None:
+    """Raise FileExistsError where a new training's checkpoint would replace another's."""
+    if kept := kept_checkpoints(path):
+        raise FileExistsError(
+            f"{kept[0]} exists; go on from it with resume=True (--resume), or name another "
+            "place"
+        )
+
+
 def drop_previous(path: Path) -> None:
     """Remove the spare one: the last of a training that is over holds all there is."""
     with contextlib.suppress(

@@ -85,9 +85,10 @@ class ImageSet:
                 f"{len(self.classes)} classes; labels count from 0"
             )
         # What is a view turned round, like torchvision's CIFAR-10 or images[..., ::-1],
-        # torch refuses, or copies whole for each batch.
+        # torch refuses, or copies whole for each batch; of what is read-only it warns.
         for name in ("images", "labels"):
-            object.__setattr__(self, name, np.ascontiguousarray(getattr(self, name)))
+            array = np.require(getattr(self, name), requirements="CW")
+            object.__setattr__(self, name, array)
 
     def __len__(self) -> int:
         return len(self.labels)

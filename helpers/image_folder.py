@@ -16,6 +16,7 @@ from tqdm import tqdm
 
 SUFFIXES = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG"}
 CACHE = "image-folder-cache.npz"
+WINDOWS_HIDES = {"thumbs.db", "desktop.ini"}  # by an attribute, and makes them again
 # What np.load raised when bytes of a cache were changed at random, 60,000 times.
 CACHE_FAULTS = (
     OSError, EOFError, zipfile.BadZipFile, zlib.error, tokenize.TokenError,
@@ -33,7 +34,7 @@ def read_image_folder(
     Greyscale, palette and transparent images become RGB (alpha is dropped), with one
     warning when they are decoded. Raises ValueError, naming it, for a split or class that
     is missing, for a file that has no place there, and for an image that can't be read,
-    has 16 bits a channel or isn't `size` (height, width).
+    isn't `size` (height, width) or is greyscale of 16 bits. RGB of 16 bits loses the lower 8.
     """
     files = {split: list_images(root / split, classes) for split in ("train", "test")}
     signature = sign(root, files)
@@ -90,7 +91,12 @@ def list_images(folder: Path, classes: tuple[str, ...]) -> list[tuple[Path, int]
 def visible(folder: Path) -> list[os.DirEntry]:
     """What is in the folder, but for what file managers and notebooks hide there."""
     with os.scandir(folder) as entries:
-        return [entry for entry in entries if not entry.name.startswith(".")]
+        return [
+            entry
+            for entry in entries
+            if not entry.name.startswith(".")
+            and entry.name.lower() not in WINDOWS_HIDES
+        ]
 
 
 def decode(

@@ -5,7 +5,7 @@ import warnings
 
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, IterableDataset
 
 from helpers.processes import Processes
 from helpers.recipe import Recipe
@@ -122,7 +122,10 @@ def last_batch(loader) -> int:
     if sizes := getattr(loader, "batch_sizes", None):
         return sizes[-1]
     if isinstance(loader, DataLoader) and loader.batch_size and not loader.drop_last:
-        return len(loader.sampler) % loader.batch_size or loader.batch_size
+        # An iterable dataset has a length or none, and a sampler without one.
+        iterable = isinstance(loader.dataset, IterableDataset)
+        images = len(loader.dataset if iterable else loader.sampler)
+        return images % loader.batch_size or loader.batch_size
     return 0
 
 

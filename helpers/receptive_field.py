@@ -114,9 +114,9 @@ def sliding(
     """The window that a convolution or pooling slides over its input, in units of that input."""
     kernel, stride = square(layer.kernel_size, name), square(layer.stride, name)
     dilation = square(getattr(layer, "dilation", 1), name)
-    padding = {"valid": 0, "same": dilation * (kernel - 1) // 2}.get(
-        layer.padding, layer.padding
-    )
+    padding = layer.padding
+    if isinstance(padding, str):
+        padding = dilation * (kernel - 1) // 2 if padding == "same" else 0
     return {
         "kernel": kernel,
         "stride": stride,

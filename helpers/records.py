@@ -208,9 +208,9 @@ def identity(record: dict[str, Any]) -> tuple:
 
 
 def experiments(records: Sequence[dict[str, Any]]) -> list[list[dict[str, Any]]]:
-    """The records in groups, each the runs of one experiment."""
+    """The records in groups, each the runs of one experiment; of a seed, the last given."""
     return [
-        list(runs)
+        list({run["seed"]: run for run in runs}.values())
         for _, runs in itertools.groupby(sorted(records, key=identity), key=identity)
     ]
 

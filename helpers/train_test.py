@@ -24,6 +24,7 @@ from helpers.checkpoint import (
     kept_checkpoints,
     load_checkpoint,
     read_checkpoint,
+    require_free,
     require_same_model,
     save_checkpoint,
 )
@@ -153,8 +154,8 @@ def lr_range_test(
     loader's epoch are afterwards as they were. Of several processes the first runs the
     test, on whole batches, and tells the others.
 
-    Raises ValueError where the loss never falls, and MemoryError with a batch size that
-    would fit.
+    Raises ValueError where the loss never falls, ModuleNotFoundError without
+    torch-lr-finder, and MemoryError with a batch size that would fit.
     """
     device = torch.device(device)
     dtype = choose_dtype(recipe.precision, device)
@@ -525,13 +526,13 @@ STATEFUL = ("model", "averaged", "optimizer", "scheduler", "scaler")
 def plan_of(loaders, recipe: Recipe) -> dict[str, Any]:
     """What must be the same when training goes on.
 
-    Not the learning rate: a range test that is run again may choose a neighbour of what
-    the schedule began with, and the history holds that.
+    Of the learning rate only who chose it: a range test that is run again may choose a
+    neighbour of what the schedule began with, and the history holds that.
     """
     train = loaders[0]
     return {
         **asdict(recipe),
-        "max_lr": None,
+        "max_lr": "the range test's" if recipe.max_lr is None else "given",
         "steps_per_epoch": len(train),
         "images": [getattr(loader, "fingerprint", None) for loader in loaders],
         "seed": getattr(train, "seed", None),
@@ -566,17 +567,15 @@ def fit(
     Raises ValueError for loaders that don't fit the recipe, a checkpoint that doesn't
     fit and processes that differ, TypeError for a model that gives no tensor,
     FileExistsError for a checkpoint in the way, NonFiniteLoss when training fails,
-    MemoryError, with a batch size that would fit if the process trains alone.
+    MemoryError, with a batch size that would fit if the process trains alone, and without
+    a max_lr what `lr_range_test` raises.
     """
     device, path = torch.device(device), Path(checkpoint) if checkpoint else None
     train, test = loaders
     processes = Processes.current()
     require_shared(loaders, processes)
-    if path and not resume and processes.first and (kept := kept_checkpoints(path)):
-        raise FileExistsError(
-            f"{kept[0]} exists; go on from it with resume=True (--resume), or name another "
-            "place"
-        )
+    if path and not resume and processes.first:
+        require_free(path)
     plan = plan_of(loaders, recipe)
     processes.require_same({**plan, "max_lr": recipe.max_lr, "resume": resume})
     saved = None

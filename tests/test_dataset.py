@@ -233,6 +233,15 @@ def test_images_that_are_not_rgb_are_converted_and_said_once(folder):
     assert again.fingerprint() == train.fingerprint()
 
 
+def test_what_file_managers_hide_in_an_image_folder_is_passed_over(folder):
+    before, _ = dataset.load_cifar10(folder)
+    for name in ("Thumbs.db", "desktop.ini", ".DS_Store"):
+        (folder / "train" / "cat" / name).touch()
+        (folder / "train" / name).touch()
+    after, _ = dataset.load_cifar10(folder)
+    assert after.fingerprint() == before.fingerprint()
+
+
 def test_class_of_10001_files_with_names_in_any_script(folder):
     place = folder / "train" / "cat"
     image = next(place.iterdir()).read_bytes()
@@ -672,6 +681,16 @@ def test_images_that_are_views_are_taken_and_are_the_same_images(on):
     assert turned.fingerprint() == copied.fingerprint()
     one, other = (epoch(loaders(each, on=on).train) for each in (turned, copied))
     assert torch.equal(one[0], other[0]) and torch.equal(one[1], other[1])
+
+
+def test_arrays_that_are_read_only_are_taken_without_a_warning():
+    data = image_set()
+    images, labels = data.images.copy(), data.labels.copy()
+    images.setflags(write=False)
+    labels.setflags(write=False)
+    frozen = dataset.ImageSet(images, labels, data.classes, data.source)
+    one, other = (epoch(loaders(each, on="device").train) for each in (data, frozen))
+    assert torch.equal(one[0], other[0])
 
 
 ARRAYS = some.arrays(

@@ -450,6 +450,32 @@ def test_resume_by_another_recipe_is_refused_and_says_what_differs(interrupted):
     assert checkpoints(interrupted) == before
 
 
+def test_record_tells_the_rate_that_a_resumed_run_began_with(tmp_path):
+    with pytest.MonkeyPatch.context() as patched:
+        interrupt_in_second_epoch(patched)
+        with pytest.raises(SystemExit, match="^130$"):
+            main(tmp_path, "--seeds=3", "--max-lr=0.003")
+    # By mistake without it: a range test would have chosen another.
+    with pytest.raises(SystemExit, match="max_lr is 'given' there and"):
+        main(tmp_path, "--seeds=3", "--resume")
+    main(tmp_path, "--seeds=3", "--resume", "--max-lr=0.1")
+    got = record(tmp_path)
+    assert got["max_lr"] == got["recipe"]["max_lr"] == 0.003
+
+
+@pytest.mark.parametrize(
+    ("seeds", "said"),
+    [(["2", "3"], "seed3.*pt exists; go on"), (["2", "-1"], "seed is -1; choose")],
+)
+def test_what_a_later_seed_would_fail_for_is_said_before_the_first_trains(
+    seeds, said, interrupted, capsys
+):
+    with pytest.raises(SystemExit, match=said):
+        main(interrupted, "--max-lr=0.01", "--seeds", *seeds)
+    assert records(interrupted) == []
+    assert "epoch" not in capsys.readouterr().out
+
+
 def test_run_on_other_images_is_not_gone_on_with(tmp_path):
     with pytest.MonkeyPatch.context() as patched:
         interrupt_in_second_epoch(patched)

@@ -118,7 +118,7 @@ def probe(model: nn.Module, layer: str, side: int) -> int:
             nn.Conv2d(3, 4, 5, stride=2, dilation=2),
             nn.BatchNorm2d(4),
             nn.ReLU(),
-            nn.AvgPool2d(3, 1),
+            nn.AvgPool2d(3, 1, [1, 1]),  # a list is taken too
             nn.Conv2d(4, 4, 3, padding="same"),
             nn.Conv2d(4, 4, 1, padding="valid"),
         ),

@@ -175,19 +175,36 @@ def test_with_weights_it_goes_to_the_mistakes_without_training(
     assert len(names["plan"]) == 4  # steps of the record's run
 
 
-def test_make_run_leaves_what_there_is_where_the_kernel_dies(
-    tmp_path, monkeypatch, capsys
+# Ctrl-C reaches the program; the cell itself would go on.
+INTERRUPTED = "import os, signal; os.kill(os.getppid(), signal.SIGINT); signal.pause()"
+
+
+@pytest.mark.parametrize(
+    ("last", "said"),
+    [
+        ("import os; os._exit(1)", "The kernel died"),
+        (INTERRUPTED, "Interrupted"),
+        ("1 / 0", "ZeroDivisionError"),
+    ],
+)
+def test_make_run_leaves_what_there_is_where_it_ends_early(
+    last, said, tmp_path, monkeypatch, capsys
 ):
     notebook = nbformat.v4.new_notebook()
-    sources = ("print('so far')", "import os; os._exit(1)")
+    sources = ("print('so far')", last, "print('the end')")
     notebook.cells = [nbformat.v4.new_code_cell(source) for source in sources]
+    # What was committed, from another execution.
+    stale = nbformat.v4.new_output("stream", text="of another run")
+    notebook.cells[-1].outputs = [stale]
     nbformat.write(notebook, tmp_path / "S10.ipynb")
     monkeypatch.chdir(tmp_path)  # where the kernel's sockets go
     monkeypatch.setattr(run_notebook, "PROJECT", tmp_path)
     monkeypatch.setattr(run_notebook, "BUILD", tmp_path / "build")
     assert run_notebook.main() == 1
-    assert "so far" in (tmp_path / "build" / "S10.html").read_text(encoding="utf-8")
-    assert "The kernel died" in capsys.readouterr().err
+    page = (tmp_path / "build" / "S10.html").read_text(encoding="utf-8")
+    assert "so far" in page
+    assert "of another run" not in page
+    assert said in capsys.readouterr().err
     # Executed again, it differs in nothing but outputs that do.
     executed = nbformat.read(tmp_path / "build" / "S10.ipynb", as_version=4)
     assert executed.cells[0].metadata == notebook.cells[0].metadata == {}

@@ -35,7 +35,7 @@ def small(monkeypatch, tmp_path):
 
 def test_all_records_are_made_once(small, tmp_path, capsys):
     small()
-    names = {path.name for path in tmp_path.iterdir()}
+    names = {path.name for path in tmp_path.iterdir()}  # and nothing else is left
     assert len(names) == 2 * (4 + 1 + 5)
     assert "--- sweep-base-seed0" in capsys.readouterr().out
     for name, decay, smoothing, cutout in (
@@ -229,6 +229,13 @@ def test_recipe_is_compared_with_pages_on_the_same_images_and_seeds():
     assert "**91.00% ± 1.00**" in table[3]
 
 
+def test_two_runs_of_one_seed_are_one_row_of_one_run():
+    first, again = made("ours", 0, 0.91), made("ours", 0, 0.92)
+    table = utils.results_markdown([made("page", 0, 0.90), first, again])
+    row = table.splitlines()[2]
+    assert "| 1 | **92.00%** |" in row and "+2.00, one pair" in row
+
+
 def test_row_says_what_the_run_had_otherwise_than_its_recipe_today():
     run = made("assignment", 0, 0.90)
     bare = {**run, "recipe": {**run["recipe"], "cutout": 0, "max_lr": 0.1}}
@@ -300,7 +307,7 @@ def test_flat_top_compares_the_same_seeds():
 
 def test_curve_that_was_cut_off_is_no_comparison_yet(tmp_path):
     assert kept.flat_top(curve(r3=[0.90, 0.93], r1=[0.89])) is None
-    base = made("assignment", 0, 0.9)
+    base = {**made("assignment", 0, 0.9), "max_lr": 3.2e-3}
     (tmp_path / "sweep-base-seed0.json").write_text(json.dumps(base))
     (tmp_path / "lr-3.2e-03-seed0.json").write_text(json.dumps(base))
     table = readme.learning_rates(tmp_path)

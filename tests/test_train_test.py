@@ -19,7 +19,13 @@ import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
-from torch.utils.data import BatchSampler, DataLoader, Dataset, TensorDataset
+from torch.utils.data import (
+    BatchSampler,
+    DataLoader,
+    Dataset,
+    IterableDataset,
+    TensorDataset,
+)
 
 from helpers import dataset, lr_range, train_test
 from helpers.train_test import PROFILES, Epoch, History, Recipe
@@ -428,6 +434,18 @@ def test_dataloader_whose_batches_a_sampler_makes_is_taken():
     sampler = BatchSampler(range(32), batch_size=16, drop_last=False)
     train = DataLoader(data, batch_sampler=sampler)
     assert len(fit(network(), (train, train), recipe()).epochs) == 3
+
+
+def test_iterable_dataset_that_has_a_length_is_taken():
+    class Stream(IterableDataset):
+        def __iter__(self):
+            return iter([(image, label) for image, label in zip(*noise(40))])
+
+        def __len__(self):
+            return 40
+
+    pair = DataLoader(Stream(), batch_size=16), DataLoader(Stream(), batch_size=40)
+    assert len(fit(network(), pair, recipe()).learning_rates) == 3 * 3
 
 
 def lines_of(history):

@@ -10,7 +10,6 @@ and run it again. `make readme` draws up the tables.
 
 import argparse
 import math
-import shutil
 import statistics
 import tempfile
 import time
@@ -205,15 +204,17 @@ def make(run: Run, folder: Path, common: list[str]) -> None:
     keep = ["--save-weights"] if run.name == KEPT else []
     # A run is repeated, not gone on with: a checkpoint would only take time.
     common = [*common, "--no-checkpoint"]
-    with tempfile.TemporaryDirectory() as scratch:
+    # Beside the records: what can't be written there is said before training.
+    with tempfile.TemporaryDirectory(prefix=".run-", dir=folder) as scratch:
         program.main([*common, *run.options, *keep, "--out", scratch])
         (path,) = Path(scratch).glob("*.json")
-        record = utils.read_record(path)
         if keep:
+            record = utils.read_record(path)
             name = f"{run.name}.safetensors"
-            shutil.copyfile(path.with_name(record["weights"]["file"]), folder / name)
+            path.with_name(record["weights"]["file"]).replace(folder / name)
             record["weights"]["file"] = name
-    utils.write_record(folder / f"{run.name}.json", record)
+            utils.write_record(path, record)
+        path.replace(folder / f"{run.name}.json")
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -15,6 +15,7 @@ import nbformat
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError, DeadKernelError
 from nbconvert import HTMLExporter
+from nbconvert.preprocessors import ClearOutputPreprocessor
 from traitlets.config import Config
 
 PROJECT = Path(__file__).resolve().parent.parent
@@ -45,6 +46,8 @@ def print_heading(start: float, cell, cell_index: int) -> None:
 
 def main() -> int:
     notebook = nbformat.read(PROJECT / "S10.ipynb", as_version=4)
+    # Cells that aren't reached would keep what they showed in another run.
+    ClearOutputPreprocessor().preprocess(notebook, {})
     # Over TCP, where Windows leaves no choice, the kernel warns that anyone could listen.
     transport = "tcp" if os.name == "nt" else "ipc"
     client = Narrator(
@@ -64,6 +67,9 @@ def main() -> int:
         failure = (
             "The kernel died: where memory ran out, close what else takes much of it"
         )
+    # After Ctrl-C nbclient fails on an assertion of its own, where it doesn't pass it on.
+    except (KeyboardInterrupt, AssertionError):
+        failure = "Interrupted"
     BUILD.mkdir(exist_ok=True)
     nbformat.write(notebook, BUILD / "S10.ipynb")
     page, _ = HTMLExporter().from_notebook_node(notebook)
