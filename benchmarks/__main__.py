@@ -41,6 +41,8 @@ FAILURES = (
     MemoryError,
     ImportError,
     LookupError,
+    AttributeError,
+    TypeError,
     subprocess.SubprocessError,
 )
 # In this order: limits needs steps, whole needs limits; what matters least is last.

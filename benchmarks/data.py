@@ -55,7 +55,7 @@ def measure(setup: Setup) -> list[Row]:
     if setup.device.type == "cpu":
         del build[OURS_ON_GPU]
     loaders = {name: make(train) for name, make in build.items()}
-    if OURS_ON_GPU in build:
+    if OURS_ON_GPU in build and not setup.smoke:
         # A whole epoch, which takes milliseconds: its beginning costs as much as batches do.
         loaders[OURS_ON_GPU] = build[OURS_ON_GPU](whole_epoch(train))
 

@@ -53,7 +53,7 @@ def matmul_peak(dtype: torch.dtype, size: int, setup: Setup) -> float:
 
 def copy_bandwidth(count: int, setup: Setup) -> float:
     """Bytes a second of a copy of `count` bytes, each read once and written once."""
-    a = torch.zeros(count, dtype=torch.uint8, device=setup.device)
+    a = torch.randint(256, (count,), dtype=torch.uint8, device=setup.device)
     b = torch.empty_like(a)
     return 2 * count / timed("b.copy_(a)", {"a": a, "b": b}, setup)
 

@@ -62,6 +62,7 @@ def torchrun(
     size: int, batch_size: int, steps: int, environment: dict[str, str]
 ) -> float:
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    command += ["--local-addr=127.0.0.1"]  # the host's own name may lead nowhere
     command += [f"--nproc-per-node={size}", "-m", "benchmarks.together"]
     done = subprocess.run(
         [*command, str(batch_size), str(steps)],

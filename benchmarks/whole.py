@@ -183,7 +183,9 @@ def run_rival(
 ) -> tuple[float, list[float], list[float]]:
     """Seconds to its first end, then for each run after the warm-up its clock and accuracy."""
     command = [sys.executable, "-W", "ignore", "-m", "benchmarks.adapter"]
-    environment = {**os.environ, "PYTHONPATH": str(PROJECT), "PYTHONUNBUFFERED": "1"}
+    places = [str(PROJECT), *filter(None, [os.environ.get("PYTHONPATH")])]
+    environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
+    environment["PYTHONPATH"] = os.pathsep.join(places)
     start, ends = time.perf_counter(), []
     with subprocess.Popen(
         [*command, str(images), str(script)],
