@@ -1,6 +1,7 @@
 """CIFAR-10, from the disk (or the network) to augmented batches on the device."""
 
 import hashlib
+import importlib.util
 import operator
 import os
 import warnings
@@ -122,8 +123,8 @@ class ImageSet:
     def split(self, holdout: int) -> tuple["ImageSet", "ImageSet"]:
         """All but `holdout` images, and those: a set to choose hyperparameters on.
 
-        The held-out images are the last ones, with classes as even as they go. Raises
-        ValueError where nothing would remain.
+        The held-out images are the last ones of each class, as many as is its share of
+        all. Raises ValueError where nothing would remain.
         """
         require_whole(holdout=holdout)
         if not 0 < holdout < len(self):
@@ -131,9 +132,9 @@ class ImageSet:
                 f"holdout must be 1 to {len(self) - 1:,} of {len(self):,} images, "
                 f"not {holdout}"
             )
-        # Turns are taken from the end: where classes differ in size, the last turns from
-        # the start are those of the largest class alone.
-        order = len(self) - 1 - by_turns(self.labels[::-1])
+        # Turns are taken from the end, and by shares: in even numbers a rare class would
+        # be held out whole.
+        order = len(self) - 1 - by_turns(self.labels[::-1], shares=True)
         held, rest = np.sort(order[:holdout]), np.sort(order[holdout:])
         return self.take(rest), self.take(held)
 
@@ -144,12 +145,13 @@ class ImageSet:
         return digest.hexdigest()[:16]
 
 
-def by_turns(labels: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Indices in an order in which the classes take turns."""
-    turn = np.empty(len(labels), dtype=np.int64)
+def by_turns(labels: NDArray[np.int64], *, shares: bool = False) -> NDArray[np.int64]:
+    """Indices in an order in which the classes take turns, the more often the larger with shares."""
+    turn = np.empty(len(labels))
     for label in np.unique(labels):
         of_class = labels == label
-        turn[of_class] = np.arange(of_class.sum())
+        count = of_class.sum()
+        turn[of_class] = (np.arange(count) + 0.5) / (count if shares else 1)
     return np.argsort(turn, kind="stable")
 
 
@@ -172,7 +174,8 @@ def load_cifar10(
     written; nothing else is ever written where the dataset is there.
 
     Raises DatasetUnavailable where nothing is there and nothing can be downloaded or
-    written, and ValueError, naming the file, for an image folder that is not as described.
+    written, ValueError, naming the file, for an image folder that is not as described, and
+    ModuleNotFoundError without torchvision, but for an image folder.
     """
     root = Path(root)
     if root.exists() and not root.is_dir():
@@ -201,6 +204,7 @@ def read_batches(root: Path) -> tuple[ImageSet, ImageSet] | None:
     folder = root / "cifar-10-batches-py"
     if not folder.is_dir():
         return None
+    require_torchvision()
     # Takes seconds, which an image folder doesn't need.
     from torchvision.datasets import CIFAR10
 
@@ -219,8 +223,17 @@ def read_batches(root: Path) -> tuple[ImageSet, ImageSet] | None:
     return train, test
 
 
+def require_torchvision() -> None:
+    """Say that it is missing: before a download, which it is to read."""
+    if not importlib.util.find_spec("torchvision"):
+        raise ModuleNotFoundError(
+            "torchvision, which reads CIFAR-10, is not installed; pip install torchvision"
+        )
+
+
 def fetch_archive(root: Path, *, download: bool) -> None:
     """Leave the official batches in `root`, extracted from the archive."""
+    require_torchvision()
     from helpers import download as net
 
     archive = root / net.ARCHIVE_NAME
@@ -414,6 +427,11 @@ def require_shape(
     image: NDArray[np.uint8], *, size: tuple[int, int] | None, channels: int, **_
 ) -> NDArray[np.uint8]:
     """The image, if it is (H, W, C) as expected; any H and W where `size` is None."""
+    if image.dtype != np.uint8:
+        raise ValueError(
+            f"the image is {image.dtype} and must be uint8, from 0 to 255; "
+            "(255 * image).round().astype(np.uint8) converts one from 0 to 1"
+        )
     expected = (*(size or image.shape[:2]), channels)
     if image.shape != expected:
         raise ValueError(
@@ -480,6 +498,11 @@ def check_shapes(
         raise ValueError(
             f"training images are {shape} and test images {test.images.shape[1:]}; "
             "make them one size"
+        )
+    if tuple(test.classes) != tuple(train.classes):
+        raise ValueError(
+            "the training and test sets name different classes, and a label means another "
+            "in each; give both the same classes in the same order"
         )
     check_normalization(mean, std)
     if len(mean) != shape[2]:

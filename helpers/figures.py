@@ -249,6 +249,8 @@ def plot_class_accuracy(rows: list[ClassAccuracy], *, data: str) -> Figure:
     places, title = np.arange(len(ranked)), "Accuracy by class"
     if len(ranked) > MOST_BARS:
         most = 12
+        some = [row for row in ranked if row.count]  # of the others nothing is known
+        ranked = some if len(some) >= 2 * most else ranked
         title += f", the {most} best and the {most} worst of {len(ranked)}"
         ranked = ranked[:most] + ranked[-most:]
         places = np.delete(np.arange(2 * most + 1), most)  # a gap for those left out

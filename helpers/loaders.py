@@ -44,7 +44,10 @@ class Loader:
         self.seed = None if self.seed is None else operator.index(self.seed)
         # A CPU subtracts and divides long rows of one type 10 times as fast as triples.
         self.mean, self.std = (
-            255 * torch.tensor(value, device=self.device).repeat(self.images.shape[2])
+            255
+            * torch.tensor(value, dtype=torch.float32, device=self.device).repeat(
+                self.images.shape[2]
+            )
             for value in (self.mean, self.std)
         )
 

@@ -21,8 +21,10 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
+from helpers.preflight import pair
+
 START_LR, END_LR = 1e-5, 1.0  # from where nothing happens to where nothing works
-DIVERGED = 4.0  # a loss this many times a test's lowest ends that test
+DIVERGED = 4.0  # a loss this many times a test's lowest, and above its first, ends it
 CLIMB = 0.25  # of the valley's depth, from the first loss to the lowest
 SAFETY = 3.0  # half a decade: a cycle spends many steps near its peak, a test only one
 
@@ -135,8 +137,12 @@ def sweep(
                 "max_lr"
             ) from error
 
+    class Pairs(TrainDataLoaderIter):
+        def inputs_labels_from_batch(self, batch):
+            return pair(batch)
+
     # It prints where we return, and draws a bar that can't be turned off.
-    quiet = patch.object(lr_finder, "tqdm", lambda _: counted)
+    quiet = patch.object(lr_finder, "tqdm", lambda _: until_diverged(counted, finder))
     with quiet, contextlib.redirect_stdout(io.StringIO()):
         finder = LRFinder(
             model,
@@ -154,14 +160,27 @@ def sweep(
             ),
         )
         finder.range_test(
-            TrainDataLoaderIter(loader),
+            Pairs(loader),
             end_lr=END_LR,
             num_iter=steps,
             smooth_f=0,
-            diverge_th=DIVERGED,
+            diverge_th=math.inf,  # until_diverged ends it
         )
     ratio = (END_LR / START_LR) ** (1 / (steps - 1))
     return [START_LR * ratio**step for step in range(steps)], finder.history["loss"]
+
+
+def until_diverged(steps: Iterable[int], finder) -> Iterator[int]:
+    """The steps up to where a test has diverged.
+
+    Where losses are small, one batch's is often many times another's: it counts from
+    where it lies above the first one too.
+    """
+    for step in steps:
+        yield step
+        losses = finder.history["loss"]
+        if losses[-1] > max(losses[0], DIVERGED * min(losses)):
+            return
 
 
 def choose_max_lr(
@@ -176,13 +195,18 @@ def choose_max_lr(
     a test was ended or its loss is no longer finite. A curve that does neither counts as
     diverging at the end of the range.
 
-    Raises ValueError where the loss never falls.
+    Raises ValueError where the loss never falls, or is not finite from the start.
     """
     smoothed = [smooth(finite(one), len(learning_rates) // 20) for one in losses]
     reached = min(len(one) for one in smoothed)
     curve = [statistics.median(step) for step in zip(*smoothed, strict=False)]
-    bottom = min(curve, default=math.inf)
-    if not curve or bottom >= curve[0]:
+    if not curve:
+        raise ValueError(
+            "the loss is not finite in the first step of a range test; look for what is "
+            "not finite in images or model"
+        )
+    bottom = min(curve)
+    if bottom >= curve[0]:
         raise ValueError(
             f"the loss never fell between learning rates {learning_rates[0]:.0e} and "
             f"{learning_rates[-1]:.0e}; give lr_test_steps more steps, or max_lr"

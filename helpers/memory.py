@@ -56,6 +56,25 @@ def keeping_freed_memory(device: torch.device) -> Iterator[None]:
         libc.malloc_trim(0)
 
 
+def is_lack_of_memory(error: Exception) -> bool:
+    lacking = isinstance(error, torch.OutOfMemoryError | MemoryError)
+    return lacking or any(sign in str(error) for sign in SIGNS)
+
+
+@contextmanager
+def explaining_memory_of_answers(device: torch.device) -> Iterator[None]:
+    """Where memory runs out while a model only answers, say so by MemoryError."""
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        if not is_lack_of_memory(error):
+            raise
+        raise MemoryError(
+            f"answering a batch needs more memory than {device} has; give the loader that "
+            "is evaluated smaller batches"
+        ) from error
+
+
 @contextmanager
 def explaining_memory(
     model: nn.Module, loader, dtype: torch.dtype, device: torch.device
@@ -67,8 +86,7 @@ def explaining_memory(
     try:
         yield
     except (RuntimeError, MemoryError) as error:
-        lacking = isinstance(error, torch.OutOfMemoryError | MemoryError)
-        if not (lacking or any(sign in str(error) for sign in SIGNS)):
+        if not is_lack_of_memory(error):
             raise
         # The failed step's tensors, which its frames hold, are in the way of the trials.
         traceback.clear_frames(error.__traceback__)
@@ -101,7 +119,8 @@ def fitting_batch(
             torch.cuda.empty_cache()
         try:
             step(model, images[:size], labels[:size], dtype=dtype, device=device)
-        except (RuntimeError, MemoryError) as error:
+        # ValueError: BatchNorm's, which can't normalize one image.
+        except (RuntimeError, MemoryError, ValueError) as error:
             traceback.clear_frames(error.__traceback__)
             size //= 2
         else:

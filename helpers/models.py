@@ -274,12 +274,22 @@ def facts_of(model: nn.Module) -> dict[str, Any]:
             f"one of {', '.join(MODELS)}, or keep yours with torch.save(model.state_dict(), "
             "path)"
         )
-    return {
-        "model": names[0],
-        "num_classes": model.linear.out_features,
-        "in_channels": model.prep[0].in_channels,
-        "logit_scale": model.logit_scale,
-    }
+    try:
+        options = {
+            "num_classes": model.linear.out_features,
+            "in_channels": model.prep[0].in_channels,
+            "logit_scale": model.logit_scale,
+        }
+        with torch.device("meta"):
+            plain = repr(MODELS[names[0]](**options))
+    except AttributeError:  # of a layer that was put in another's place
+        plain = None
+    if repr(model) != plain:
+        raise ValueError(
+            f"model is a {names[0]} with other layers than its own, which load_pretrained "
+            "could not build; keep it with torch.save(model.state_dict(), path)"
+        )
+    return {"model": names[0], **options}
 
 
 def as_stored(model: nn.Module) -> dict[str, Tensor]:

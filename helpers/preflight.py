@@ -77,8 +77,8 @@ def pair(batch: object) -> tuple[Tensor, Tensor]:
     is_pair = isinstance(batch, tuple | list) and len(batch) == 2
     if not is_pair or not all(isinstance(part, Tensor) for part in batch):
         raise ValueError(
-            f"the test loader's first batch, a {type(batch).__name__}, is not a pair of "
-            "tensors, images and labels; make it one in the Dataset or in collate_fn"
+            f"a batch of the loader, a {type(batch).__name__}, is not a pair of tensors, "
+            "images and labels; make it one in the Dataset or in collate_fn"
         )
     images, labels = batch
     if images.ndim != 4:

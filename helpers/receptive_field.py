@@ -43,7 +43,8 @@ class Field(NamedTuple):
     """What the first unit of a feature map sees along one axis, in pixels of the input.
 
     side: units along the axis, those included that flattening folded into features.
-    kernel: of the layer just passed.
+    kernel: of the layer just passed. gate: pixels of a field that is the same for all
+    units.
     """
 
     first: int
@@ -51,6 +52,11 @@ class Field(NamedTuple):
     jump: int
     side: int
     kernel: int = 1
+    gate: int = 0
+
+    @property
+    def span(self) -> int:
+        return max(self.last - self.first + 1, self.gate)
 
     def through(self, *, kernel: int, stride: int, padding: int = 0, dilation: int = 1):
         """The field of a unit that looks at `kernel` units of this map."""
@@ -66,20 +72,24 @@ class Field(NamedTuple):
 
     def merged(self, other: "Field"):
         """The field of a unit that looks at one unit of each map, as in a residual sum."""
+        smaller, larger = sorted((self, other), key=lambda field: field.side)
+        # A map of one unit gates all the others, and doesn't move with them.
+        if smaller.side == 1 < larger.side:
+            return larger._replace(gate=max(larger.gate, smaller.span))
         first, last = min(self.first, other.first), max(self.last, other.last)
-        # A map of one unit, which gates all the others, sets no distance between them.
-        larger = max(self, other, key=lambda field: field.side)
-        return larger._replace(first=first, last=last)
+        return larger._replace(first=first, last=last, gate=max(self.gate, other.gate))
 
 
+SOFTMAX = (
+    nn.Softmax, nn.LogSoftmax, F.softmax, F.log_softmax, torch.softmax, torch.log_softmax, "softmax", "log_softmax",
+)  # fmt: skip
 SAME_FIELD = (
+    *SOFTMAX,
     nn.BatchNorm2d, nn.Dropout, nn.Dropout2d, nn.Flatten, nn.Identity, nn.PReLU, nn.ReLU, nn.ReLU6, nn.LeakyReLU,
     nn.ELU, nn.CELU, nn.GELU, nn.SiLU, nn.Mish, nn.Hardswish, nn.Hardsigmoid, nn.Sigmoid, nn.Tanh, nn.Softplus,
-    nn.Softmax, nn.LogSoftmax,
-    F.relu, F.relu6, F.leaky_relu, F.gelu, F.silu, F.dropout, F.softmax, F.log_softmax,
-    torch.relu, torch.sigmoid, torch.tanh, torch.flatten, torch.reshape, torch.softmax, torch.log_softmax,
+    F.relu, F.relu6, F.leaky_relu, F.gelu, F.silu, F.dropout,
+    torch.relu, torch.sigmoid, torch.tanh, torch.flatten, torch.reshape,
     operator.mul, operator.truediv, torch.mul, "relu", "sigmoid", "tanh", "flatten", "view", "reshape", "squeeze",
-    "softmax", "log_softmax",
 )  # fmt: skip
 # Their arguments after the first are those of the layer of that name.
 FUNCTIONS = {
@@ -132,6 +142,13 @@ def layer_of(node: fx.Node, traced: fx.GraphModule) -> nn.Module | None:
     if node.target not in FUNCTIONS:
         return None
     options = {name: value for name, value in node.kwargs.items() if name != "input"}
+    computed = []
+    fx.map_arg((node.args[1:], options), computed.append)
+    if computed:
+        raise NotImplementedError(
+            f"layer {node.name}: its window depends on its input; name it in numbers, or "
+            "take AdaptiveAvgPool2d(1) for one over the whole map"
+        )
     return FUNCTIONS[node.target](*node.args[1:], **options)
 
 
@@ -160,12 +177,13 @@ def step(what: object, field: Field, name: str) -> Field:
     )
 
 
-def is_over_space(node: fx.Node) -> bool:
-    """Whether a mean or maximum is over height and width, and nothing else."""
+def dimensions(node: fx.Node, layer: nn.Module | None) -> set[int]:
+    """Over which dimensions of its input a mean, maximum or softmax is."""
     dims = node.kwargs.get("dim", node.args[1] if len(node.args) > 1 else ())
-    count = len(node.args[0].meta["tensor_meta"].shape)
-    dims = (dims,) if isinstance(dims, int) else dims
-    return {dim % count for dim in dims} == set(range(2, count))
+    dims = getattr(layer, "dim", dims)
+    dims = (dims,) if isinstance(dims, int) else dims or ()
+    count = node.all_input_nodes[0].meta["tensor_meta"].shape
+    return {dim % len(count) for dim in dims}
 
 
 @contextmanager
@@ -194,6 +212,8 @@ def receptive_field_table(
     layer, for one whose receptive field is not known here, and torch.fx's error for a
     network whose path depends on the values that it computes.
     """
+    if len(image_size) != 3:
+        raise ValueError(f"image_size must be (C, H, W), not {image_size}")
     traced = fx.symbolic_trace(copy.deepcopy(model).eval())
     parameter = next(model.parameters(), torch.empty(0))
     image = parameter.new_zeros(1, *image_size)
@@ -219,10 +239,15 @@ def receptive_field_table(
         called = MERGES.get(node.target, node.name)
         name = node.target if node.op == "call_module" else ".".join([*inside, called])
 
-        if node.target in AVERAGES and not is_over_space(node):
+        wanted = None
+        if node.target in AVERAGES:
+            wanted, over = {2, 3}, "height and width"
+        if node.target in SOFTMAX or type(layer) in SOFTMAX:
+            wanted, over = {1}, "channels"
+        if wanted and dimensions(node, layer) != wanted:
             raise NotImplementedError(
-                f"{name} takes the {node.target} over other dimensions than height and "
-                "width; the receptive field behind it is not known"
+                f"{name} is over other dimensions than {over}; the receptive field behind "
+                "it is not known"
             )
         field = step(
             layer or node.target, functools.reduce(Field.merged, sources), name
@@ -235,8 +260,7 @@ def receptive_field_table(
             new = set(layer.parameters()) - counted if layer else set()
             counted |= new
             parameters = sum(p.numel() for p in new)
-            span = field.last - field.first + 1
             rows.append(
-                Row(name, kind, shape, span, field.jump, parameters, field.kernel)
+                Row(name, kind, shape, field.span, field.jump, parameters, field.kernel)
             )
     return rows

@@ -12,9 +12,10 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from helpers.recipe import RECIPES, Recipe
+from helpers.recipe import PROFILES, RECIPES, Recipe
 
 FORMAT = 2
+TOLD = {"epochs", "batch_size", "train_images", "test_images", "max_lr"}  # elsewhere
 NOT_MEASURED = "not measured"
 # Of accuracy: twice what the seed alone is assumed to make of networks like these after
 # 24 epochs (0.15 points). Short runs vary more, and two standard errors decide.
@@ -126,14 +127,12 @@ def results_markdown(records: Sequence[dict[str, Any]]) -> str:
 
 
 def how_trained(record: dict[str, Any]) -> str:
-    """The recipe's name, with what the run had otherwise than that recipe has it today.
-
-    Of what recipes decide; epochs, images and max_lr are told in other places.
-    """
+    """The recipe's name, with what the run had otherwise than that recipe has it today."""
     name, had = record["recipe_name"], record["recipe"]
-    fields = {field for recipe in RECIPES.values() for field in recipe} - {"max_lr"}
+    fields = asdict(Recipe()).keys() - TOLD
+    profile = PROFILES.get(record.get("profile"), Recipe())
     # Of a recipe that is no more, nothing can be said.
-    today = {**asdict(Recipe()), **RECIPES.get(name, had)}
+    today = {**asdict(profile), **RECIPES.get(name, had)}
     otherwise = [
         f"`{field}={had[field]}`"
         for field in sorted(fields & had.keys())
@@ -228,12 +227,18 @@ def spread(values: Sequence[float | None]) -> str:
     return f"{mean} ± {100 * statistics.stdev(values):.2f}" if len(values) > 1 else mean
 
 
+def is_page(record: dict[str, Any]) -> bool:
+    """Whether a run is by Page's recipe as it is, with which the others are compared."""
+    same_rate = record["recipe"]["max_lr"] == RECIPES["page"]["max_lr"]
+    named = how_trained(record) == "`page`"
+    return record["model"] == "CustomResNet" and named and same_rate
+
+
 def against_page(
     runs: Sequence[dict[str, Any]], records: Sequence[dict[str, Any]]
 ) -> str:
     """How much better than Page's recipe: points, and their standard error over seeds."""
-
-    if identity(runs[0])[:2] == ("CustomResNet", "page"):
+    if is_page(runs[0]):
         return "0"
 
     def same(record: dict[str, Any]) -> tuple:
@@ -243,7 +248,7 @@ def against_page(
     page = {
         same(record): record["last_epoch_accuracy"]
         for record in records
-        if identity(record)[:2] == ("CustomResNet", "page")
+        if is_page(record)
     }
     gains = [
         100 * (run["last_epoch_accuracy"] - page[same(run)])

@@ -30,8 +30,12 @@ from helpers.checkpoint import (
 )
 from helpers.history import Epoch, History, Metrics
 from helpers.lr_range import LRRangeTest, run_range_test
-from helpers.memory import explaining_memory, keeping_freed_memory
-from helpers.preflight import require_fitting, require_shared
+from helpers.memory import (
+    explaining_memory,
+    explaining_memory_of_answers,
+    keeping_freed_memory,
+)
+from helpers.preflight import pair, require_fitting, require_shared
 from helpers.processes import Processes, connected
 from helpers.recipe import PROFILES, RECIPES, Recipe
 
@@ -63,10 +67,20 @@ def choose_dtype(precision: str, device: torch.device | str) -> torch.dtype:
     """What to compute in: for "auto", the fastest type that the hardware really has.
 
     bfloat16 from CUDA capability 8 on and on CPUs with AVX512-BF16 or AMX, float16 on
-    older GPUs, float32 elsewhere.
+    older GPUs, float32 elsewhere. Raises ValueError for devices of other kinds, and for a
+    precision that isn't one of Recipe's.
     """
     device = torch.device(device)
+    if device.type not in ("cpu", "cuda"):
+        # MPS has no float64, and copies late from memory that may be another's by then.
+        raise ValueError(
+            f"device is {device}; give cpu or cuda, the only ones that work"
+        )
     if precision != "auto":
+        if precision not in ("float32", "bfloat16", "float16"):
+            raise ValueError(
+                f"precision must be auto, float32, bfloat16 or float16, not {precision!r}"
+            )
         return getattr(torch, precision)
     if device.type == "cuda":
         # torch.cuda.is_bf16_supported() counts emulation, which is slow.
@@ -216,7 +230,7 @@ def step_bar(steps: Iterable, name: str, shown: bool = True) -> tqdm:
 
 
 class NonFiniteLoss(FloatingPointError):
-    """The loss became NaN or infinite; the message says when and at which rate."""
+    """The loss or the gradients became NaN or infinite; the message says when."""
 
 
 def train_one_epoch(
@@ -251,7 +265,8 @@ def train_one_epoch(
     model.train()
     losses, rates, sizes = [], [], []
     correct = torch.zeros((), dtype=torch.int64, device=device)
-    for images, labels in step_bar(loader, f"epoch {epoch}", processes.first):
+    for batch in step_bar(loader, f"epoch {epoch}", processes.first):
+        images, labels = pair(batch)
         images = images.to(device, non_blocking=True, memory_format=torch.channels_last)
         labels = labels.to(device, non_blocking=True)
         optimizer.zero_grad()  # before the forward pass, where memory is scarcest
@@ -280,6 +295,12 @@ def train_one_epoch(
             f"{len(losses)}; the learning rate's schedule needs the true number, from 1"
         )
     require_finite(losses, rates, epoch, 1)
+    # It begins at 65,536 and is halved at each step that is skipped.
+    if scaler.is_enabled() and scaler.get_scale() < 1:
+        raise NonFiniteLoss(
+            f"the gradients are not finite in epoch {epoch}, and float16 skips such steps; "
+            'look at the model\'s backward pass, or set precision="float32"'
+        )
     weights = torch.tensor(sizes, dtype=torch.float64, device=device)
     loss = (torch.stack(losses).double() * weights).sum()
     sums = processes.total(torch.stack([loss, correct.double(), weights.sum()]))
@@ -352,12 +373,14 @@ def predict(
     a GPU convolves in TF32, with 10 bits of mantissa, unless torch is told otherwise.
     flip_tta: the logits are the means of those of the image and of its mirror image.
 
-    Raises ValueError where the loader gives nothing.
+    Raises ValueError where the loader gives nothing, MemoryError where its batches are too
+    large.
     """
     device = torch.device(device)
     logits, labels = [], []
     with (
         evaluating(model),
+        explaining_memory_of_answers(device),
         torch.autocast(device.type, dtype, enabled=dtype != torch.float32),
     ):
         for images, truth in loader:
@@ -368,7 +391,7 @@ def predict(
             if flip_tta:
                 answers = (answers + model(images.flip(3)).float()) / 2
             logits.append(answers)
-            labels.append(truth)
+            labels.append(truth.long())
     if not logits:
         raise ValueError("there is nothing to evaluate: the loader gave no batch")
     processes = Processes.of(loader)
@@ -398,7 +421,9 @@ def average_in(averaged: AveragedModel, model: nn.Module) -> None:
     divides BatchNorm's counters, whole numbers, which CUDA refuses.
     """
     weight = 1 / (int(averaged.n_averaged) + 1)
-    ours, theirs = averaged.module.state_dict(), model.state_dict()
+    ours, theirs = averaged.module.state_dict(keep_vars=True), model.state_dict()
+    # A layer that goes by two names is averaged once.
+    ours = dict({id(value): (name, value) for name, value in ours.items()}.values())
     moving = [name for name, value in ours.items() if value.is_floating_point()]
     torch._foreach_lerp_(
         [ours.pop(name) for name in moving], [theirs[name] for name in moving], weight
@@ -490,18 +515,19 @@ class Training:
                 average_in(self.averaged, self.model)
 
         start = time.perf_counter()
-        trained = train_one_epoch(
-            self.wrapped,
-            train,
-            self.optimizer,
-            device=self.device,
-            scheduler=self.scheduler,
-            scaler=self.scaler,
-            dtype=self.dtype,
-            label_smoothing=self.recipe.label_smoothing,
-            epoch=number,
-            on_step=on_step,
-        )
+        with explaining_memory(self.model, train, self.dtype, self.device):
+            trained = train_one_epoch(
+                self.wrapped,
+                train,
+                self.optimizer,
+                device=self.device,
+                scheduler=self.scheduler,
+                scaler=self.scaler,
+                dtype=self.dtype,
+                label_smoothing=self.recipe.label_smoothing,
+                epoch=number,
+                on_step=on_step,
+            )
         seconds = time.perf_counter() - start
         kept = self.averaged.module if averages else self.model
         self.processes.align_buffers(self.model)
@@ -611,10 +637,7 @@ def fit(
 
     try:
         for epoch in range(len(history.epochs) + 1, recipe.epochs + 1):
-            with (
-                explaining_memory(model, train, training.dtype, device),
-                keeping_freed_memory(device),
-            ):
+            with keeping_freed_memory(device):
                 row = training.run_epoch(train, test)
             if processes.first:
                 # An epoch that is shown is kept.

@@ -6,6 +6,7 @@ a cell's last line or by `display(figure)`, and `figure.savefig(path)` makes a f
 
 import contextlib
 import importlib.metadata
+import operator
 import platform
 import random
 import textwrap
@@ -92,8 +93,10 @@ def set_seed(seed: int) -> None:
     """Seed Python, NumPy's global generator and PyTorch on every device.
 
     Generators made elsewhere take their seed there: that of `dataset.make_loaders`, and
-    Albumentations'. Raises ValueError for a seed outside [0, 2**32 - 1].
+    Albumentations'. Raises ValueError for a seed outside [0, 2**32 - 1], TypeError for
+    what is no whole number.
     """
+    seed = operator.index(seed)  # NumPy's whole numbers too
     if not 0 <= seed < 2**32:
         raise ValueError(f"seed is {seed}; choose one from 0 to 4294967295")
     random.seed(seed)

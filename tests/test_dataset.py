@@ -1,6 +1,7 @@
 """From files or noise to batches: what is read, what is refused, what augmentation does."""
 
 import hashlib
+import importlib.util
 import io
 import os
 import pickle
@@ -11,6 +12,7 @@ import tarfile
 import tempfile
 import warnings
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import hypothesis.extra.numpy as some
@@ -693,6 +695,39 @@ def test_arrays_that_are_read_only_are_taken_without_a_warning():
     assert torch.equal(one[0], other[0])
 
 
+def test_sets_of_different_classes_make_no_loaders():
+    data = image_set()
+    turned = replace(data, classes=data.classes[::-1])
+    with pytest.raises(ValueError, match="name different classes"):
+        dataset.make_loaders(data, turned, device="cpu", batch_size=8)
+
+
+def test_float_image_is_refused_by_the_transforms():
+    image = image_set().images[0]
+    for transform in (dataset.eval_transform(), dataset.train_transform()):
+        with pytest.raises(ValueError, match="float32 and must be uint8"):
+            transform(image=image.astype(np.float32) / 255)
+
+
+def test_mean_that_numpy_computed_makes_the_same_batches():
+    data = image_set()
+    mean = tuple(data.images.mean((0, 1, 2)) / 255)
+    made = [
+        loaders(data, on="device", mean=some_mean, std=(0.25,) * 3)
+        for some_mean in (mean, tuple(map(float, mean)))
+    ]
+    one, other = (next(iter(pair.test))[0] for pair in made)
+    assert torch.equal(one, other)
+    assert {pair.test.mean.dtype for pair in made} == {torch.float32}
+
+
+def test_without_torchvision_nothing_is_downloaded(tmp_path, monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(ModuleNotFoundError, match="pip install torchvision"):
+        dataset.load_cifar10(tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
 ARRAYS = some.arrays(
     st.sampled_from(["uint8", "int64", "float32", "bool", ">i8", "U2"]),
     some.array_shapes(min_dims=0, max_dims=5, min_side=0, max_side=3),
@@ -747,6 +782,23 @@ def assert_even(part, whole):
     assert ((have >= have.max() - 1) | (have == all_)).all()
 
 
+def assert_in_proportion(part, whole):
+    """Each class has its share, but for rounding; of equal ones none has two images less."""
+    have, all_ = (np.bincount(s.labels, minlength=6) for s in (part, whole))
+    assert (abs(have - all_ * len(part) / len(whole)) <= 4).all()
+    for size in set(all_):
+        assert np.ptp(have[all_ == size]) <= 1
+
+
+def test_rare_class_is_not_held_out_whole():
+    labels = np.array([0] * 50 + [1] * 950)
+    images = np.zeros((1000, 1, 1, 1), np.uint8)
+    data = dataset.ImageSet(images, labels, ("cat", "dog"), "rare")
+    rest, held = data.split(200)
+    assert np.bincount(rest.labels).tolist() == [40, 760]
+    assert np.bincount(held.labels).tolist() == [10, 190]
+
+
 @given(numbered_sets(), st.data())
 def test_subset_and_split_lose_nothing_and_are_even(data, more):
     size = more.draw(st.integers(1, len(data)))
@@ -758,7 +810,7 @@ def test_subset_and_split_lose_nothing_and_are_even(data, more):
     assert sorted(indices(rest) + indices(held)) == list(range(len(data)))
     assert indices(rest) == sorted(indices(rest))
     assert indices(held) == sorted(indices(held))
-    assert_even(held, data)
+    assert_in_proportion(held, data)
     for label in range(6):  # the last ones of each class are held out
         kept, out = (np.array(indices(s))[s.labels == label] for s in (rest, held))
         assert not out.size or (kept < out.min()).all()

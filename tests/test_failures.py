@@ -102,6 +102,17 @@ def test_out_of_memory_names_a_batch_size_that_fits():
     assert lines[3] == "2 epochs"
 
 
+def test_none_fits_is_also_said_of_a_network_that_cannot_train_on_one_image():
+    model = nn.Sequential(nn.Flatten(), nn.Linear(12, 4), nn.BatchNorm1d(4), Full())
+    images, labels = torch.zeros(8, 3, 2, 2), torch.zeros(8, dtype=torch.int64)
+    assert not fitting_batch(model, images, labels, dtype=torch.float32, device=CPU)
+
+
+class Full(nn.Module):
+    def forward(self, x):
+        raise MemoryError
+
+
 class Short(torch.autograd.Function):
     """Runs out of memory on the way back, by more than 2 images."""
 
@@ -217,10 +228,10 @@ def test_model_that_ends_in_softmax_is_trained_and_warned_of():
 def test_label_beyond_the_outputs_is_found_where_the_images_are_in_order_of_class(
     wide, on
 ):
-    few = IMAGES[0]
+    few = replace(IMAGES[0], classes=("name",) * 12)
     labels = np.sort(few.labels)
     labels[-1] = 11
-    odd = dataset.ImageSet(few.images, labels, ("name",) * 12, "drawn")
+    odd = replace(few, labels=labels)
     sets = {"train": few, "test": few, wide: odd}
     loaders = dataset.make_loaders(**sets, batch_size=8, device=CPU, augment_on=on)
     with pytest.raises(ValueError, match="labels run from 0 to 11 .* as many outputs"):

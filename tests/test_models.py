@@ -208,7 +208,7 @@ class Attention(nn.Module):
 def test_gate_that_sees_the_whole_map_leaves_the_distance_of_its_units():
     gate = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Conv2d(4, 4, 1), nn.Sigmoid())
     row = models.receptive_field_table(Attention(gate), (3, 10, 10))[-1]
-    assert (row.receptive_field, row.jump) == (12, 1)  # the image, and 1 on either side
+    assert (row.receptive_field, row.jump) == (10, 1)  # the image, however far it moves
 
 
 class OverChannels(nn.Module):
@@ -217,7 +217,9 @@ class OverChannels(nn.Module):
 
 
 def test_mean_over_channels_is_not_taken_for_one_over_the_map():
-    with pytest.raises(NotImplementedError, match="mean takes the mean over other dim"):
+    with pytest.raises(
+        NotImplementedError, match="mean is over other dimensions than height"
+    ):
         models.receptive_field_table(Attention(OverChannels()))
 
 
@@ -233,6 +235,42 @@ def test_layers_it_cannot_know_are_named(layer, named):
     model = nn.Sequential(nn.Identity(), nn.Sequential(layer))
     with pytest.raises(NotImplementedError, match=rf"layer 1\.0: .*{named}"):
         models.receptive_field_table(model)
+
+
+class Called(nn.Module):
+    def __init__(self, function):
+        super().__init__()
+        self.function = function
+
+    def forward(self, x):
+        return self.function(x)
+
+
+@pytest.mark.parametrize(
+    ("function", "named"),
+    [
+        (lambda x: F.avg_pool2d(x, x.size(3)), "its window depends on its input"),
+        (
+            lambda x: x.flatten(2).softmax(-1),
+            "softmax is over other dimensions than ch",
+        ),
+    ],
+)
+def test_functions_it_cannot_know_are_named(function, named):
+    with pytest.raises(NotImplementedError, match=named):
+        models.receptive_field_table(Called(function))
+
+
+def test_softmax_over_classes_sees_what_they_see():
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Softmax(1), nn.Conv2d(4, 4, 3))
+    assert models.receptive_field_table(model)[-1].receptive_field == 5
+
+
+def test_image_size_without_channels_is_refused():
+    with pytest.raises(
+        ValueError, match=r"image_size must be \(C, H, W\), not \(28, 28"
+    ):
+        models.receptive_field_table(nn.Conv2d(1, 2, 3), (28, 28))
 
 
 @pytest.mark.parametrize("read", [models.receptive_field_table, models.summarize])

@@ -3,12 +3,13 @@
 import json
 import math
 import re
+from dataclasses import asdict
 
 import pytest
 
 from helpers import models, utils, weights
 from helpers import records as kept
-from helpers.train_test import RECIPES, Recipe
+from helpers.train_test import PROFILES, RECIPES, Recipe
 from tests.test_main import Tiny
 from tools import readme, records
 
@@ -212,7 +213,8 @@ def test_record_that_is_not_there_is_said(tmp_path):
 
 def made(recipe, seed, accuracy):
     (record,) = utils.read_records(readme.RESULTS, "run-CustomResNet-24epochs-*.json")
-    changed = {"recipe_name": recipe, "seed": seed}
+    fields = {**record["recipe"], **RECIPES[recipe]}
+    changed = {"recipe_name": recipe, "recipe": fields, "seed": seed}
     return {**record, **changed, "last_epoch_accuracy": accuracy}
 
 
@@ -223,8 +225,12 @@ def test_recipe_is_compared_with_pages_on_the_same_images_and_seeds():
     assert kept.against_page(ours, ours) == "not measured"
     assert kept.against_page(ours[:1], page + ours) == "+1.00, one pair"
     assert kept.against_page(page, page + ours) == "0"
-    page = [{**run, "recipe": {**run["recipe"], "optimizer": "sgd"}} for run in page]
-    assert kept.against_page(ours, page + ours) == "+1.00 ± 0.00"
+    # By that name, and with something otherwise: no baseline, but compared with it.
+    other = [{**r, "recipe": {**r["recipe"], "weight_decay": 0}} for r in ours + page]
+    other = [{**run, "last_epoch_accuracy": 0.5} for run in other[2:]]
+    for runs in ([*page, *ours, *other], [*other, *ours, *page]):
+        assert kept.against_page(ours, runs) == "+1.00 ± 0.00"
+        assert kept.against_page(other[:1], runs) == "-40.00, one pair"
     ours[0]["last_epoch_accuracy"] = 0.93
     assert kept.against_page(ours, page + ours) == "+2.00 ± 1.00"
     table = utils.results_markdown(page + ours).splitlines()
@@ -246,6 +252,11 @@ def test_row_says_what_the_run_had_otherwise_than_its_recipe_today():
     table = utils.results_markdown([run, bare]).splitlines()
     assert table[2].startswith("| CustomResNet, `assignment` with `cutout=0` |")
     assert table[3].startswith("| CustomResNet, `assignment` |")
+    still = {**run, "recipe": {**run["recipe"], "padding": 0, "flip": 0}}
+    assert kept.how_trained(still) == "`assignment` with `flip=0`, `padding=0`"
+    quick = {**asdict(PROFILES["quick"]), "max_lr": 3e-3}
+    short = {**run, "profile": "quick", "recipe": quick}
+    assert kept.how_trained(short) == "`assignment`"
     reported = {**bare, "recipe_name": "reported"}
     gone = {**bare, "recipe_name": "of another version"}
     for record in (reported, gone):

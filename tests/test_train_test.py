@@ -13,12 +13,14 @@ import statistics
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
+from torch.optim.swa_utils import AveragedModel
 from torch.utils.data import (
     BatchSampler,
     DataLoader,
@@ -446,6 +448,93 @@ def test_iterable_dataset_that_has_a_length_is_taken():
 
     pair = DataLoader(Stream(), batch_size=16), DataLoader(Stream(), batch_size=40)
     assert len(fit(network(), pair, recipe()).learning_rates) == 3 * 3
+
+
+class Broken(torch.autograd.Function):
+    """Answers, and gives no finite gradient back."""
+
+    @staticmethod
+    def forward(ctx, x):
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return gradient * math.nan
+
+
+def test_gradients_that_are_never_finite_are_an_error_in_float16_too():
+    class Model(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner = network()
+
+        def forward(self, x):
+            return Broken.apply(self.inner(x))
+
+    pair = batches(*[4] * 20), batches(8)
+    with pytest.raises(
+        train_test.NonFiniteLoss, match="gradients are not finite in ep"
+    ):
+        fit(Model(), pair, recipe(batch_size=4, precision="float16"))
+
+
+def test_layer_with_two_names_is_averaged_once():
+    model = nn.Module()
+    model.a = model.b = nn.Linear(1, 1)
+    averaged = AveragedModel(model)
+    for value in (0.0, 1.0, 2.0, 3.0):
+        nn.init.constant_(model.a.weight, value)
+        train_test.average_in(averaged, model)
+    assert averaged.module.b.weight.item() == 1.5
+
+
+@pytest.mark.parametrize("max_lr", [0.01, None])
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (
+            lambda images, labels: (images, labels, labels),
+            "a batch .* is not a pair of",
+        ),
+        (lambda images, labels: (images, labels.int()), "labels are torch.int32"),
+        (
+            lambda images, labels: (images, F.one_hot(labels, 10).float()),
+            "labels are torch.float32 .*argmax",
+        ),
+    ],
+)
+def test_training_batches_that_are_no_pairs_are_said(change, said, max_lr):
+    train = [change(*batch) for batch in batches(16, 16)]
+    with pytest.raises(ValueError, match=said):
+        fit(network(), (train, batches(16)), recipe(max_lr=max_lr))
+
+
+def test_evaluation_that_runs_out_of_memory_is_not_blamed_on_the_training_batch():
+    class Hungry(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner = network()
+
+        def forward(self, x):
+            if len(x) > 16:
+                raise torch.OutOfMemoryError("out of memory")
+            return self.inner(x)
+
+    with pytest.raises(MemoryError, match="give the loader that is evaluated smaller"):
+        fit(Hungry(), (batches(16, 16), batches(32)), recipe())
+
+
+def test_devices_and_precisions_that_do_not_work_are_refused():
+    with pytest.raises(ValueError, match="device is mps; give cpu or cuda"):
+        train_test.choose_dtype("auto", "mps")
+    with pytest.raises(ValueError, match="not 'bf16'"):
+        train_test.choose_dtype("bf16", CPU)
+
+
+def test_predictions_have_int64_labels_whatever_the_loader_has():
+    images, labels = noise(8)
+    found = train_test.predict(network(), [(images, labels.byte())], device=CPU)
+    assert found.labels.dtype == torch.int64
 
 
 def lines_of(history):
@@ -1005,7 +1094,6 @@ def test_loss_that_falls_to_the_end_diverges_nowhere():
     [
         [2.3] * 51,
         [2.3 + step / 10 for step in range(51)],
-        [math.nan] * 51,
         [2.3],
     ],
 )
@@ -1015,6 +1103,28 @@ def test_loss_that_never_falls_is_an_error_that_names_the_remedy(losses):
     )
     with pytest.raises(ValueError, match=sentence):
         lr_range.choose_max_lr(RATES, [losses])
+
+
+def test_images_that_are_not_finite_are_not_answered_with_more_steps():
+    images, labels = noise(32)
+    train = DataLoader(TensorDataset(images * math.nan, labels), batch_size=16)
+    with pytest.raises(
+        ValueError, match="not finite in the first step of a range test"
+    ):
+        train_test.lr_range_test(network(), train, recipe(), device=CPU)
+
+
+def test_small_loss_that_jumps_from_batch_to_batch_has_not_diverged():
+    finder = SimpleNamespace(history={"loss": []})
+    losses = [0.7, 0.3, 0.005, 0.036, 0.5, 0.71, 9.0]
+    for step in lr_range.until_diverged(range(len(losses)), finder):
+        finder.history["loss"].append(losses[step])
+    assert finder.history["loss"][-1] == 0.71
+    finder.history["loss"] = []
+    losses = [2.4, 1.5, 5.9, 6.1, 9.0]  # the lowest is not small: four times that
+    for step in lr_range.until_diverged(range(len(losses)), finder):
+        finder.history["loss"].append(losses[step])
+    assert finder.history["loss"][-1] == 6.1
 
 
 # --- checkpoints -----------------------------------------------------------------------

@@ -251,6 +251,8 @@ def test_seed_repeats_python_numpy_and_torch():
     first = draw()
     utils.set_seed(7)
     assert draw() == first
+    utils.set_seed(np.int64(7))
+    assert draw() == first
     utils.set_seed(8)
     assert not set(draw()) & set(first)
 
@@ -561,6 +563,14 @@ def test_class_accuracy_of_many_classes_shows_the_best_and_the_worst():
     assert widths == pytest.approx([*range(0, 24, 2), *[100] * 12])
     assert figure.get_size_inches()[1] <= 12
     assert "all images: 74.50%" in texts(figure)
+
+
+def test_classes_without_images_are_not_the_worst():
+    labels = [number % 40 for number in range(80)]
+    rows = utils.class_accuracy(labels, labels, HUNDRED)
+    figure = utils.plot_class_accuracy(rows, data=DATA)
+    assert "the 12 best and the 12 worst of 40" in figure.get_suptitle()
+    assert "0 / 0" not in texts(figure)
 
 
 def test_confusion_figure_writes_counts_and_colours_only_mistakes():

@@ -204,6 +204,29 @@ def test_what_no_file_can_hold_is_said_and_the_old_file_kept(
     assert path.read_bytes() == b"before"
 
 
+def pooled(model):
+    model.pool = nn.AdaptiveAvgPool2d(1)
+
+
+def without_bias(model):
+    model.linear = nn.Linear(512, 3, bias=False)
+
+
+def dropping(model):
+    model.linear = nn.Sequential(nn.Dropout(), nn.Linear(512, 3))
+
+
+@pytest.mark.parametrize("alter", [pooled, without_bias, dropping])
+def test_network_with_other_layers_than_its_own_is_refused(alter, tmp_path):
+    model = models.CustomResNet(num_classes=3)
+    alter(model)
+    with pytest.raises(
+        ValueError, match="a CustomResNet with other layers than its own"
+    ):
+        models.save_weights(model, tmp_path / "x.safetensors", classes="abc", data=DATA)
+    assert not list(tmp_path.iterdir())
+
+
 def test_variance_beyond_float16_is_kept_exactly(tmp_path):
     model, path = small(num_classes=3), tmp_path / "some.safetensors"
     model.prep[1].running_var[:2] = torch.tensor([1e6, 1e-9])
