@@ -24,7 +24,7 @@ from torch.optim import Optimizer
 from helpers.preflight import pair
 
 START_LR, END_LR = 1e-5, 1.0  # from where nothing happens to where nothing works
-DIVERGED = 4.0  # a loss this many times a test's lowest, and above its first, ends it
+DIVERGED = 4.0  # a loss this many times a test's lowest ends that test
 CLIMB = 0.25  # of the valley's depth, from the first loss to the lowest
 SAFETY = 3.0  # half a decade: a cycle spends many steps near its peak, a test only one
 
@@ -142,7 +142,7 @@ def sweep(
             return pair(batch)
 
     # It prints where we return, and draws a bar that can't be turned off.
-    quiet = patch.object(lr_finder, "tqdm", lambda _: until_diverged(counted, finder))
+    quiet = patch.object(lr_finder, "tqdm", lambda _: counted)
     with quiet, contextlib.redirect_stdout(io.StringIO()):
         finder = LRFinder(
             model,
@@ -164,23 +164,10 @@ def sweep(
             end_lr=END_LR,
             num_iter=steps,
             smooth_f=0,
-            diverge_th=math.inf,  # until_diverged ends it
+            diverge_th=DIVERGED,
         )
     ratio = (END_LR / START_LR) ** (1 / (steps - 1))
     return [START_LR * ratio**step for step in range(steps)], finder.history["loss"]
-
-
-def until_diverged(steps: Iterable[int], finder) -> Iterator[int]:
-    """The steps up to where a test has diverged.
-
-    Where losses are small, one batch's is often many times another's: it counts from
-    where it lies above the first one too.
-    """
-    for step in steps:
-        yield step
-        losses = finder.history["loss"]
-        if losses[-1] > max(losses[0], DIVERGED * min(losses)):
-            return
 
 
 def choose_max_lr(

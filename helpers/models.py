@@ -4,6 +4,7 @@ import copy
 import hashlib
 import json
 import os
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -281,15 +282,21 @@ def facts_of(model: nn.Module) -> dict[str, Any]:
             "logit_scale": model.logit_scale,
         }
         with torch.device("meta"):
-            plain = repr(MODELS[names[0]](**options))
-    except AttributeError:  # of a layer that was put in another's place
+            plain = layers_of(MODELS[names[0]](**options))
+    except (AttributeError, TypeError):  # of a layer that was put in another's place
         plain = None
-    if repr(model) != plain:
+    if layers_of(model) != plain:
         raise ValueError(
             f"model is a {names[0]} with other layers than its own, which load_pretrained "
             "could not build; keep it with torch.save(model.state_dict(), path)"
         )
     return {"model": names[0], **options}
+
+
+def layers_of(model: nn.Module) -> str:
+    """All layers, less what only training uses."""
+    shown = repr(model).replace("SyncBatchNorm(", "BatchNorm2d(")
+    return re.sub(r"momentum=[^,]+, ", "", shown)
 
 
 def as_stored(model: nn.Module) -> dict[str, Tensor]:

@@ -181,9 +181,13 @@ def dimensions(node: fx.Node, layer: nn.Module | None) -> set[int]:
     """Over which dimensions of its input a mean, maximum or softmax is."""
     dims = node.kwargs.get("dim", node.args[1] if len(node.args) > 1 else ())
     dims = getattr(layer, "dim", dims)
-    dims = (dims,) if isinstance(dims, int) else dims or ()
-    count = node.all_input_nodes[0].meta["tensor_meta"].shape
-    return {dim % len(count) for dim in dims}
+    count = len(node.all_input_nodes[0].meta["tensor_meta"].shape)
+    if node.target not in AVERAGES and dims in (None, ()):
+        return {0 if count == 3 else 1}  # torch's own choice for a softmax
+    dims = (dims,) if isinstance(dims, int) else dims
+    found = {dim % count for dim in dims}
+    # Flattened, height and width are one dimension.
+    return {2, 3} if node.target in AVERAGES and count == 3 and found == {2} else found
 
 
 @contextmanager

@@ -229,9 +229,12 @@ def spread(values: Sequence[float | None]) -> str:
 
 def is_page(record: dict[str, Any]) -> bool:
     """Whether a run is by Page's recipe as it is, with which the others are compared."""
-    same_rate = record["recipe"]["max_lr"] == RECIPES["page"]["max_lr"]
-    named = how_trained(record) == "`page`"
-    return record["model"] == "CustomResNet" and named and same_rate
+    had, named = record["recipe"], record["recipe_name"] == "page"
+    whole = {**asdict(Recipe()), **RECIPES["page"]}
+    fields = {field for recipe in RECIPES.values() for field in recipe}
+    fields |= {"padding", "flip"}
+    as_it_is = all(had.get(field) == whole[field] for field in fields)
+    return record["model"] == "CustomResNet" and named and as_it_is
 
 
 def against_page(
@@ -243,7 +246,7 @@ def against_page(
 
     def same(record: dict[str, Any]) -> tuple:
         # Not model and recipe, the first two, nor the last, how it was trained.
-        return *identity(record)[2:-1], record["seed"]
+        return *identity(record)[2:-1], record["recipe"]["peak_epoch"], record["seed"]
 
     page = {
         same(record): record["last_epoch_accuracy"]

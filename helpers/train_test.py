@@ -558,7 +558,7 @@ def plan_of(loaders, recipe: Recipe) -> dict[str, Any]:
     train = loaders[0]
     return {
         **asdict(recipe),
-        "max_lr": "the range test's" if recipe.max_lr is None else "given",
+        "max_lr": recipe.max_lr and "given",
         "steps_per_epoch": len(train),
         "images": [getattr(loader, "fingerprint", None) for loader in loaders],
         "seed": getattr(train, "seed", None),

@@ -261,6 +261,22 @@ def test_functions_it_cannot_know_are_named(function, named):
         models.receptive_field_table(Called(function))
 
 
+@pytest.mark.filterwarnings("ignore:Implicit dimension choice")
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda x: x.flatten(2).mean(2),
+        lambda x: torch.amax(x.flatten(2), dim=-1),
+        lambda x: x.mean((2, 3)),
+        lambda x: F.log_softmax(x.mean((-1, -2)), dim=-1),
+        lambda x: F.softmax(torch.mean(x.flatten(2), dim=2)),
+    ],
+)
+def test_means_over_the_whole_map_see_all_of_it(function):
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), Called(function), nn.Linear(4, 2))
+    assert models.receptive_field_table(model)[-1].receptive_field == 32
+
+
 def test_softmax_over_classes_sees_what_they_see():
     model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Softmax(1), nn.Conv2d(4, 4, 3))
     assert models.receptive_field_table(model)[-1].receptive_field == 5

@@ -13,7 +13,6 @@ import statistics
 import subprocess
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -1112,19 +1111,6 @@ def test_images_that_are_not_finite_are_not_answered_with_more_steps():
         ValueError, match="not finite in the first step of a range test"
     ):
         train_test.lr_range_test(network(), train, recipe(), device=CPU)
-
-
-def test_small_loss_that_jumps_from_batch_to_batch_has_not_diverged():
-    finder = SimpleNamespace(history={"loss": []})
-    losses = [0.7, 0.3, 0.005, 0.036, 0.5, 0.71, 9.0]
-    for step in lr_range.until_diverged(range(len(losses)), finder):
-        finder.history["loss"].append(losses[step])
-    assert finder.history["loss"][-1] == 0.71
-    finder.history["loss"] = []
-    losses = [2.4, 1.5, 5.9, 6.1, 9.0]  # the lowest is not small: four times that
-    for step in lr_range.until_diverged(range(len(losses)), finder):
-        finder.history["loss"].append(losses[step])
-    assert finder.history["loss"][-1] == 6.1
 
 
 # --- checkpoints -----------------------------------------------------------------------

@@ -216,7 +216,11 @@ def dropping(model):
     model.linear = nn.Sequential(nn.Dropout(), nn.Linear(512, 3))
 
 
-@pytest.mark.parametrize("alter", [pooled, without_bias, dropping])
+def replaced(model):
+    model.prep = nn.Conv2d(3, 64, 3)
+
+
+@pytest.mark.parametrize("alter", [pooled, without_bias, dropping, replaced])
 def test_network_with_other_layers_than_its_own_is_refused(alter, tmp_path):
     model = models.CustomResNet(num_classes=3)
     alter(model)
@@ -225,6 +229,14 @@ def test_network_with_other_layers_than_its_own_is_refused(alter, tmp_path):
     ):
         models.save_weights(model, tmp_path / "x.safetensors", classes="abc", data=DATA)
     assert not list(tmp_path.iterdir())
+
+
+def test_what_only_training_uses_is_no_other_layer(tmp_path):
+    model, path = models.CustomResNet(num_classes=3), tmp_path / "x.safetensors"
+    model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
+    model.prep[1].momentum = 0.05
+    models.save_weights(model, path, classes="abc", data=DATA)
+    assert models.load_pretrained(path).classes == ("a", "b", "c")
 
 
 def test_variance_beyond_float16_is_kept_exactly(tmp_path):

@@ -205,7 +205,10 @@ def unmeasured(records: list[dict[str, Any]]) -> list[str]:
         "David Page's recipe": any(r["recipe_name"] == "page" for r in whole),
         "ResNet18": any(r["model"] == "ResNet18" for r in whole),
         "other learning rates over 24 epochs": any(RESULTS.glob("lr-*.json")),
-        "what each ingredient of `ours` adds": any(RESULTS.glob("sweep-no-*.json")),
+        "what each ingredient of `ours` adds": all(
+            sweeps.gain(RESULTS, f"no-{name}", "together").decided
+            for name in sweeps.INGREDIENTS
+        ),
     }
     return [name for name, found in known.items() if not found]
 
