@@ -3,7 +3,10 @@
 import os
 import signal
 
-from hypothesis import settings
+try:
+    from hypothesis import settings
+except ModuleNotFoundError:  # requirements.txt is enough to test the notebook alone
+    settings = None
 
 # Before torch is imported, and before any notebook's kernel or worker starts.
 # What is asked for is kept.
@@ -17,8 +20,9 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # Property tests: the same few examples each time; by hand, with
 # --hypothesis-profile=long, many others.
-settings.register_profile(
-    "repeatable", derandomize=True, max_examples=30, deadline=None
-)
-settings.register_profile("long", max_examples=3_000, deadline=None)
-settings.load_profile("repeatable")
+if settings:
+    settings.register_profile(
+        "repeatable", derandomize=True, max_examples=30, deadline=None
+    )
+    settings.register_profile("long", max_examples=3_000, deadline=None)
+    settings.load_profile("repeatable")

@@ -9,6 +9,7 @@ import hashlib
 import os
 import re
 import shutil
+import ssl
 import tarfile
 import tempfile
 import time
@@ -38,6 +39,7 @@ ARCHIVE_URLS = (
 TIMEOUT = 15  # seconds without a byte, after which an address is given up
 MIN_RATE = 50_000  # bytes/s, and below this over
 PATIENCE = 30  # seconds, too
+TELL = 10  # seconds between two lines, where nobody sees a bar
 FULL = (errno.ENOSPC, errno.EDQUOT)
 BAR = {"unit": "B", "unit_scale": True, "leave": False, "disable": None}
 
@@ -165,9 +167,13 @@ def transfer(url: str, part: Path, size: int) -> bool:
             raise GivenUp(f"it announces {total} bytes instead of {size}")
         with open(part, "r+b") as file, tqdm(total=size, initial=start, **BAR) as bar:
             file.seek(start)
+            said = time.monotonic()
             for block in blocks(response, size - start):
                 file.write(block)
                 bar.update(len(block))
+                if bar.disable and time.monotonic() - said >= TELL:
+                    said = time.monotonic()
+                    print(f"{file.tell() / 1e6:.0f} of {size / 1e6:.0f} MB", flush=True)
             file.truncate()  # what lay there may have been longer
     return start > 0
 
@@ -186,6 +192,11 @@ def connect(url: str, start: int) -> tuple[HTTPResponse, int, int | None]:
         reason = getattr(error, "reason", error)
         if isinstance(reason, TimeoutError):
             raise GivenUp(f"no answer within {TIMEOUT:g} s") from error
+        if isinstance(reason, ssl.SSLCertVerificationError):
+            raise GivenUp(
+                f"its certificate can't be checked ({reason.verify_message}); with "
+                "python.org's Python on macOS, run its Install Certificates.command"
+            ) from error
         raise GivenUp(getattr(reason, "strerror", None) or str(reason)) from error
     if response.status == 200:
         return response, 0, response.length

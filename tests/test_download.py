@@ -9,6 +9,7 @@ import re
 import shutil
 import signal
 import socket
+import ssl
 import struct
 import subprocess
 import sys
@@ -18,6 +19,7 @@ from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from types import SimpleNamespace
+from urllib.error import URLError
 
 import pytest
 from filelock import FileLock
@@ -285,6 +287,27 @@ def test_next_mirror(site, capsys, monkeypatch, manner):
     assert (
         len([line for line in lines if re.search(f"given up: .*{reason}", line)]) == 1
     )
+
+
+def test_progress_is_told_in_lines_where_nobody_sees_a_bar(site, capsys, monkeypatch):
+    monkeypatch.setattr(net, "TELL", 0)
+    site.get("steady")
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith("downloading ")
+    assert set(lines[1:]) == {"0 of 1 MB", "1 of 1 MB"}
+
+
+def test_certificate_that_cannot_be_checked_is_said_with_the_remedy(
+    site, capsys, monkeypatch
+):
+    def refuse(*_, **__):
+        error = ssl.SSLCertVerificationError("failed")
+        error.verify_message = "unable to get local issuer certificate"
+        raise URLError(error)
+
+    monkeypatch.setattr(net, "urlopen", refuse)
+    with pytest.raises(DownloadError, match="issuer certificate.*Install Certificates"):
+        site.get("good")
 
 
 def test_next_mirror_after_refused_connection(site, capsys):

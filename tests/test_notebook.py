@@ -136,7 +136,7 @@ def test_rate_that_was_set_is_kept(code, tmp_path, monkeypatch):
     for given, used in ((None, 3e-3), (0.4, 0.4)):
         setting = f"RECIPE = replace(RECIPE, max_lr={given})"
         some = [*cells[: constants + 1], setting, *cells[constants + 1 : after + 1]]
-        script.write_text("\n".join(some))
+        script.write_text("\n".join(some), encoding="utf-8")
         assert runpy.run_path(str(script))["RECIPE"].max_lr == used
 
 
@@ -157,7 +157,8 @@ def test_with_weights_it_goes_to_the_mistakes_without_training(
     monkeypatch.chdir(PROJECT)
     capsys.readouterr()
     script = tmp_path / "cells.py"
-    script.write_text("\n".join("".join(cell["source"]) for cell in code))
+    sources = ["".join(cell["source"]) for cell in code]
+    script.write_text("\n".join(sources), encoding="utf-8")
     names = runpy.run_path(str(script))
     said = capsys.readouterr().out
     assert f"Not trained here. {path}: what it was trained on, 64 training" in said

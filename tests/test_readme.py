@@ -106,7 +106,8 @@ def test_the_cell_for_several_gpus_gives_history_and_weights(
 def test_each_promise_names_a_test_that_exists():
     promises = (PROJECT / "tests" / "README.md").read_text(encoding="utf-8")
     named = re.findall(r"`(test_\w+)`", promises)
-    sources = "".join(p.read_text() for p in (PROJECT / "tests").glob("test_*.py"))
+    tests = (PROJECT / "tests").glob("test_*.py")
+    sources = "".join(p.read_text(encoding="utf-8") for p in tests)
     assert len(named) > 12
     assert [name for name in named if f"def {name}(" not in sources] == []
 

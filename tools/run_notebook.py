@@ -8,6 +8,7 @@ import functools
 import os
 import re
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -45,6 +46,9 @@ def print_heading(start: float, cell, cell_index: int) -> None:
 
 
 def main() -> int:
+    BUILD.mkdir(exist_ok=True)
+    with tempfile.TemporaryFile(dir=BUILD):  # said before the experiment, not after
+        pass
     notebook = nbformat.read(PROJECT / "S10.ipynb", as_version=4)
     # Cells that aren't reached would keep what they showed in another run.
     ClearOutputPreprocessor().preprocess(notebook, {})
@@ -70,7 +74,6 @@ def main() -> int:
     # After Ctrl-C nbclient fails on an assertion of its own, where it doesn't pass it on.
     except (KeyboardInterrupt, AssertionError):
         failure = "Interrupted"
-    BUILD.mkdir(exist_ok=True)
     nbformat.write(notebook, BUILD / "S10.ipynb")
     page, _ = HTMLExporter().from_notebook_node(notebook)
     (BUILD / "S10.html").write_text(page, encoding="utf-8")
