@@ -44,9 +44,10 @@ soak: $(FOR_TEST)
 readme: $(FOR_TEST)
 	$(PYTHON) -m tools.readme
 
+# What a failure leaves there would be taken for whole.
 $(VENV)/bin/python:
 	@$(BASE) -c 'import sys; sys.exit(sys.version_info < (3, 11, 4) and "Python 3.11.4 or newer is needed and " + sys.executable + " is older: make BASE=python3.13, say")'
-	$(BASE) -m venv $(VENV) || { rm -f $@; exit 1; }  # else the next make would take it for whole
+	$(BASE) -m venv $(VENV) || { rm -f $@; exit 1; }
 
 $(VENV)/.for-run: requirements.txt constraints.txt | $(VENV)/bin/python
 	@echo "Installing packages into $(VENV): several GB, some minutes, once"
