@@ -394,13 +394,18 @@ def interrupt_in_second_epoch(monkeypatch):
     monkeypatch.setattr(train_test, "train_one_epoch", interrupted)
 
 
-@pytest.fixture
-def interrupted(tmp_path):
-    """The folder of a run that broke off after its first epoch."""
+def break_off(out, *options):
+    """A run that is interrupted in its second epoch."""
     with pytest.MonkeyPatch.context() as patched:
         interrupt_in_second_epoch(patched)
         with pytest.raises(SystemExit, match="^130$"):
-            main(tmp_path, "--seeds", "3")
+            main(out, *options)
+
+
+@pytest.fixture
+def interrupted(tmp_path):
+    """The folder of a run that broke off after its first epoch."""
+    break_off(tmp_path, "--seeds", "3")
     return tmp_path
 
 
@@ -451,10 +456,7 @@ def test_resume_by_another_recipe_is_refused_and_says_what_differs(interrupted):
 
 
 def test_record_tells_the_rate_that_a_resumed_run_began_with(tmp_path):
-    with pytest.MonkeyPatch.context() as patched:
-        interrupt_in_second_epoch(patched)
-        with pytest.raises(SystemExit, match="^130$"):
-            main(tmp_path, "--seeds=3", "--max-lr=0.003")
+    break_off(tmp_path, "--seeds=3", "--max-lr=0.003")
     # By mistake without it: a range test would have chosen another.
     with pytest.raises(SystemExit, match="max_lr is 'given' there and"):
         main(tmp_path, "--seeds=3", "--resume")
@@ -477,10 +479,7 @@ def test_what_a_later_seed_would_fail_for_is_said_before_the_first_trains(
 
 
 def test_run_on_other_images_is_not_gone_on_with(tmp_path):
-    with pytest.MonkeyPatch.context() as patched:
-        interrupt_in_second_epoch(patched)
-        with pytest.raises(SystemExit, match="^130$"):
-            main(tmp_path, "--seeds=3", "--holdout=20")
+    break_off(tmp_path, "--seeds=3", "--holdout=20")
     with pytest.raises(SystemExit, match="images is "):
         main(tmp_path, "--seeds=3", "--resume")
 
