@@ -184,7 +184,7 @@ def dimensions(node: fx.Node, layer: nn.Module | None) -> set[int]:
     count = len(node.all_input_nodes[0].meta["tensor_meta"].shape)
     if node.target not in AVERAGES and dims in (None, ()):
         return {0 if count == 3 else 1}  # torch's own choice for a softmax
-    dims = (dims,) if isinstance(dims, int) else dims
+    dims = (dims,) if isinstance(dims, int) else dims or ()
     found = {dim % count for dim in dims}
     # Flattened, height and width are one dimension.
     return {2, 3} if node.target in AVERAGES and count == 3 and found == {2} else found

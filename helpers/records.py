@@ -246,7 +246,11 @@ def against_page(
 
     def same(record: dict[str, Any]) -> tuple:
         # Not model and recipe, the first two, nor the last, how it was trained.
-        return *identity(record)[2:-1], record["recipe"]["peak_epoch"], record["seed"]
+        peak, precision = (
+            record["recipe"]["peak_epoch"],
+            record["hardware"].get("precision"),
+        )
+        return *identity(record)[2:-1], peak, precision, record["seed"]
 
     page = {
         same(record): record["last_epoch_accuracy"]

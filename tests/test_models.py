@@ -249,6 +249,7 @@ class Called(nn.Module):
 @pytest.mark.parametrize(
     ("function", "named"),
     [
+        (lambda x: x.mean(None), "mean is over other dimensions than height"),
         (lambda x: F.avg_pool2d(x, x.size(3)), "its window depends on its input"),
         (
             lambda x: x.flatten(2).softmax(-1),

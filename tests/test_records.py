@@ -233,8 +233,16 @@ def test_recipe_is_compared_with_pages_on_the_same_images_and_seeds():
         assert kept.against_page(other[:1], runs) == "-40.00, one pair"
     # What isn't the recipe may be otherwise, if it is for both.
     longer = {"precision": "float32", "epochs": 40, "peak_epoch": 8}
-    alike = [{**r, "recipe": {**r["recipe"], **longer}} for r in page + ours]
+    exact = {**page[0]["hardware"], "precision": "float32"}
+    alike = [
+        {**r, "recipe": {**r["recipe"], **longer}, "hardware": exact}
+        for r in page + ours
+    ]
     assert kept.against_page(alike[3:], alike) == "+1.00 ± 0.00"
+    assert kept.against_page(alike[3:], page + alike[3:]) == "not measured"
+    rough = [{**r, "hardware": exact, "last_epoch_accuracy": 0.5} for r in page]
+    for runs in ([*page, *rough, *ours], [*rough, *page, *ours]):
+        assert kept.against_page(ours, runs) == "+1.00 ± 0.00"
     ours[0]["last_epoch_accuracy"] = 0.93
     assert kept.against_page(ours, page + ours) == "+2.00 ± 1.00"
     table = utils.results_markdown(page + ours).splitlines()

@@ -204,7 +204,9 @@ def unmeasured(records: list[dict[str, Any]]) -> list[str]:
         and several == {record["recipe_name"] for record in whole},
         "David Page's recipe": any(r["recipe_name"] == "page" for r in whole),
         "ResNet18": any(r["model"] == "ResNet18" for r in whole),
-        "other learning rates over 24 epochs": any(RESULTS.glob("lr-*.json")),
+        "other learning rates over 24 epochs": all(
+            (RESULTS / f"{run.name}.json").exists() for run in sweeps.rate_sweep(0)
+        ),
         "what each ingredient of `ours` adds": all(
             sweeps.gain(RESULTS, f"no-{name}", "together").decided
             for name in sweeps.INGREDIENTS
