@@ -229,12 +229,13 @@ def spread(values: Sequence[float | None]) -> str:
 
 def is_page(record: dict[str, Any]) -> bool:
     """Whether a run is by Page's recipe as it is, with which the others are compared."""
-    had, named = record["recipe"], record["recipe_name"] == "page"
     whole = {**asdict(Recipe()), **RECIPES["page"]}
-    fields = {field for recipe in RECIPES.values() for field in recipe}
-    fields |= {"padding", "flip"}
-    as_it_is = all(had.get(field) == whole[field] for field in fields)
-    return record["model"] == "CustomResNet" and named and as_it_is
+    decided = {field for recipe in RECIPES.values() for field in recipe}
+    as_it_is = all(
+        record["recipe"].get(field) == whole[field]
+        for field in decided | {"padding", "flip"}
+    )
+    return identity(record)[:2] == ("CustomResNet", "page") and as_it_is
 
 
 def against_page(
@@ -245,12 +246,11 @@ def against_page(
         return "0"
 
     def same(record: dict[str, Any]) -> tuple:
-        # Not model and recipe, the first two, nor the last, how it was trained.
-        peak, precision = (
-            record["recipe"]["peak_epoch"],
-            record["hardware"].get("precision"),
-        )
-        return *identity(record)[2:-1], peak, precision, record["seed"]
+        # Not model and recipe, the first two, nor the last, how it was trained, but for
+        # what isn't the recipe.
+        precision = record["hardware"].get("precision")
+        aside = (record["recipe"]["peak_epoch"], precision, record["seed"])
+        return *identity(record)[2:-1], *aside
 
     page = {
         same(record): record["last_epoch_accuracy"]

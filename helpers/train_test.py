@@ -37,7 +37,7 @@ from helpers.memory import (
 )
 from helpers.preflight import pair, require_fitting, require_shared
 from helpers.processes import Processes, connected
-from helpers.recipe import PROFILES, RECIPES, Recipe
+from helpers.recipe import ALLOWED, PROFILES, RECIPES, Recipe
 
 __all__ = [
     "PROFILES",
@@ -77,10 +77,9 @@ def choose_dtype(precision: str, device: torch.device | str) -> torch.dtype:
             f"device is {device}; give cpu or cuda, the only ones that work"
         )
     if precision != "auto":
-        if precision not in ("float32", "bfloat16", "float16"):
-            raise ValueError(
-                f"precision must be auto, float32, bfloat16 or float16, not {precision!r}"
-            )
+        allows, allowed = ALLOWED["precision"]
+        if not allows(precision):
+            raise ValueError(f"precision must be {allowed}, not {precision!r}")
         return getattr(torch, precision)
     if device.type == "cuda":
         # torch.cuda.is_bf16_supported() counts emulation, which is slow.
@@ -218,7 +217,7 @@ def somebody_watches() -> bool:
 
 
 def step_bar(steps: Iterable, name: str, shown: bool = True) -> tqdm:
-    """The same steps, below a bar of that name, if anybody sees it; it leaves no trace."""
+    """The same steps, with a bar of that name while somebody watches; it leaves no trace."""
     return tqdm(
         steps,
         name,

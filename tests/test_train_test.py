@@ -449,6 +449,17 @@ def test_iterable_dataset_that_has_a_length_is_taken():
     assert len(fit(network(), pair, recipe()).learning_rates) == 3 * 3
 
 
+class Around(nn.Module):
+    """network(), and what becomes of its answer."""
+
+    def __init__(self, then):
+        super().__init__()
+        self.inner, self.then = network(), then
+
+    def forward(self, x):
+        return self.then(self.inner(x))
+
+
 class Broken(torch.autograd.Function):
     """Answers, and gives no finite gradient back."""
 
@@ -462,19 +473,11 @@ class Broken(torch.autograd.Function):
 
 
 def test_gradients_that_are_never_finite_are_an_error_in_float16_too():
-    class Model(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.inner = network()
-
-        def forward(self, x):
-            return Broken.apply(self.inner(x))
-
     pair = batches(*[4] * 20), batches(8)
     with pytest.raises(
         train_test.NonFiniteLoss, match="gradients are not finite in ep"
     ):
-        fit(Model(), pair, recipe(batch_size=4, precision="float16"))
+        fit(Around(Broken.apply), pair, recipe(batch_size=4, precision="float16"))
 
 
 def test_layer_with_two_names_is_averaged_once():
@@ -509,18 +512,13 @@ def test_training_batches_that_are_no_pairs_are_said(change, said, max_lr):
 
 
 def test_evaluation_that_runs_out_of_memory_is_not_blamed_on_the_training_batch():
-    class Hungry(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.inner = network()
-
-        def forward(self, x):
-            if len(x) > 16:
-                raise torch.OutOfMemoryError("out of memory")
-            return self.inner(x)
+    def hungry(logits):
+        if len(logits) > 16:
+            raise torch.OutOfMemoryError("out of memory")
+        return logits
 
     with pytest.raises(MemoryError, match="give the loader that is evaluated smaller"):
-        fit(Hungry(), (batches(16, 16), batches(32)), recipe())
+        fit(Around(hungry), (batches(16, 16), batches(32)), recipe())
 
 
 def test_devices_and_precisions_that_do_not_work_are_refused():

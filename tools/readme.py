@@ -25,7 +25,6 @@ from helpers.records import (
     spread,
 )
 from tools import records as sweeps
-from tools.records import Trial
 
 PROJECT = Path(__file__).resolve().parent.parent
 README = PROJECT / "README.md"
@@ -45,13 +44,13 @@ FIRST: dict[str, Any] = {
     "final_div_factor": 4,
 }
 GROUPS = [
-    Trial("together", FIRST, "base", "together"),
-    Trial("half-decay", FIRST | {"weight_decay": 0.2}, "base", "half-decay"),
+    sweeps.Trial("together", FIRST, "base", "together"),
+    sweeps.Trial("half-decay", FIRST | {"weight_decay": 0.2}, "base", "half-decay"),
 ]
 VARIANTS = [
-    Trial("half-rate", {"max_lr": "half of that"}, "together", "half-rate"),
-    Trial("half-decay", {"weight_decay": 0.2}, "together", "half-decay"),
-    Trial("double-decay", {"weight_decay": 0.8}, "together", "double-decay"),
+    sweeps.Trial("half-rate", {"max_lr": "half of that"}, "together", "half-rate"),
+    sweeps.Trial("half-decay", {"weight_decay": 0.2}, "together", "half-decay"),
+    sweeps.Trial("double-decay", {"weight_decay": 0.8}, "together", "double-decay"),
 ]
 IMAGES = PROJECT / "Images"
 NOTEBOOK_FIGURES = {
@@ -82,7 +81,7 @@ def by_class(records: list[dict[str, Any]]) -> str:
     )
 
 
-def ingredients(folder: Path, trials: list[Trial]) -> str:
+def ingredients(folder: Path, trials: list[sweeps.Trial]) -> str:
     """What each trial's fields gained on images held out, and whether they were kept."""
     lines = []
     for name, fields, without, having in trials:
