@@ -155,45 +155,36 @@ def rivals(setup: Setup, failures: dict[str, str]) -> list[tuple[str, float]]:
     if not setup.rivals or setup.smoke:  # they need a GPU
         return []
     found = []
-    with tempfile.TemporaryDirectory() as folder:
-        train, test = load(setup, RECIPE)
-        images = Path(folder, "cifar10.npz")
-        splits = {"train": train, "test": test}
-        np.savez(
-            images,
-            **{f"{name}_images": split.images for name, split in splits.items()},
-            **{f"{name}_labels": split.labels for name, split in splits.items()},
-        )
-        for name, rival in RIVALS.items():
-            script = (setup.rivals / rival.script).resolve()
-            labels = [text.format(name) for text in (COLD, CLOCK, ACCURACY)]
-            try:
-                first, clocks, accuracies = run_rival(rival, script, images)
-            except RuntimeError as error:
-                print(error)
-                failures |= dict.fromkeys(labels, str(error))
-                continue
-            values = first, np.median(clocks), 100 * np.median(accuracies)
-            found += zip(labels, map(float, values), strict=True)
+    for name, rival in RIVALS.items():
+        script = (setup.rivals / rival.script).resolve()
+        labels = [text.format(name) for text in (COLD, CLOCK, ACCURACY)]
+        try:
+            first, clocks, accuracies = run_rival(rival, script, setup.data)
+        except RuntimeError as error:
+            print(error)
+            failures |= dict.fromkeys(labels, str(error))
+            continue
+        values = first, np.median(clocks), 100 * np.median(accuracies)
+        found += zip(labels, map(float, values), strict=True)
     return found
 
 
 def run_rival(
-    rival: Rival, script: Path, images: Path
+    rival: Rival, script: Path, data: str
 ) -> tuple[float, list[float], list[float]]:
     """Seconds to its first end, then for each run after the warm-up its clock and accuracy."""
     command = [sys.executable, "-W", "ignore", "-m", "benchmarks.adapter"]
+    command += [str(Path(data).resolve()), str(script)]
     places = [str(PROJECT), *filter(None, [os.environ.get("PYTHONPATH")])]
     environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
     environment["PYTHONPATH"] = os.pathsep.join(places)
     start, ends = time.perf_counter(), []
-    with subprocess.Popen(
-        [*command, str(images), str(script)],
-        cwd=images.parent,  # they write files where they stand
-        env=environment,
-        stdout=subprocess.PIPE,
-        text=True,
-    ) as process:
+    with (
+        tempfile.TemporaryDirectory() as folder,  # they write files where they stand
+        subprocess.Popen(
+            command, cwd=folder, env=environment, stdout=subprocess.PIPE, text=True
+        ) as process,
+    ):
         for line in process.stdout:
             if match := re.search(rival.end, line):
                 accuracy, clock = map(float, match.groups())
