@@ -85,7 +85,7 @@ def plot_augmentations(
             "pass (R, K, C, H, W) with the originals' R, H and W"
         )
     flat = denormalize(changed.reshape(-1, *changed.shape[2:]), mean, std)
-    flat = as_rgb("views", np.rint(255 * flat).astype(np.uint8), "R, K, C, H, W")
+    flat = as_rgb("views", flat, "R, K, C, H, W")
     grid = flat.reshape(*changed.shape[:2], *flat.shape[1:])
     grid = np.concatenate([first[:, None], grid], axis=1)
     heads = ["original", *(f"view {number}" for number in range(1, grid.shape[1]))]
@@ -153,9 +153,14 @@ def plot_max_lr(
         axes.axvspan(low, high, color=SKY_BLUE, alpha=0.3, lw=4, label=text)
     else:
         axes.set_title("too few seeds yet to tell which rates do as well", size=SMALL)
-    points = [(rate, 100 * a) for rate, seeds in found.items() for a in seeds.values()]
-    look = {"color": BLUE, "alpha": 0.6, "ms": 4, "ls": ""}
-    axes.plot(*zip(*points, strict=True), "o", **look, label="one seed")
+    label = "one seed"
+    by_seed = sorted([*records, *chosen], key=lambda run: run["max_lr"])
+    for seed in sorted({run["seed"] for run in by_seed}):
+        own = [run for run in by_seed if run["seed"] == seed]
+        points = [(run["max_lr"], 100 * run["last_epoch_accuracy"]) for run in own]
+        look = {"color": BLUE, "alpha": 0.5, "ms": 4, "lw": 0.8, "marker": "o"}
+        axes.plot(*zip(*points, strict=True), **look, label=label)
+        label = None  # one line of the legend for all
     means = [100 * np.mean(list(seeds.values())) for seeds in found.values()]
     axes.plot(list(found), means, color=BLUE, label="mean over seeds")
     rates = [run["max_lr"] for run in chosen]

@@ -54,7 +54,10 @@ class Confusion(NamedTuple):
 
 
 class Mistake(NamedTuple):
-    """One wrong answer: image number, both classes, and the wrong class's probability."""
+    """One wrong answer: both classes, and the wrong class's probability.
+
+    index: its place among the labels, and among the images if they are in that order.
+    """
 
     index: int
     label: int
@@ -278,11 +281,14 @@ def require_positive(name: str, value: int) -> None:
 
 
 def as_rgb(name: str, images: ArrayLike, axes: str) -> np.ndarray:
-    """Return uint8 images of 1 or 3 channels as RGB, without a copy."""
+    """Return images of 1 or 3 channels, uint8 or floats from 0 to 1, as RGB in uint8."""
     pixels = as_array(images)
+    if pixels.dtype.kind == "f" and ((pixels >= 0) & (pixels <= 1)).all():
+        pixels = np.rint(255 * pixels).astype(np.uint8)
     if pixels.ndim != 4 or pixels.shape[3] not in (1, 3) or pixels.dtype != np.uint8:
         raise ValueError(
             f"{name} has shape {pixels.shape} and type {pixels.dtype}; pass the "
-            f"untouched uint8 images, shape ({axes}) with 1 or 3 channels"
+            f"untouched uint8 images, or what denormalize gives, shape ({axes}) with 1 or "
+            "3 channels"
         )
     return np.broadcast_to(pixels, (*pixels.shape[:3], 3))

@@ -157,7 +157,8 @@ def rates_figure(*rates, seeds=2):
         for seed in range(seeds)
     ]
     chosen = [
-        {"max_lr": rate, "last_epoch_accuracy": 0.88 + rate} for rate in (2e-3, 3e-3)
+        {"max_lr": rate, "seed": seed, "last_epoch_accuracy": 0.88 + rate}
+        for seed, rate in enumerate((2.5e-3, 3e-3))
     ]
     return utils.plot_max_lr(runs, chosen, data=DATA)
 
@@ -494,12 +495,15 @@ def test_range_test_without_divergence_marks_none():
 
 def test_rates_that_do_as_well_as_the_best_are_shaded_and_the_chosen_marked():
     axes = rates_figure(3e-4, 2e-3, 3e-3, 1e-2).axes[0]
-    (mean,) = (line for line in axes.lines if line.get_linestyle() != "None")
-    (chosen,) = (line for line in axes.lines if line.get_marker() == "D")
+    first, _, mean, chosen = axes.lines
+    # The first seed's, with its range test's among them.
+    assert list(first.get_xdata()) == [3e-4, 2e-3, 2.5e-3, 3e-3, 1e-2]
+    assert first.get_ydata()[2] == pytest.approx(88.25)
+    assert chosen.get_marker() == "D"
     assert list(mean.get_xdata()) == [3e-4, 2e-3, 3e-3, 1e-2]
     assert mean.get_ydata()[2] == pytest.approx(90.05)
-    assert list(chosen.get_xdata()) == [2e-3, 3e-3]
-    assert list(chosen.get_ydata()) == pytest.approx([88.2, 88.3])
+    assert list(chosen.get_xdata()) == [2.5e-3, 3e-3]
+    assert list(chosen.get_ydata()) == pytest.approx([88.25, 88.3])
     ticks = [label.get_text() for label in axes.get_xticklabels()]
     assert ticks == ["0.0003", "0.002", "0.003", "0.01"]
     assert "as good as the best: 0.003 to 0.003" in texts(axes.figure)
@@ -752,6 +756,18 @@ def test_bad_input_is_named_with_its_remedy(message):
     with pytest.raises(ValueError) as caught:
         BAD[message]()
     assert str(caught.value).startswith(message)
+
+
+def test_images_are_drawn_after_normalizing_too():
+    normalized = (IMAGES / 255 - np.array(MEAN)) / np.array(STD)
+    floats = utils.denormalize(normalized.transpose(0, 3, 1, 2), MEAN, STD)
+    plain, again = (
+        utils.plot_samples(images, [0] * len(IMAGES), CLASSES, data=DATA)
+        for images in (IMAGES, floats)
+    )
+    for one, other in zip(plain.axes, again.axes, strict=True):
+        for left, right in zip(one.images, other.images, strict=True):
+            assert np.array_equal(left.get_array(), right.get_array())
 
 
 def test_banner_keeps_every_word_inside_its_frame():
