@@ -46,8 +46,9 @@ def read_record(path: str | os.PathLike) -> dict[str, Any]:
             f"{path} is of format {form} and this version reads up to {FORMAT}; use the "
             "version that wrote it"
         )
-    # The first format had one recipe, and no flip TTA.
-    return {"recipe_name": "assignment", "flip_tta_accuracy": None, **record}
+    # It had one recipe, and no flip TTA.
+    first = {"recipe_name": "assignment", "flip_tta_accuracy": None}
+    return {**first, **record} if form == 1 else record
 
 
 def write_record(path: str | os.PathLike, record: dict[str, Any]) -> None:
@@ -89,6 +90,7 @@ def results_markdown(records: Sequence[dict[str, Any]]) -> str:
 
     Accuracies are means in percent, with the standard deviation where there are several
     seeds. The last epoch's is the figure to quote: the maximum was chosen by the test set.
+    Data, lengths and hardware stand above the table where they are the same in all rows.
     """
     lines = []
     for runs in experiments(records):
@@ -103,27 +105,33 @@ def results_markdown(records: Sequence[dict[str, Any]]) -> str:
         commits = sorted({f"`{short(run['commit'])}`" for run in runs})
         rates = sorted({f"{run['max_lr']:.1e}" for run in runs}, key=float)
         lines.append(
-            (
-                f"{model}, {how_trained(runs[0])}",
-                source,
-                f"{train:,} → {tested}",
-                f"{epochs} × {batch}",
-                " to ".join(dict.fromkeys((rates[0], rates[-1]))),
-                len(runs),
-                f"**{last}**",
-                best,
-                tta,
-                against_page(runs, records),
-                hardware,
-                ", ".join(commits),
-            )
+            {
+                "network, recipe": f"{model}, {how_trained(runs[0])}",
+                "data": source,
+                "training → test images": f"{train:,} → {tested}",
+                "epochs × batch": f"{epochs} × {batch}",
+                "hardware": hardware,
+                "max_lr": " to ".join(dict.fromkeys((rates[0], rates[-1]))),
+                "runs": len(runs),
+                "last epoch": f"**{last}**",
+                "maximum": best,
+                "last epoch, flip TTA": tta,
+                "points above `page`": against_page(runs, records),
+                "commit": ", ".join(commits),
+            }
         )
-    head = (
-        "network, recipe | data | training → test images | epochs × batch | max_lr | runs "
-        "| last epoch | maximum | last epoch, flip TTA | points above `page` | hardware "
-        "| commit"
+    if not lines:
+        return "(no records)"
+    conditions = ("data", "training → test images", "epochs × batch", "hardware")
+    shared = [name for name in conditions if len({line[name] for line in lines}) == 1]
+    above = "; ".join(f"{name}: {lines[0][name]}" for name in shared)
+    columns = [name for name in lines[0] if name not in shared]
+    table = markdown(
+        " | ".join(columns),
+        " ".join([":--", *["--:"] * len(columns[1:])]),
+        [tuple(line[name] for name in columns) for line in lines],
     )
-    return markdown(head, ":-- :-- --: --: --: --: --: --: --: --: :-- :--", lines)
+    return f"{above}\n\n{table}" if above else table
 
 
 def how_trained(record: dict[str, Any]) -> str:

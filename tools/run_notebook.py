@@ -71,9 +71,10 @@ def main() -> int:
         failure = (
             "The kernel died: where memory ran out, close what else takes much of it"
         )
-    # After Ctrl-C nbclient fails on an assertion of its own, where it doesn't pass it on.
-    except (KeyboardInterrupt, AssertionError):
+    except KeyboardInterrupt:
         failure = "Interrupted"
+    except AssertionError as error:  # nbclient's own, often after Ctrl-C
+        failure = f"Interrupted, or nbclient failed: {error!r}"
     nbformat.write(notebook, BUILD / "S10.ipynb")
     page, _ = HTMLExporter().from_notebook_node(notebook)
     (BUILD / "S10.html").write_text(page, encoding="utf-8")
