@@ -153,7 +153,7 @@ def checkpoint_of(options: argparse.Namespace, seed: int) -> Path:
 
 
 def require_seeds(options: argparse.Namespace, processes: train_test.Processes) -> None:
-    """Raise before the first seed's hours what a later one would fail for."""
+    """Raise before the first seed's hours what a later one would fail for at once."""
     for seed in options.seeds:
         utils.set_seed(seed)
         if processes.first and not (options.resume or options.no_checkpoint):
@@ -216,6 +216,7 @@ def run(
         return
     record |= outcome(history, plain, mirrored, test.classes)
     if recipe.max_lr is not None:  # of a training that went on: what it began with
+        record["asked_max_lr"] = recipe.max_lr
         record["recipe"]["max_lr"] = history.max_lr
     name = f"{time.strftime('%Y%m%d-%H%M%S')}-{checkpoint_of(options, seed).stem}"
     stem = options.out / name
@@ -251,8 +252,11 @@ def find_done(record: dict[str, Any], checkpoint: Path) -> Path | None:
     if checkpoint.exists():
         return None
     alike = ("recipe", "augment_on", "data")
+    asked = record["recipe"]["max_lr"]
     for path in sorted(checkpoint.parent.glob(f"*-{checkpoint.stem}.json")):
         past = utils.read_record(path)
+        if asked is not None and past.get("asked_max_lr") == asked:
+            past["recipe"]["max_lr"] = asked  # it went on with what it had begun with
         if all(past[part] == record[part] for part in alike):
             return path
     return None
@@ -311,7 +315,7 @@ def outcome(
     classes: tuple[str, ...],
 ) -> dict[str, Any]:
     """The part of a record that the training decides."""
-    answers = predictions.logits.argmax(1)
+    answers = predictions.answers
     by_class = utils.class_accuracy(predictions.labels, answers, classes)
     return {
         "max_lr": history.max_lr,

@@ -35,10 +35,19 @@ def kept_checkpoints(path: Path) -> list[Path]:
 
 def require_free(path: Path) -> None:
     """Raise FileExistsError where a new training's checkpoint would replace another's."""
+    require_file(path)
     if kept := kept_checkpoints(path):
         raise FileExistsError(
             f"{kept[0]} exists; go on from it with resume=True (--resume), or name another "
             "place"
+        )
+
+
+def require_file(path: Path) -> None:
+    """Raise IsADirectoryError for a folder."""
+    if path.is_dir():
+        raise IsADirectoryError(
+            f"{path} is a folder; name a file in it for the checkpoint"
         )
 
 
@@ -111,10 +120,14 @@ def load_checkpoint(
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
     """What `save_checkpoint` wrote. Raises Damaged for anything else."""
+    require_file(path)
     content = path.read_bytes()
     body, digest = content[:-DIGEST], content[-DIGEST:]
     if hashlib.sha256(body).digest() != digest:
-        raise Damaged(f"{path} is damaged or no checkpoint of this project; remove it")
+        raise Damaged(
+            f"{path} is damaged or no checkpoint of fit's; name another file, or remove it "
+            "if it was one"
+        )
     try:
         state = torch.load(io.BytesIO(body), map_location="cpu", weights_only=True)
     except (RuntimeError, EOFError, pickle.UnpicklingError) as error:

@@ -71,7 +71,13 @@ class ImageSet:
         if self.images.ndim != 4 or self.images.dtype != np.uint8:
             raise ValueError(
                 f"images must be uint8 (N, H, W, C), not {self.images.dtype} "
-                f"{self.images.shape}; convert them first, images[..., None] adds one channel"
+                f"{self.images.shape}; (255 * images).round().astype(np.uint8) converts "
+                "floats from 0 to 1, images[..., None] adds one channel"
+            )
+        if self.images.shape[1] in (1, 3) and min(self.images.shape[2:]) > 4:
+            raise ValueError(
+                f"images must be (N, H, W, C), and {self.images.shape} looks like "
+                "(N, C, H, W); images.transpose(0, 2, 3, 1) turns them"
             )
         if self.labels.shape != self.images.shape[:1] or self.labels.dtype != np.int64:
             raise ValueError(
@@ -86,9 +92,9 @@ class ImageSet:
                 f"{len(self.classes)} classes; labels count from 0"
             )
         # What is a view turned round, like torchvision's CIFAR-10 or images[..., ::-1],
-        # torch refuses, or copies whole for each batch; of what is read-only it warns.
+        # torch refuses, or copies whole for each batch.
         for name in ("images", "labels"):
-            array = np.require(getattr(self, name), requirements="CW")
+            array = np.ascontiguousarray(getattr(self, name))
             object.__setattr__(self, name, array)
 
     def __len__(self) -> int:
@@ -137,6 +143,23 @@ class ImageSet:
         order = len(self) - 1 - by_turns(self.labels[::-1], shares=True)
         held, rest = np.sort(order[:holdout]), np.sort(order[holdout:])
         return self.take(rest), self.take(held)
+
+    def mean_std(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
+        """Each channel's mean and standard deviation over all pixels, on the [0, 1] scale.
+
+        What `make_loaders` and the transforms take; of the training images, not the test's.
+        """
+        values, pixels = np.arange(256) / 255, self.images[..., 0].size
+        means, deviations = [], []
+        # By counts: as floats the images would take four to eight times the memory.
+        for channel in range(self.images.shape[3]):
+            counts = np.zeros(256)
+            for image in np.array_split(self.images, max(1, len(self) // 1000)):
+                counts += np.bincount(image[..., channel].ravel(), minlength=256)
+            mean = counts @ values / pixels
+            means.append(float(mean))
+            deviations.append(float(np.sqrt(counts @ (values - mean) ** 2 / pixels)))
+        return tuple(means), tuple(deviations)
 
     def fingerprint(self) -> str:
         """First 16 hexadecimal digits of the SHA-256 of images and labels."""
@@ -233,7 +256,6 @@ def require_torchvision() -> None:
 
 def fetch_archive(root: Path, *, download: bool) -> None:
     """Leave the official batches in `root`, extracted from the archive."""
-    require_torchvision()
     from helpers import download as net
 
     archive = root / net.ARCHIVE_NAME
@@ -244,6 +266,7 @@ def fetch_archive(root: Path, *, download: bool) -> None:
             f"and test, nor {net.ARCHIVE_NAME} with the MD5 {net.ARCHIVE_MD5}; put one "
             "there or allow the download"
         )
+    require_torchvision()
     try:
         with net.alone(archive):
             # Another process may have made them since; what else is there is said already.
@@ -284,8 +307,8 @@ def load_or_draw(
 ) -> tuple[ImageSet, ImageSet, str | None]:
     """Subsets of CIFAR-10, or of drawn images and the reason why.
 
-    The third is None with CIFAR-10 itself. Images are drawn where `root` is None or the
-    dataset can't be had; an image folder with faults is an error, as in `load_cifar10`.
+    The third is None with CIFAR-10 itself. Images are drawn where `root` is None or
+    `load_cifar10` raises DatasetUnavailable; what else it raises is raised here too.
     """
     reason = "asked for"
     try:
@@ -358,10 +381,10 @@ def train_transform(
     the images. mean, std: a value a channel, on the [0, 1] scale. seed: global seeds don't
     reach albumentations, this one does. The workers of a DataLoader repeat one another, and
     each epoch, unless its worker_init_fn calls the transform's
-    `set_random_seed(torch.initial_seed() % 2**32)`.
+    `set_random_seed(torch.initial_seed() % 2**32)`; `make_loaders` sees to that.
 
-    Raises ValueError, naming it, for a number out of range, and when it is called with
-    an image of another size or number of channels.
+    Raises ModuleNotFoundError without albumentations, ValueError, naming it, for a number
+    out of range, and when it is called with an image of another size or number of channels.
     """
     check_augmentation(padding, flip, cutout, size)
     check_normalization(mean, std)
@@ -399,8 +422,8 @@ def eval_transform(
 
     mean, std: a value a channel, on the [0, 1] scale.
 
-    Raises ValueError, naming it, for a number out of range, and when it is called with
-    an image of another number of channels.
+    Raises ModuleNotFoundError without albumentations, ValueError, naming it, for a number
+    out of range, and when it is called with an image of another number of channels.
     """
     check_normalization(mean, std)
     return normalizing([], mean, std)
@@ -511,6 +534,23 @@ def check_shapes(
         )
 
 
+def check_transform(transform, image: NDArray[np.uint8]) -> None:
+    if not hasattr(transform, "set_random_seed"):
+        raise TypeError(
+            f"transform is a {type(transform).__name__}; pass an albumentations.Compose"
+        )
+    given = transform(image=image.copy())["image"]
+    if type(given) is not np.ndarray or (given.dtype, given.shape) != (
+        image.dtype,
+        image.shape,
+    ):
+        raise ValueError(
+            f"transform makes {given.dtype} {tuple(given.shape)} of an image, which is "
+            f"uint8 {image.shape}, and must keep that; leave Normalize and ToTensorV2 out, "
+            "as whole batches are normalized"
+        )
+
+
 def make_loaders(
     train: ImageSet,
     test: ImageSet,
@@ -524,6 +564,7 @@ def make_loaders(
     cutout: int = 8,
     mean: tuple[float, ...] = CIFAR10_MEAN,
     std: tuple[float, ...] = CIFAR10_STD,
+    transform=None,
     num_workers: int | None = None,
     share: tuple[int, int] = (0, 1),
 ) -> Loaders:
@@ -537,12 +578,22 @@ def make_loaders(
     the model computes on the CPU too, up to 8 otherwise); "device" is whole batches at
     once where the images then already are; "auto" is the device if that is CUDA. share:
     (rank, processes) gives this process its part of each batch and of the test images,
-    where several train together. The other numbers are those of `train_transform`.
+    where several train together. transform: an albumentations.Compose of your own, uint8
+    (H, W, C) to the same, instead of padding, flip and cutout; "auto" is "cpu" then, and
+    its seed is set for each batch. The other numbers are those of `train_transform`.
 
-    Raises ValueError, naming it, for a number out of range, a batch larger than the
-    training set or smaller than the processes that share it, and images that differ in
-    size from one set to the other.
+    Raises TypeError for sets and transforms of other kinds, ModuleNotFoundError where
+    albumentations is needed and missing, and ValueError, naming it, for a number out of
+    range, a batch larger than the training set or smaller than the processes that share
+    it, a transform that gives something else, and images or classes that differ from one
+    set to the other.
     """
+    for data in (train, test):
+        if not isinstance(data, ImageSet):
+            raise TypeError(
+                f"make_loaders takes ImageSets, not a {type(data).__name__}; make one of "
+                "its arrays, or give fit a DataLoader of your own"
+            )
     device = torch.device(device)
     size = train.images.shape[1:3]
     check_augmentation(padding, flip, cutout, size)
@@ -551,7 +602,15 @@ def make_loaders(
     if augment_on not in ("auto", "cpu", "device"):
         raise ValueError(f"augment_on must be auto, cpu or device, not {augment_on!r}")
     if augment_on == "auto":
-        augment_on = "device" if device.type == "cuda" else "cpu"
+        on_device = device.type == "cuda" and transform is None
+        augment_on = "device" if on_device else "cpu"
+    if transform is not None:
+        if augment_on == "device":
+            raise ValueError(
+                'a transform works image by image; leave out augment_on="device"'
+            )
+        check_transform(transform, train.images[0])
+        cutout = 0
     common = {
         "batch_size": batch_size,
         "device": device,
@@ -568,9 +627,10 @@ def make_loaders(
         if num_workers is None:
             num_workers = 0 if device.type == "cpu" else min(8, os.cpu_count() or 1)
         common["num_workers"] = num_workers
-        steps = geometry(padding=padding, flip=flip, size=size)
-        if steps:
-            augmentation["transform"] = import_albumentations().Compose(steps)
+        if transform is None:
+            steps = geometry(padding=padding, flip=flip, size=size)
+            transform = import_albumentations().Compose(steps) if steps else None
+        augmentation["transform"] = transform
 
     def build(data: ImageSet, **options) -> Loader:
         return kind(

@@ -109,8 +109,11 @@ class DeviceLoader(Loader):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.images = torch.from_numpy(self.images).to(self.device)
-        self.labels = torch.from_numpy(self.labels).to(self.device)
+        # Of what is read-only, a memory map say, torch would warn: that is read here.
+        self.images, self.labels = (
+            torch.from_numpy(np.require(array, requirements="W")).to(self.device)
+            for array in (self.images, self.labels)
+        )
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         rng = self.start_epoch()

@@ -71,7 +71,7 @@ def explaining_memory_of_answers(device: torch.device) -> Iterator[None]:
             raise
         raise MemoryError(
             f"answering a batch needs more memory than {device} has; give the loader that "
-            "is evaluated smaller batches"
+            "is evaluated a smaller batch_size"
         ) from error
 
 

@@ -296,7 +296,7 @@ def facts_of(model: nn.Module) -> dict[str, Any]:
 def layers_of(model: nn.Module) -> str:
     """All layers, less what only training uses."""
     shown = repr(model).replace("SyncBatchNorm(", "BatchNorm2d(")
-    return re.sub(r"momentum=[^,]+, ", "", shown)
+    return re.sub(r"momentum=[^,]+, |inplace=True", "", shown)
 
 
 def as_stored(model: nn.Module) -> dict[str, Tensor]:

@@ -38,19 +38,27 @@ def require_fitting(
     if isinstance(scale, int | float) and scale != recipe.logit_scale:
         raise ValueError(
             f"the recipe's logit_scale is {recipe.logit_scale} and the model's {scale}; "
-            "make the model with logit_scale=recipe.logit_scale"
+            "make the model with logit_scale=recipe.logit_scale (one of your own holds it "
+            "as .logit_scale and multiplies its outputs by it), or the recipe with 1"
         )
     tried = copy.deepcopy(model)
     with torch.random.fork_rng([]), torch.no_grad():
         images, labels = pair(next(iter(test)))
         try:
-            logits = tried.eval()(images[:2].to(device))  # there is memory for two
+            few = images[:2].to(device, memory_format=torch.channels_last)
+            logits = tried.eval()(few)  # there is memory for two
         except RuntimeError as error:
-            if images.dtype == torch.float32:
+            if images.dtype != torch.float32:
+                remedy = ".float() converts"
+            elif "view size" in str(error):
+                remedy = "they are channels-last here: use .flatten(1) instead of .view"
+            elif "channels" in str(error) or "cannot be multiplied" in str(error):
+                remedy = "make one for images of this size, with as many in_channels"
+            else:
                 raise
             raise ValueError(
-                f"images are {images.dtype}, and the model can't take them ({error}); "
-                ".float() converts"
+                f"the model can't take the images, {images.dtype} {tuple(images.shape)} "
+                f"({error}); {remedy}"
             ) from error
     require_logits(logits, labels[:2])
     if last_batch(train) // Processes.of(train).size == 1:

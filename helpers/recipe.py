@@ -66,7 +66,7 @@ class Recipe:
         times the learning rate at each step; sgd adds this times each parameter to its
         gradient.
     label_smoothing: the share of each label that is spread evenly over all classes.
-    logit_scale: what the network's outputs are multiplied by.
+    logit_scale: what the network multiplies its outputs by.
     average_epochs: how many of the last epochs are averaged, step by step, into the
         network that is evaluated and kept; 0 for none.
     max_lr: the learning rate at the peak of the cycle; None for the range test's.

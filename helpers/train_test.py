@@ -247,7 +247,7 @@ def train_one_epoch(
 ) -> Metrics:
     """One pass over `loader`; the metrics are of the batches as they were trained on.
 
-    All of the model is put in training mode, and left in it.
+    All of the model, which is on `device` already, is put in training mode, and left in it.
 
     loader: an iterable with a length, of (images (B, C, H, W), labels (B,)); one that
     gives a share of each batch counts in the metrics with those of the other processes.
@@ -255,13 +255,15 @@ def train_one_epoch(
     label_smoothing: see Recipe. epoch: its number, for progress and errors. on_step:
     called after each step with the number of its images and its learning rate.
 
-    Raises NonFiniteLoss, and ValueError where the loader's length isn't the truth.
+    Raises NonFiniteLoss, and ValueError where the loader's length isn't the truth or its
+    batches are no such pairs.
     """
     device = torch.device(device)
     scaler = scaler or torch.amp.GradScaler(device.type, enabled=False)
     processes = Processes.of(loader)
     batch_sizes = getattr(loader, "batch_sizes", None)
     model.train()
+    steps = len(loader)
     losses, rates, sizes = [], [], []
     correct = torch.zeros((), dtype=torch.int64, device=device)
     for batch in step_bar(loader, f"epoch {epoch}", processes.first):
@@ -288,9 +290,9 @@ def train_one_epoch(
         on_step(whole, rates[-1])
         if device.type == "cpu":  # where reading it costs nothing
             require_finite(losses[-1:], rates[-1:], epoch, len(losses))
-    if len(losses) != len(loader) or not losses:
+    if len(losses) != steps or not losses:
         raise ValueError(
-            f"the training loader says it has {len(loader)} batches and gave "
+            f"the training loader says it has {steps} batches and gave "
             f"{len(losses)}; the learning rate's schedule needs the true number, from 1"
         )
     require_finite(losses, rates, epoch, 1)
@@ -344,6 +346,11 @@ class Predictions(NamedTuple):
     labels: Tensor
 
     @property
+    def answers(self) -> Tensor:
+        """int64 (N,), the class with the largest logit."""
+        return self.logits.argmax(1)
+
+    @property
     def probabilities(self) -> Tensor:
         """float32 (N, classes), each row with a sum of 1."""
         return self.logits.softmax(1)
@@ -352,7 +359,7 @@ class Predictions(NamedTuple):
     def metrics(self) -> Metrics:
         """Loss and accuracy over all N."""
         loss = F.cross_entropy(self.logits.double(), self.labels)
-        correct = (self.logits.argmax(1) == self.labels).double().mean()
+        correct = (self.answers == self.labels).double().mean()
         return Metrics(float(loss), float(correct))
 
 
@@ -367,13 +374,13 @@ def predict(
 ) -> Predictions:
     """What `model` says of each image of `loader`, on the CPU; its mode is restored.
 
-    loader: an iterable of (images (B, C, H, W), labels (B,)); where each process has one
-    with its share, all of them get the answers of all. dtype: of autocast; what is float32
+    model: on `device` already. loader: an iterable of (images (B, C, H, W), labels (B,));
+    where each process has one with its share, all of them get the answers of all. dtype: of autocast; what is float32
     a GPU convolves in TF32, with 10 bits of mantissa, unless torch is told otherwise.
     flip_tta: the logits are the means of those of the image and of its mirror image.
 
-    Raises ValueError where the loader gives nothing, MemoryError where its batches are too
-    large.
+    Raises ValueError where the loader gives nothing, or batches that are no such pairs,
+    MemoryError where they are too large.
     """
     device = torch.device(device)
     logits, labels = [], []
@@ -382,7 +389,8 @@ def predict(
         explaining_memory_of_answers(device),
         torch.autocast(device.type, dtype, enabled=dtype != torch.float32),
     ):
-        for images, truth in loader:
+        for batch in loader:
+            images, truth = pair(batch)
             images = images.to(
                 device, non_blocking=True, memory_format=torch.channels_last
             )
@@ -555,9 +563,11 @@ def plan_of(loaders, recipe: Recipe) -> dict[str, Any]:
     neighbour of what the schedule began with, and the history holds that.
     """
     train = loaders[0]
+    fields = asdict(recipe)
+    del fields["max_lr"]
     return {
-        **asdict(recipe),
-        "max_lr": recipe.max_lr and "given",
+        **fields,
+        "max_lr_from": "the recipe" if recipe.max_lr else "the range test",
         "steps_per_epoch": len(train),
         "images": [getattr(loader, "fingerprint", None) for loader in loaders],
         "seed": getattr(train, "seed", None),
@@ -576,8 +586,9 @@ def fit(
     """Train `model` by `recipe`, evaluate after each epoch, print a line for each.
 
     loaders: (train, test), each an iterable with a length, of (images (B, C, H, W),
-    labels (B,)); one with `set_epoch` is told which epoch begins. model: any classifier;
-    it is moved to the device and trained in place. recipe: what it says of images, their
+    labels (B,)); one with `set_epoch` is told which epoch begins. model: any classifier
+    that takes images in channels-last memory (`.flatten(1)`, not `.view`); it is moved to
+    the device and trained in place. recipe: what it says of images, their
     augmentation and the model's logit_scale is for whoever makes loaders and model, as in
     `make_loaders(..., batch_size=recipe.batch_size, **recipe.augmentation)`; without a
     max_lr the range test finds one, and a line tells it. checkpoint: a file that is
@@ -589,13 +600,25 @@ def fit(
     Where torch.distributed has connected several processes, each calls this with its
     share of the loaders: they train one model, and the first of them prints and writes.
 
-    Raises ValueError for loaders that don't fit the recipe, a checkpoint that doesn't
-    fit and processes that differ, TypeError for a model that gives no tensor,
-    FileExistsError for a checkpoint in the way, NonFiniteLoss when training fails,
+    Raises ValueError for loaders that don't fit the recipe or the model, a checkpoint that
+    doesn't fit, processes that differ and devices other than cpu and cuda, TypeError for a
+    model that gives no tensor and arguments of other kinds, FileExistsError for a
+    checkpoint in the way, IsADirectoryError for a folder in its place, NonFiniteLoss when training fails,
     MemoryError, with a batch size that would fit if the process trains alone, and without
     a max_lr what `lr_range_test` raises.
     """
+    if not isinstance(recipe, Recipe):
+        raise TypeError(
+            f"recipe is a {type(recipe).__name__} and must be a Recipe; "
+            "replace(Recipe(), **fields) makes one of one of RECIPES"
+        )
+    if resume and not checkpoint:
+        raise ValueError("resume needs a checkpoint, the file to go on from")
     device, path = torch.device(device), Path(checkpoint) if checkpoint else None
+    if not isinstance(loaders, tuple | list) or len(loaders) != 2:
+        raise TypeError(
+            f"loaders is a {type(loaders).__name__} and must be two, (train, test)"
+        )
     train, test = loaders
     processes = Processes.current()
     require_shared(loaders, processes)

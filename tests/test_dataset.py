@@ -709,6 +709,88 @@ def test_float_image_is_refused_by_the_transforms():
             transform(image=image.astype(np.float32) / 255)
 
 
+def test_images_with_their_channels_first_are_refused():
+    images, labels = image_set().images.transpose(0, 3, 1, 2), image_set().labels
+    with pytest.raises(ValueError, match=r"transpose\(0, 2, 3, 1\) turns them"):
+        dataset.ImageSet(images, labels, dataset.CIFAR10_CLASSES, "turned")
+
+
+def test_memory_map_is_not_read_before_it_is_used(tmp_path):
+    data = image_set()
+    np.save(tmp_path / "images.npy", data.images)
+    mapped = np.load(tmp_path / "images.npy", mmap_mode="r")
+    held = replace(data, images=mapped)
+    assert np.shares_memory(held.images, mapped)
+    for on in ("cpu", "device"):  # nor does torch warn of what it can't write to
+        one, other = (epoch(loaders(d, on=on).train)[0] for d in (held, data))
+        assert torch.equal(one, other)
+
+
+def test_mean_and_std_are_those_of_all_pixels():
+    images = np.random.default_rng(0).integers(0, 256, (2_500, 4, 5, 2), np.uint8)
+    data = dataset.ImageSet(images, np.zeros(2_500, np.int64), ("a",), "noise")
+    mean, std = data.mean_std()
+    assert mean == pytest.approx(images.mean((0, 1, 2)) / 255)
+    assert std == pytest.approx(images.std((0, 1, 2)) / 255)
+    plain = {"padding": 0, "cutout": 0, "mean": mean, "std": std}
+    ((normalized, _),) = loaders(data, batch_size=2_500, **plain).test
+    assert normalized.mean((0, 2, 3)).abs().max() < 1e-5
+    assert normalized.std((0, 2, 3), correction=0) == pytest.approx(1, abs=1e-5)
+
+
+def test_what_is_no_image_set_is_refused():
+    with pytest.raises(TypeError, match="takes ImageSets, not a list"):
+        dataset.make_loaders([], [], device="cpu")
+
+
+def own(*steps):
+    import albumentations as A
+
+    return A.Compose([getattr(A, name)(**fields) for name, fields in steps])
+
+
+def test_own_transform_stands_in_for_the_augmentation():
+    data = image_set()
+    turned, kept = loaders(data, on="auto", transform=own(("HorizontalFlip", {"p": 1})))
+    for loader, images in ((turned, data.images[:, :, ::-1]), (kept, data.images)):
+        found = {
+            image.tobytes()
+            for image in pixels(epoch(loader)[0]).round().astype(np.uint8)
+        }
+        assert found == {
+            image.tobytes() for image in images
+        }  # and nothing else is done
+
+
+def test_own_transform_draws_anew_for_each_batch_whoever_makes_it():
+    tilt = own(("Rotate", {"limit": 20, "p": 1}))
+    alone, two = (
+        loaders(position_set(64), on="cpu", workers=n, transform=tilt).train
+        for n in (0, 2)
+    )
+    first = epoch(alone)[0]
+    assert torch.equal(epoch(two)[0], first)
+    assert len({batch.numpy().tobytes() for batch in first.split(16)}) == 4
+    assert not torch.equal(epoch(alone)[0], first)
+
+
+@pytest.mark.parametrize(
+    ("steps", "said"),
+    [
+        ([("Normalize", {})], r"makes float32 \(32, 32, 3\) of an image"),
+        ([("RandomCrop", {"height": 8, "width": 8})], r"makes uint8 \(8, 8, 3\)"),
+    ],
+)
+def test_own_transform_that_makes_something_else_is_refused(steps, said):
+    data = image_set()
+    with pytest.raises(ValueError, match=said):
+        loaders(data, on="cpu", transform=own(*steps))
+    with pytest.raises(ValueError, match='leave out augment_on="device"'):
+        loaders(data, on="device", transform=own(*steps))
+    with pytest.raises(TypeError, match="transform is a function; pass an albument"):
+        loaders(data, on="auto", transform=lambda image: image)
+
+
 def test_mean_that_numpy_computed_makes_the_same_batches():
     data = image_set()
     mean = tuple(data.images.mean((0, 1, 2)) / 255)

@@ -455,14 +455,22 @@ def test_resume_by_another_recipe_is_refused_and_says_what_differs(interrupted):
     assert checkpoints(interrupted) == before
 
 
-def test_record_tells_the_rate_that_a_resumed_run_began_with(tmp_path):
+def test_record_tells_the_rate_that_a_resumed_run_began_with(tmp_path, capsys):
     break_off(tmp_path, "--seeds=3", "--max-lr=0.003")
     # By mistake without it: a range test would have chosen another.
-    with pytest.raises(SystemExit, match="max_lr is 'given' there and"):
+    with pytest.raises(
+        SystemExit, match="max_lr_from is 'the recipe' there and 'the range test'"
+    ):
         main(tmp_path, "--seeds=3", "--resume")
-    main(tmp_path, "--seeds=3", "--resume", "--max-lr=0.1")
+    again = ("--seeds=3", "--resume", "--max-lr=0.1")
+    main(tmp_path, *again)
     got = record(tmp_path)
     assert got["max_lr"] == got["recipe"]["max_lr"] == 0.003
+    # Both are done by it: what was asked for first, and what then.
+    for options in (again, (*again[:2], "--max-lr=0.003")):
+        main(tmp_path, *options)
+    assert "seed 3, which is passed over" in capsys.readouterr().out
+    assert len(records(tmp_path)) == 1
 
 
 @pytest.mark.parametrize(

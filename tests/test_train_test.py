@@ -511,13 +511,55 @@ def test_training_batches_that_are_no_pairs_are_said(change, said, max_lr):
         fit(network(), (train, batches(16)), recipe(max_lr=max_lr))
 
 
+@pytest.mark.parametrize(
+    ("layer", "said"),
+    [
+        (lambda x: x.view(len(x), -1), "channels-last here: use .flatten"),
+        (nn.Conv2d(1, 10, 8), r"\(16, 3, 8, 8\) .* in_channels"),
+        (nn.Sequential(nn.Flatten(), nn.Linear(5, 10)), "images of this size"),
+    ],
+)
+def test_images_that_the_model_cannot_take_are_said(layer, said):
+    class Theirs(nn.Module):
+        def forward(self, x):
+            return layer(x)
+
+    with pytest.raises(ValueError, match=f"can't take the images.*{said}"):
+        fit(Theirs(), (batches(16), batches(16)), recipe(peak_epoch=2))
+
+
+def test_other_kinds_of_arguments_are_said():
+    pair = batches(16), batches(16)
+    with pytest.raises(TypeError, match=r"recipe is a dict .*replace\(Recipe\(\)"):
+        fit(network(), pair, train_test.RECIPES["page"])
+    with pytest.raises(TypeError, match=r"DataLoader and must be two, \(train, test\)"):
+        fit(network(), DataLoader(TensorDataset(*noise(4))), recipe())
+    with pytest.raises(ValueError, match="resume needs a checkpoint"):
+        fit(network(), pair, recipe(peak_epoch=2), resume=True)
+
+
+@pytest.mark.parametrize("resume", [False, True])
+def test_folder_in_a_checkpoints_place_is_said(resume, tmp_path):
+    with pytest.raises(IsADirectoryError, match="is a folder; name a file in it"):
+        fit(network(), loaders(), recipe(), checkpoint=tmp_path, resume=resume)
+
+
+def test_evaluated_batches_that_are_no_pairs_are_said():
+    images, labels = noise(8)
+    for wrong in ((images, labels.float()), (images, labels[:, None]), images):
+        with pytest.raises(ValueError, match=r"labels are|is not a pair of tensors"):
+            train_test.evaluate(network(), [wrong], device=CPU)
+
+
 def test_evaluation_that_runs_out_of_memory_is_not_blamed_on_the_training_batch():
     def hungry(logits):
         if len(logits) > 16:
             raise torch.OutOfMemoryError("out of memory")
         return logits
 
-    with pytest.raises(MemoryError, match="give the loader that is evaluated smaller"):
+    with pytest.raises(
+        MemoryError, match="give the loader that is evaluated a smaller"
+    ):
         fit(Around(hungry), (batches(16, 16), batches(32)), recipe())
 
 
@@ -532,6 +574,7 @@ def test_predictions_have_int64_labels_whatever_the_loader_has():
     images, labels = noise(8)
     found = train_test.predict(network(), [(images, labels.byte())], device=CPU)
     assert found.labels.dtype == torch.int64
+    assert torch.equal(found.answers, found.logits.argmax(1))
 
 
 def lines_of(history):

@@ -234,7 +234,7 @@ def test_network_with_other_layers_than_its_own_is_refused(alter, tmp_path):
 def test_what_only_training_uses_is_no_other_layer(tmp_path):
     model, path = models.CustomResNet(num_classes=3), tmp_path / "x.safetensors"
     model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
-    model.prep[1].momentum = 0.05
+    model.prep[1].momentum, model.prep[2].inplace = 0.05, True
     models.save_weights(model, path, classes="abc", data=DATA)
     assert models.load_pretrained(path).classes == ("a", "b", "c")
 
