@@ -99,7 +99,7 @@ def test_the_cell_for_several_gpus_gives_history_and_weights(
     assert (names["trained_on"], names["ABOUT"]) == (40, "synthetic")
     sets = dataset.synthetic_cifar10(train=40, test=23)
     tested = dataset.make_loaders(*sets, batch_size=16, device="cpu").test
-    found = train_test.evaluate(names["model"], tested, device="cpu")
+    found = train_test.evaluate(names["trained"], tested, device="cpu")
     assert found.accuracy == names["history"].last.test_accuracy
 
 
