@@ -76,7 +76,8 @@ def bars(axes, rows: Sequence[Row], shown: Sequence[Row], names: Sequence[str]) 
         longest = max(longest, times)
         ours = row.name.startswith("ours")
         axes.barh(place, times, height=0.7, color=BLUE if ours else ORANGE)
-        text = f" {times:.2f} ×   {short(median(row))} images/s"
+        # Of a few rounds: a second decimal would be chance.
+        text = f" {times:.1f} ×   {short(median(row))} images/s"
         axes.text(times, place, text, va="center", size=SMALL, bbox=box)
     axes.axvline(1, color=BLACK, ls="--", lw=1, zorder=0.5)
     axes.set_yticks(range(len(shown)), names, size=SMALL)
@@ -91,9 +92,7 @@ def plot_second(record: dict[str, Any]) -> Figure:
         raise ValueError(
             "the record has no shares of an epoch; measure the group epoch"
         )
-    title = (
-        "Where a second of training goes: CustomResNet on drawn images, a test an epoch"
-    )
+    title = "A second of training: CustomResNet on drawn images, tested once an epoch"
     figure, axes = new_figure(title, about(record), 8.5, 2.9)
     left = 0.0
     for part, share in shares.items():
