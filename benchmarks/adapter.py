@@ -36,10 +36,10 @@ def given_images(folder: str) -> type:
 
 
 def without_cuda() -> contextlib.AbstractContextManager:
-    """Have a script without a GPU compute as `fit` does: what is float16 on one is float32.
+    """Have a script without a GPU train as `fit` does: what is float16 on one is float32.
 
-    Convolutions compute in the type that suits the CPU, channels last; the outputs stay
-    float32, as many would be equal in bfloat16. cifar10-fast runs so, in hours.
+    Convolutions compute in the type that suits the CPU, in tests too, channels last; the
+    outputs stay float32, as many would be equal in bfloat16. cifar10-fast runs so, in hours.
     """
     to = nn.Module.to
     linear = nn.Linear.forward
@@ -58,7 +58,10 @@ def without_cuda() -> contextlib.AbstractContextManager:
         self, *args, memory_format=torch.channels_last
     )
     nn.Linear.forward = linear_float32
-    return torch.autocast("cpu", dtype, enabled=dtype != torch.float32)
+    # The cache would last as long as the script, and keep the weights as they began.
+    return torch.autocast(
+        "cpu", dtype, enabled=dtype != torch.float32, cache_enabled=False
+    )
 
 
 def prepare(folder: str) -> contextlib.AbstractContextManager:

@@ -101,7 +101,9 @@ def why_not(label: str, setup: Setup) -> str:
         return "needs a CUDA device"
     if setup.smoke:
         return "not in a rehearsal"
-    return "needs the group limits" if label == SHARE else "needs --rivals"
+    return (
+        "needs the group limits" if label == SHARE else "needs --rivals and the dataset"
+    )
 
 
 def ours(setup: Setup) -> list[tuple[str, float]]:
@@ -152,7 +154,7 @@ def cold(setup: Setup) -> float:
 
 def rivals(setup: Setup, failures: dict[str, str]) -> list[tuple[str, float]]:
     """failures: takes by row why it has no value, as one's failure is not the others'."""
-    if not setup.rivals or setup.smoke:  # they need a GPU
+    if not setup.rivals or setup.smoke or setup.data == "synthetic":
         return []
     found = []
     for name, rival in RIVALS.items():

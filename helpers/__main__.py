@@ -192,7 +192,10 @@ def run(
     checkpoint = None if options.no_checkpoint else checkpoint_of(options, seed)
     if options.resume and (done := processes.tell(find_done(record, checkpoint))):
         if processes.first:
-            print(f"{done} is the record of seed {seed}, which is passed over")
+            rate = utils.read_record(done)["max_lr"]
+            print(
+                f"{done} is the record of seed {seed}, max_lr {rate:.2e}, which is passed over"
+            )
         return
     if processes.first:
         print(utils.describe_run(options.profile, train.source, device))

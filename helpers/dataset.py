@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from helpers.loaders import DeviceLoader, Loader, WorkerLoader
+from helpers.loaders import DeviceLoader, Loader, WorkerLoader, transformed
 
 __all__ = [
     "CIFAR10_CLASSES",
@@ -381,7 +381,7 @@ def train_transform(
     the images. mean, std: a value a channel, on the [0, 1] scale. seed: global seeds don't
     reach albumentations, this one does. The workers of a DataLoader repeat one another, and
     each epoch, unless its worker_init_fn calls the transform's
-    `set_random_seed(torch.initial_seed() % 2**32)`; `make_loaders` sees to that.
+    `set_random_seed(torch.initial_seed() % 2**32)`; those of `make_loaders` don't.
 
     Raises ModuleNotFoundError without albumentations, ValueError, naming it, for a number
     out of range, and when it is called with an image of another size or number of channels.
@@ -539,16 +539,7 @@ def check_transform(transform, image: NDArray[np.uint8]) -> None:
         raise TypeError(
             f"transform is a {type(transform).__name__}; pass an albumentations.Compose"
         )
-    given = transform(image=image.copy())["image"]
-    if type(given) is not np.ndarray or (given.dtype, given.shape) != (
-        image.dtype,
-        image.shape,
-    ):
-        raise ValueError(
-            f"transform makes {given.dtype} {tuple(given.shape)} of an image, which is "
-            f"uint8 {image.shape}, and must keep that; leave Normalize and ToTensorV2 out, "
-            "as whole batches are normalized"
-        )
+    transformed(transform, image.copy())
 
 
 def make_loaders(
@@ -579,8 +570,8 @@ def make_loaders(
     once where the images then already are; "auto" is the device if that is CUDA. share:
     (rank, processes) gives this process its part of each batch and of the test images,
     where several train together. transform: an albumentations.Compose of your own, uint8
-    (H, W, C) to the same, instead of padding, flip and cutout; "auto" is "cpu" then, and
-    its seed is set for each batch. The other numbers are those of `train_transform`.
+    (H, W, C) to the same, instead of padding, flip and cutout, whatever the recipe says of
+    these; "auto" is "cpu" then, and its seed is set for each batch. The other numbers are those of `train_transform`.
 
     Raises TypeError for sets and transforms of other kinds, ModuleNotFoundError where
     albumentations is needed and missing, and ValueError, naming it, for a number out of
@@ -596,7 +587,8 @@ def make_loaders(
             )
     device = torch.device(device)
     size = train.images.shape[1:3]
-    check_augmentation(padding, flip, cutout, size)
+    if transform is None:
+        check_augmentation(padding, flip, cutout, size)
     check_batches(train, test, batch_size=batch_size, seed=seed, share=share)
     check_shapes(train, test, mean=mean, std=std)
     if augment_on not in ("auto", "cpu", "device"):

@@ -179,6 +179,18 @@ def draw_holes(
     return np.stack(edges)
 
 
+def transformed(transform: Any, image: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """What an albumentations transform makes of an image, if that is another like it."""
+    given = transform(image=image)["image"]
+    if getattr(given, "dtype", None) != np.uint8 or given.shape != image.shape:
+        raise ValueError(
+            f"transform makes {given.dtype} {tuple(given.shape)} of an image, which is "
+            f"uint8 {image.shape}, and must keep that; leave Normalize and ToTensorV2 out, "
+            "as whole batches are normalized"
+        )
+    return given
+
+
 @dataclass
 class Batches(Dataset):
     """A dataset whose items are whole batches, asked for as (random key, indices).
@@ -200,7 +212,7 @@ class Batches(Dataset):
         images, size = self.images[indices], self.images.shape[1:3]
         if self.transform:
             self.transform.set_random_seed(key)
-            images = np.stack([self.transform(image=one)["image"] for one in images])
+            images = np.stack([transformed(self.transform, one) for one in images])
         holes = draw_holes(np.random.default_rng(key), len(indices), self.cutout, size)
         return tuple(map(torch.from_numpy, (images, self.labels[indices], holes)))
 

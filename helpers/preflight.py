@@ -81,7 +81,7 @@ def require_fitting(
 
 
 def pair(batch: object) -> tuple[Tensor, Tensor]:
-    """The batch, if it is what training can take."""
+    """The batch, if it is what training can take, its labels as int64."""
     is_pair = isinstance(batch, tuple | list) and len(batch) == 2
     if not is_pair or not all(isinstance(part, Tensor) for part in batch):
         raise ValueError(
@@ -94,14 +94,13 @@ def pair(batch: object) -> tuple[Tensor, Tensor]:
             f"images are {tuple(images.shape)} and must be (B, C, H, W); .unsqueeze(1) adds "
             "one channel"
         )
-    # uint8 is the one other type that cross-entropy takes for class numbers.
-    if labels.ndim != 1 or labels.dtype not in (torch.int64, torch.uint8):
+    if labels.ndim != 1 or labels.is_floating_point() or labels.dtype == torch.bool:
         raise ValueError(
             f"labels are {labels.dtype} {tuple(labels.shape)} and must be class numbers, "
-            "int64 (B,); .long() converts, .squeeze(1) takes a dimension away, .argmax(1) "
-            "undoes one-hot"
+            "integers (B,); .long() converts, .squeeze(1) takes a dimension away, "
+            ".argmax(1) undoes one-hot"
         )
-    return images, labels
+    return images, labels.long()  # cross-entropy takes few others
 
 
 def require_logits(logits: object, labels: Tensor) -> None:

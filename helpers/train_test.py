@@ -398,7 +398,7 @@ def predict(
             if flip_tta:
                 answers = (answers + model(images.flip(3)).float()) / 2
             logits.append(answers)
-            labels.append(truth.long())
+            labels.append(truth)
     if not logits:
         raise ValueError("there is nothing to evaluate: the loader gave no batch")
     processes = Processes.of(loader)

@@ -348,6 +348,9 @@ out.sum().backward()
 assert layer.weight.dtype == layer.weight.grad.dtype == out.dtype == torch.float32
 assert found.dtype == {dtype} and found.is_contiguous(memory_format=torch.channels_last)
 assert torch.ones(1, dtype=torch.long).cuda().dtype == torch.long
+with torch.no_grad():
+    layer.weight.zero_(), layer.bias.zero_()
+assert not layer(images).any()  # what is learned is used
 for run in range(9):
     print("|   eval  |   0.5  |   1.5  |")
 """

@@ -774,6 +774,15 @@ def test_own_transform_draws_anew_for_each_batch_whoever_makes_it():
     assert not torch.equal(epoch(alone)[0], first)
 
 
+def test_own_transform_is_for_small_images_too_and_watched_at_each():
+    data = image_set(side=8)
+    train, _ = loaders(data, on="cpu", transform=own(("VerticalFlip", {"p": 1})))
+    assert epoch(train)[0].shape == (40, 3, 8, 8)
+    rarely = own(("RandomCrop", {"height": 4, "width": 4, "p": 0.2}))
+    with pytest.raises(ValueError, match=r"transform makes uint8 \(4, 4, 3\)"):
+        epoch(loaders(data, on="cpu", transform=rarely).train)
+
+
 @pytest.mark.parametrize(
     ("steps", "said"),
     [

@@ -469,7 +469,7 @@ def test_record_tells_the_rate_that_a_resumed_run_began_with(tmp_path, capsys):
     # Both are done by it: what was asked for first, and what then.
     for options in (again, (*again[:2], "--max-lr=0.003")):
         main(tmp_path, *options)
-    assert "seed 3, which is passed over" in capsys.readouterr().out
+    assert "seed 3, max_lr 3.00e-03, which is passed" in capsys.readouterr().out
     assert len(records(tmp_path)) == 1
 
 

@@ -498,7 +498,7 @@ def test_layer_with_two_names_is_averaged_once():
             lambda images, labels: (images, labels, labels),
             "a batch .* is not a pair of",
         ),
-        (lambda images, labels: (images, labels.int()), "labels are torch.int32"),
+        (lambda images, labels: (images, labels > 4), "labels are torch.bool"),
         (
             lambda images, labels: (images, F.one_hot(labels, 10).float()),
             "labels are torch.float32 .*argmax",
@@ -572,8 +572,9 @@ def test_devices_and_precisions_that_do_not_work_are_refused():
 
 def test_predictions_have_int64_labels_whatever_the_loader_has():
     images, labels = noise(8)
-    found = train_test.predict(network(), [(images, labels.byte())], device=CPU)
-    assert found.labels.dtype == torch.int64
+    for given in (labels.byte(), labels.int(), labels.short()):
+        found = train_test.predict(network(), [(images, given)], device=CPU)
+        assert found.labels.dtype == torch.int64
     assert torch.equal(found.answers, found.logits.argmax(1))
 
 
