@@ -72,13 +72,17 @@ def by_class(records: list[dict[str, Any]]) -> str:
         )
         for name in records[0]["class_accuracy"]
     ]
-    heads = []
+    heads, abouts = [], []
     for runs in groups:
         model, _, epochs, _, _, source, *_ = identity(runs[0])
-        heads.append(f"{model}, {how_trained(runs[0])}, {epochs} epochs, {source}")
-    return markdown(
+        heads.append(f"{model}, {how_trained(runs[0])}, runs: {len(runs)}")
+        abouts.append(f"{epochs} epochs, {source}")
+    if differ := len({*abouts}) > 1:
+        heads = [f"{head}, {text}" for head, text in zip(heads, abouts, strict=True)]
+    table = markdown(
         " | ".join(["class", *heads]), " ".join([":--", *["--:"] * len(heads)]), lines
     )
+    return table if differ else f"{abouts[0]}\n\n{table}"
 
 
 def ingredients(folder: Path, trials: list[sweeps.Trial]) -> str:
