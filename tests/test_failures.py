@@ -184,13 +184,13 @@ IMAGE = torch.zeros(8, 3, 32, 32)
         ({"images": IMAGE, "labels": torch.arange(8)}, "a dict, is not a pair"),
         ((IMAGE, torch.arange(8), torch.arange(8)), "a tuple, is not a pair"),
         ((IMAGE.numpy(), torch.arange(8)), "is not a pair of tensors"),
-        ((IMAGE, torch.arange(8).int()), r"torch.int32 \(8,\) .* \.long\(\)"),
+        ((IMAGE, torch.arange(8).float()), r"float32 \(8,\) .* \.long\(\)"),
         ((IMAGE, torch.arange(8)[:, None]), r"\(8, 1\) .* \.squeeze\(1\)"),
         ((IMAGE, torch.eye(8)), r"float32 \(8, 8\) .* \.argmax\(1\)"),
         ((IMAGE[:, 0], torch.arange(8)), r"\(8, 32, 32\) and .* \.unsqueeze\(1\)"),
         (
             (IMAGE.double(), torch.arange(8)),
-            r"images are torch.float64, .* \.float\(\)",
+            r"can't take the images, torch.float64 .* \.float\(\)",
         ),
     ],
 )
