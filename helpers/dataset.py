@@ -154,8 +154,8 @@ class ImageSet:
         # By counts: as floats the images would take four to eight times the memory.
         for channel in range(self.images.shape[3]):
             counts = np.zeros(256)
-            for image in np.array_split(self.images, max(1, len(self) // 1000)):
-                counts += np.bincount(image[..., channel].ravel(), minlength=256)
+            for part in np.array_split(self.images, max(1, len(self) // 1000)):
+                counts += np.bincount(part[..., channel].ravel(), minlength=256)
             mean = counts @ values / pixels
             means.append(float(mean))
             deviations.append(float(np.sqrt(counts @ (values - mean) ** 2 / pixels)))
@@ -571,7 +571,8 @@ def make_loaders(
     (rank, processes) gives this process its part of each batch and of the test images,
     where several train together. transform: an albumentations.Compose of your own, uint8
     (H, W, C) to the same, instead of padding, flip and cutout, whatever the recipe says of
-    these; "auto" is "cpu" then, and its seed is set for each batch. The other numbers are those of `train_transform`.
+    these; "auto" is "cpu" then, and its seed is set for each batch. The other numbers are
+    those of `train_transform`.
 
     Raises TypeError for sets and transforms of other kinds, ModuleNotFoundError where
     albumentations is needed and missing, and ValueError, naming it, for a number out of

@@ -46,9 +46,9 @@ def read_record(path: str | os.PathLike) -> dict[str, Any]:
             f"{path} is of format {form} and this version reads up to {FORMAT}; use the "
             "version that wrote it"
         )
-    # It had one recipe, and no flip TTA.
-    first = {"recipe_name": "assignment", "flip_tta_accuracy": None}
-    return {**first, **record} if form == 1 else record
+    if form == 1:  # which had one recipe, and no flip TTA
+        return {"recipe_name": "assignment", "flip_tta_accuracy": None, **record}
+    return record
 
 
 def write_record(path: str | os.PathLike, record: dict[str, Any]) -> None:

@@ -209,7 +209,7 @@ def unmeasured(records: list[dict[str, Any]]) -> list[str]:
         and several == {record["recipe_name"] for record in whole},
         "David Page's recipe": any(r["recipe_name"] == "page" for r in whole),
         "ResNet18": any(r["model"] == "ResNet18" for r in whole),
-        "other learning rates over 24 epochs": len(curve) and flat_top(curve),
+        "other learning rates over 24 epochs": curve and flat_top(curve),
         "what each ingredient of `ours` adds": all(
             sweeps.gain(RESULTS, f"no-{name}", "together").decided
             for name in sweeps.INGREDIENTS
