@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim import Adam
 
+from helpers.preflight import pair
 from helpers.processes import Processes
 
 # In a RuntimeError: torch's on a CPU, cuBLAS's and cuDNN's, CUDA's own, and that of a
@@ -90,7 +91,7 @@ def explaining_memory(
             raise
         # The failed step's tensors, which its frames hold, are in the way of the trials.
         traceback.clear_frames(error.__traceback__)
-        images, labels = next(iter(loader))
+        images, labels = pair(next(iter(loader)))
         what = f"a step of {len(labels)} images needs more memory than {device} has"
         if Processes.of(loader).size > 1:
             # A trial would wait for processes that had memory enough.

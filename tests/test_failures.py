@@ -133,6 +133,15 @@ class Short(torch.autograd.Function):
         return grad
 
 
+def test_smaller_batch_is_also_found_where_labels_are_of_another_type():
+    images, labels = torch.zeros(16, 3, 32, 32), torch.zeros(16, dtype=torch.int32)
+    with (
+        pytest.raises(MemoryError, match="a step of 16 images .* make batch_size 2"),
+        explaining_memory(Wrapped(Short.apply), [(images, labels)], torch.float32, CPU),
+    ):
+        raise torch.OutOfMemoryError("out of memory")
+
+
 def test_trial_of_a_smaller_batch_has_the_memory_of_the_failed_one():
     images, labels = torch.zeros(16, 3, 32, 32), torch.zeros(16, dtype=torch.int64)
     model = Wrapped(Short.apply)
