@@ -3,7 +3,7 @@
 import operator
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -104,6 +104,7 @@ class Loader:
 class DeviceLoader(Loader):
     """Keeps the uint8 images on the device and augments whole batches there."""
 
+    augment_on: ClassVar = "device"
     padding: int = 0
     flip: float = 0
 
@@ -226,6 +227,7 @@ class WorkerLoader(Loader):
     all the rest.
     """
 
+    augment_on: ClassVar = "cpu"
     transform: Any = None
     num_workers: int
 

@@ -569,6 +569,7 @@ def plan_of(loaders, recipe: Recipe) -> dict[str, Any]:
         **fields,
         "max_lr_from": "the recipe" if recipe.max_lr else "the range test",
         "steps_per_epoch": len(train),
+        "augment_on": getattr(train, "augment_on", None),
         "images": [getattr(loader, "fingerprint", None) for loader in loaders],
         "seed": getattr(train, "seed", None),
     }

@@ -1316,6 +1316,9 @@ def test_interrupted_training_says_what_is_kept(kept, tmp_path, capsys):
 
 def test_training_on_other_images_or_by_another_seed_is_not_gone_on_with(interrupted):
     assert "seed is 0 there and 1 here" in refusal(interrupted, pair=loaders(seed=1))
+    elsewhere = loaders(on="cpu")
+    said = "augment_on is 'device' there and 'cpu' here"
+    assert said in refusal(interrupted, pair=elsewhere)
     others = dataset.synthetic_cifar10(train=40, test=20, seed=5)
     pair = dataset.make_loaders(
         *others, batch_size=16, device=CPU, augment_on="device", seed=0
