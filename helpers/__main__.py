@@ -20,6 +20,7 @@ from typing import Any
 import torch
 
 from helpers import dataset, models, train_test, utils, weights
+from helpers.checkpoint import kept_checkpoints
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -252,7 +253,7 @@ def recipe_of(options: argparse.Namespace) -> train_test.Recipe:
 
 def find_done(record: dict[str, Any], checkpoint: Path) -> Path | None:
     """The record that a run like this one has left, unless another one was begun since."""
-    if checkpoint.exists():
+    if kept_checkpoints(checkpoint):
         return None
     alike = ("recipe", "augment_on", "data")
     asked = record["recipe"]["max_lr"]

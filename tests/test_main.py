@@ -526,6 +526,15 @@ def test_seeds_that_are_done_are_passed_over_when_the_next_goes_on(
     )
 
 
+def test_seed_that_is_done_and_begun_again_goes_on(ran, interrupted, capsys):
+    shutil.copytree(ran, interrupted, dirs_exist_ok=True)
+    (checkpoint,) = checkpoints(interrupted)
+    # What a kill between the two renames of a checkpoint leaves.
+    checkpoint.rename(checkpoint.with_name(checkpoint.name + ".previous"))
+    main(interrupted, "--resume", "--seeds", "3")
+    assert "going on after epoch 1 of 3" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("other", ["--cutout=4", "--holdout=20", "--augment-on=cpu"])
 def test_seed_that_is_done_in_another_way_is_trained(other, ran, tmp_path):
     shutil.copytree(ran, tmp_path, dirs_exist_ok=True)
