@@ -1,5 +1,6 @@
 """From files or noise to batches: what is read, what is refused, what augmentation does."""
 
+import errno
 import hashlib
 import importlib.util
 import io
@@ -357,6 +358,17 @@ def test_file_in_the_way_of_the_root_is_said(tmp_path):
         dataset.DatasetUnavailable, match="below cannot take .*Not a dir"
     ):
         dataset.load_cifar10(tmp_path / "data" / "below")
+
+
+def test_archive_that_cannot_be_read_is_unavailable(tmp_path, monkeypatch):
+    def refused(path, md5):
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    (tmp_path / "cifar-10-python.tar.gz").write_bytes(b"")
+    monkeypatch.setattr("helpers.download.has_md5", refused)
+    *_, reason = dataset.load_or_draw(tmp_path, train_images=10, test_images=10)
+    assert "cifar-10-python.tar.gz" in reason
+    assert "Permission denied" in reason
 
 
 def test_damaged_archive_is_not_taken_for_the_dataset(tmp_path):
