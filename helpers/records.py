@@ -60,8 +60,11 @@ def write_record(path: str | os.PathLike, record: dict[str, Any]) -> None:
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     new = path.with_name(path.name + ".new")
-    new.write_text(json.dumps({"format": FORMAT, **record}, indent=1) + "\n")
-    new.replace(path)
+    try:
+        new.write_text(json.dumps({"format": FORMAT, **record}, indent=1) + "\n")
+        new.replace(path)
+    finally:
+        new.unlink(missing_ok=True)
 
 
 def read_records(

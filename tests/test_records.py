@@ -1,8 +1,10 @@
 """Records are made one by one, read with care, and decide what is trained at the end."""
 
+import errno
 import json
 import math
 from dataclasses import asdict
+from pathlib import Path
 
 import pytest
 
@@ -272,6 +274,20 @@ def test_record_is_written_into_a_new_folder_and_read_back(tmp_path):
     utils.write_record(path, {"seed": 3})
     assert utils.read_record(path)["seed"] == 3
     assert list(path.parent.iterdir()) == [path]
+
+
+def test_record_that_cannot_be_written_leaves_what_was_there(tmp_path, monkeypatch):
+    def full(path, text):
+        path.touch()
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    path = tmp_path / "run.json"
+    utils.write_record(path, {"seed": 3})
+    monkeypatch.setattr(Path, "write_text", full)
+    with pytest.raises(OSError, match="No space left"):
+        utils.write_record(path, {"seed": 4})
+    assert list(tmp_path.iterdir()) == [path]
+    assert utils.read_record(path)["seed"] == 3
 
 
 def test_folder_of_records_that_is_not_there_is_said(tmp_path):
