@@ -1,4 +1,4 @@
-"""Every figure of the notebook and the README; the only module that knows matplotlib.
+"""Every figure of the experiment; the only module of this package that knows matplotlib.
 
 Each takes `data`, a label that says what the figure is about, into its title.
 """

@@ -1,7 +1,6 @@
 """python -m helpers.weights RECORD: are a run's weights worth what its record says?
 
-A program of its own beside `python -m helpers`: none of that one's options would mean
-anything here.
+A program of its own beside `python -m helpers`, of whose options it needs one.
 """
 
 import argparse
