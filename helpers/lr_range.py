@@ -1,10 +1,9 @@
-"""The learning-rate range test and the rule that reads it; train_test.lr_range_test runs it.
+"""The learning-rate range test and the rule that reads it.
 
 The test is Leslie Smith's ("Cyclical Learning Rates for Training Neural Networks", 2015):
 train for some steps while the learning rate grows exponentially, and watch the loss.
 """
 
-import contextlib
 import copy
 import io
 import itertools
@@ -12,16 +11,21 @@ import math
 import random
 import statistics
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
 from unittest.mock import patch
 
 import numpy as np
 import torch
 from torch import nn
-from torch.optim import Optimizer
 
+from helpers.memory import explaining_memory, keeping_freed_memory
+from helpers.optimizer import choose_dtype, make_optimizer
 from helpers.preflight import pair
+from helpers.processes import Processes
+from helpers.progress import step_bar
+from helpers.recipe import Recipe
 
 START_LR, END_LR = 1e-5, 1.0  # from where nothing happens to where nothing works
 DIVERGED = 4.0  # a loss this many times a test's lowest ends that test
@@ -49,57 +53,83 @@ class LRRangeTest:
     divergence_lr: float | None
 
 
-def run_range_test(
-    model: nn.Module,
-    loader,
-    *,
-    device: torch.device,
-    dtype: torch.dtype,
-    make_optimizer: Callable[[nn.Module, float], Optimizer],
-    label_smoothing: float,
-    steps: int,
-    seeds: int,
-    bar: Callable[[Iterable, str], Iterable],
+def lr_range_test(
+    model: nn.Module, loader, recipe: Recipe, *, device: torch.device | str
 ) -> LRRangeTest:
-    """Range tests of `steps` steps, each beginning with another epoch.
+    """Find the peak learning rate for `model` on `loader`'s batches, leaving no trace.
 
-    make_optimizer: from a model and its first learning rate. bar: shows how far a test of
-    that name is. Works on copies, so that the model is as before, and so are the random
-    generators and the loader's epoch.
+    loader: an iterable of (images (B, C, H, W), labels (B,)). The recipe gives the number
+    of tests, their steps and the precision. Model, global random generators and the
+    loader's epoch are afterwards as they were. Of several processes the first runs the
+    test, on whole batches, and tells the others.
+
+    Raises ValueError where the loss never falls, ModuleNotFoundError without
+    torch-lr-finder, and MemoryError with a batch size that would fit.
     """
     if not len(loader):
         raise ValueError("the loader has no batch; give it at least one")
-    # Only a loader that tells its epoch can be given it back.
-    told = hasattr(loader, "set_epoch")
-    epoch = getattr(loader, "epoch", None) if told else None
-    losses = []
+    device = torch.device(device)
+    dtype = choose_dtype(recipe.precision, device)
+    processes, found = Processes.of(loader), None
+    if processes.first:
+        with (
+            borrowed(loader),
+            explaining_memory(model, loader, dtype, device),
+            keeping_freed_memory(device),
+        ):
+            tests = run_tests(model, loader, recipe, device=device, dtype=dtype)
+            found = choose_max_lr(*tests)
+    return processes.tell(found)
+
+
+@contextmanager
+def borrowed(loader) -> Iterator[None]:
+    """One that gives a process its share gives all; afterwards it is as it was."""
+    share, epoch = getattr(loader, "share", None), told_epoch(loader)
+    if share:
+        loader.share = (0, 1)
     try:
-        for seed in range(seeds):
-            with untouched_generators(device):
-                torch.manual_seed(seed)
-                if epoch is not None:
-                    loader.set_epoch(seed)
-                tried = copy.deepcopy(model).to(
-                    device, memory_format=torch.channels_last
-                )
-                rates, one = sweep(
-                    tried.train(),
-                    loader,
-                    make_optimizer(tried, START_LR),
-                    nn.CrossEntropyLoss(label_smoothing=label_smoothing),
-                    device=device,
-                    dtype=dtype,
-                    steps=steps,
-                    counted=bar(range(steps), f"range test {seed + 1} of {seeds}"),
-                )
-            losses.append(one)
+        yield
     finally:
+        if share:
+            loader.share = share
         if epoch is not None:
             loader.set_epoch(epoch)
-    return choose_max_lr(rates, losses)
 
 
-@contextlib.contextmanager
+def told_epoch(loader) -> int | None:
+    """The number of a loader's next epoch, if it tells it and can be given it back."""
+    return getattr(loader, "epoch", None) if hasattr(loader, "set_epoch") else None
+
+
+def run_tests(
+    model: nn.Module,
+    loader,
+    recipe: Recipe,
+    *,
+    device: torch.device,
+    dtype: torch.dtype,
+) -> tuple[list[float], list[list[float]]]:
+    """All learning rates, and the losses of each test, which begins with another epoch.
+
+    Works on copies, so that the model is as before, and so are the random generators.
+    """
+    seeds, losses = recipe.lr_test_seeds, []
+    for seed in range(seeds):
+        with untouched_generators(device):
+            torch.manual_seed(seed)
+            if told_epoch(loader) is not None:
+                loader.set_epoch(seed)
+            tried = copy.deepcopy(model).to(device, memory_format=torch.channels_last)
+            name = f"range test {seed + 1} of {seeds}"
+            rates, one = sweep(
+                tried.train(), loader, recipe, device=device, dtype=dtype, name=name
+            )
+        losses.append(one)
+    return rates, losses
+
+
+@contextmanager
 def untouched_generators(device: torch.device) -> Iterator[None]:
     """Afterwards Python's, NumPy's and torch's generators are as they were."""
     python, numpy = random.getstate(), np.random.get_state()
@@ -114,18 +144,13 @@ def untouched_generators(device: torch.device) -> Iterator[None]:
 def sweep(
     model: nn.Module,
     loader,
-    optimizer: Optimizer,
-    criterion: nn.Module,
+    recipe: Recipe,
     *,
     device: torch.device,
     dtype: torch.dtype,
-    steps: int,
-    counted: Iterable[int],
+    name: str,
 ) -> tuple[list[float], list[float]]:
-    """One range test with torch-lr-finder: all learning rates, and the losses it got to.
-
-    counted: the numbers of its steps, for it to go through.
-    """
+    """One range test with torch-lr-finder: all learning rates, and the losses it got to."""
     with warnings.catch_warnings():
         # Its tqdm import warns of being experimental, and of missing widgets.
         warnings.simplefilter("ignore")
@@ -142,12 +167,14 @@ def sweep(
             return pair(batch)
 
     # It prints where we return, and draws a bar that can't be turned off.
+    steps = recipe.lr_test_steps
+    counted = step_bar(range(steps), name)
     quiet = patch.object(lr_finder, "tqdm", lambda _: counted)
-    with quiet, contextlib.redirect_stdout(io.StringIO()):
+    with quiet, redirect_stdout(io.StringIO()):
         finder = LRFinder(
             model,
-            optimizer,
-            criterion,
+            make_optimizer(model, recipe, lr=START_LR),
+            nn.CrossEntropyLoss(label_smoothing=recipe.label_smoothing),
             device=device,
             amp_backend="torch",
             amp_config={

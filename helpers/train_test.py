@@ -1,9 +1,8 @@
-"""From batches to metrics: the recipe, the learning rate, one epoch, a whole training."""
+"""From batches to metrics: one epoch, a whole training; the recipe's parts lie below it."""
 
-import sys
 import time
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from os import PathLike
@@ -13,10 +12,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.optim import SGD, Adam, AdamW, Optimizer
-from torch.optim.lr_scheduler import LRScheduler, OneCycleLR
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
 from torch.optim.swa_utils import AveragedModel
-from tqdm import tqdm
 
 from helpers.checkpoint import (
     drop_previous,
@@ -29,15 +27,22 @@ from helpers.checkpoint import (
     save_checkpoint,
 )
 from helpers.history import Epoch, History, Metrics
-from helpers.lr_range import LRRangeTest, run_range_test
+from helpers.lr_range import LRRangeTest, lr_range_test
 from helpers.memory import (
     explaining_memory,
     explaining_memory_of_answers,
     keeping_freed_memory,
 )
+from helpers.optimizer import (
+    choose_dtype,
+    make_optimizer,
+    make_scheduler,
+    planned_learning_rates,
+)
 from helpers.preflight import pair, require_fitting, require_shared
 from helpers.processes import Processes, connected
-from helpers.recipe import ALLOWED, PROFILES, RECIPES, Recipe
+from helpers.progress import step_bar
+from helpers.recipe import PROFILES, RECIPES, Recipe
 
 __all__ = [
     "PROFILES",
@@ -61,171 +66,6 @@ __all__ = [
     "read_history",
     "train_one_epoch",
 ]
-
-
-def choose_dtype(precision: str, device: torch.device | str) -> torch.dtype:
-    """What to compute in: for "auto", the fastest type that the hardware really has.
-
-    bfloat16 from CUDA capability 8 on and on CPUs with AVX512-BF16 or AMX, float16 on
-    older GPUs, float32 elsewhere. Raises ValueError for devices of other kinds, and for a
-    precision that isn't one of Recipe's.
-    """
-    device = torch.device(device)
-    if device.type not in ("cpu", "cuda"):
-        # MPS has no float64, and copies late from memory that may be another's by then.
-        raise ValueError(
-            f"device is {device}; give cpu or cuda, the only ones that work"
-        )
-    if precision != "auto":
-        allows, allowed = ALLOWED["precision"]
-        if not allows(precision):
-            raise ValueError(f"precision must be {allowed}, not {precision!r}")
-        return getattr(torch, precision)
-    if device.type == "cuda":
-        # torch.cuda.is_bf16_supported() counts emulation, which is slow.
-        modern = torch.cuda.get_device_capability(device) >= (8, 0)
-        return torch.bfloat16 if modern else torch.float16
-    # An older torch doesn't tell; float32 is right everywhere.
-    has = getattr(torch.cpu, "get_capabilities", dict)()
-    return (
-        torch.bfloat16
-        if has.get("avx512_bf16") or has.get("amx_bf16")
-        else torch.float32
-    )
-
-
-def make_optimizer(
-    model: nn.Module, recipe: Recipe = PROFILES["full"], *, lr: float
-) -> Optimizer:
-    """The recipe's optimizer over all parameters.
-
-    Adam (Kingma and Ba, 2014) with its weight decay apart from the gradient (Loshchilov
-    and Hutter, 2017), or stochastic gradient descent with Nesterov's momentum of 0.9, whose
-    decay is part of the gradient and reaches everything, as in Page's recipe.
-    """
-    decay, parameters = recipe.weight_decay, list(model.parameters())
-    if recipe.optimizer == "sgd":
-        sgd = SGD(
-            parameters, lr, momentum=0.9, nesterov=True, weight_decay=decay, fused=True
-        )
-        # Where float16 overflows in the first step, that is skipped, and the fused kernel
-        # would go on from momenta that nobody has set (torch 2.15).
-        for parameter in parameters:
-            sgd.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
-        return sgd
-    # Biases and BatchNorm's parameters are vectors. To shrink them only costs.
-    weights = {"params": [p for p in parameters if p.ndim > 1], "weight_decay": decay}
-    vectors = {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0}
-    groups = [group for group in (weights, vectors) if group["params"]]
-    return AdamW(groups, lr, fused=True)  # one pass over memory instead of ten
-
-
-def make_scheduler(
-    optimizer: Optimizer, recipe: Recipe, *, max_lr: float, steps_per_epoch: int
-) -> OneCycleLR:
-    """One cycle (Smith, 2018), to be stepped after each batch.
-
-    Up to max_lr at the last step of peak_epoch, then down to almost nothing at the last
-    step of all.
-    """
-    return OneCycleLR(
-        optimizer,
-        max_lr,
-        total_steps=recipe.epochs * steps_per_epoch,
-        pct_start=recipe.peak_epoch / recipe.epochs,
-        anneal_strategy=recipe.anneal,
-        div_factor=recipe.div_factor,
-        final_div_factor=recipe.final_div_factor,
-        # By default it also cycles Adam's beta1, which the assignment doesn't.
-        cycle_momentum=False,
-    )
-
-
-def planned_learning_rates(
-    recipe: Recipe, *, max_lr: float, steps_per_epoch: int
-) -> list[float]:
-    """The learning rate of each of the training's steps, before any is taken."""
-    optimizer = Adam([torch.zeros(1, requires_grad=True)], lr=max_lr)
-    scheduler = make_scheduler(
-        optimizer, recipe, max_lr=max_lr, steps_per_epoch=steps_per_epoch
-    )
-    rates = []
-    for _ in range(scheduler.total_steps):
-        rates += scheduler.get_last_lr()
-        optimizer.step()
-        scheduler.step()
-    return rates
-
-
-def lr_range_test(
-    model: nn.Module, loader, recipe: Recipe, *, device: torch.device | str
-) -> LRRangeTest:
-    """Find the peak learning rate for `model` on `loader`'s batches, leaving no trace.
-
-    loader: an iterable of (images (B, C, H, W), labels (B,)). The recipe gives the number
-    of tests, their steps and the precision. Model, global random generators and the
-    loader's epoch are afterwards as they were. Of several processes the first runs the
-    test, on whole batches, and tells the others.
-
-    Raises ValueError where the loss never falls, ModuleNotFoundError without
-    torch-lr-finder, and MemoryError with a batch size that would fit.
-    """
-    device = torch.device(device)
-    dtype = choose_dtype(recipe.precision, device)
-    processes, found = Processes.of(loader), None
-    if processes.first:
-        with (
-            whole_batches(loader),
-            explaining_memory(model, loader, dtype, device),
-            keeping_freed_memory(device),
-        ):
-            found = run_range_test(
-                model,
-                loader,
-                device=device,
-                dtype=dtype,
-                make_optimizer=lambda model, lr: make_optimizer(model, recipe, lr=lr),
-                label_smoothing=recipe.label_smoothing,
-                steps=recipe.lr_test_steps,
-                seeds=recipe.lr_test_seeds,
-                bar=step_bar,
-            )
-    return processes.tell(found)
-
-
-@contextmanager
-def whole_batches(loader) -> Iterator[None]:
-    """A loader that gives a process its share gives it all meanwhile."""
-    share = getattr(loader, "share", None)
-    if share:
-        loader.share = (0, 1)
-    try:
-        yield
-    finally:
-        if share:
-            loader.share = share
-
-
-def somebody_watches() -> bool:
-    """Whether a person may be looking: at a terminal, or at a notebook's front end."""
-    ipython = sys.modules.get("IPython")
-    shell = ipython.get_ipython() if ipython else None
-    if kernel := getattr(shell, "kernel", None):
-        # A front end can ask the person for input; a batch execution says it can't.
-        return getattr(kernel, "_allow_stdin", True)
-    return sys.stdout.isatty()
-
-
-def step_bar(steps: Iterable, name: str, shown: bool = True) -> tqdm:
-    """The same steps, with a bar of that name while somebody watches; it leaves no trace."""
-    return tqdm(
-        steps,
-        name,
-        unit="step",
-        leave=False,
-        file=sys.stdout,
-        disable=not (shown and somebody_watches()),
-    )
 
 
 class NonFiniteLoss(FloatingPointError):

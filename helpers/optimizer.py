@@ -1,0 +1,102 @@
+"""How steps are taken: in which precision, by which optimizer, at which learning rates."""
+
+import torch
+from torch import nn
+from torch.optim import SGD, Adam, AdamW, Optimizer
+from torch.optim.lr_scheduler import OneCycleLR
+
+from helpers.recipe import ALLOWED, PROFILES, Recipe
+
+
+def choose_dtype(precision: str, device: torch.device | str) -> torch.dtype:
+    """What to compute in: for "auto", the fastest type that the hardware really has.
+
+    bfloat16 from CUDA capability 8 on and on CPUs with AVX512-BF16 or AMX, float16 on
+    older GPUs, float32 elsewhere. Raises ValueError for devices of other kinds, and for a
+    precision that isn't one of Recipe's.
+    """
+    device = torch.device(device)
+    if device.type not in ("cpu", "cuda"):
+        # MPS has no float64, and copies late from memory that may be another's by then.
+        raise ValueError(
+            f"device is {device}; give cpu or cuda, the only ones that work"
+        )
+    if precision != "auto":
+        allows, allowed = ALLOWED["precision"]
+        if not allows(precision):
+            raise ValueError(f"precision must be {allowed}, not {precision!r}")
+        return getattr(torch, precision)
+    if device.type == "cuda":
+        # torch.cuda.is_bf16_supported() counts emulation, which is slow.
+        modern = torch.cuda.get_device_capability(device) >= (8, 0)
+        return torch.bfloat16 if modern else torch.float16
+    # An older torch doesn't tell; float32 is right everywhere.
+    has = getattr(torch.cpu, "get_capabilities", dict)()
+    return (
+        torch.bfloat16
+        if has.get("avx512_bf16") or has.get("amx_bf16")
+        else torch.float32
+    )
+
+
+def make_optimizer(
+    model: nn.Module, recipe: Recipe = PROFILES["full"], *, lr: float
+) -> Optimizer:
+    """The recipe's optimizer over all parameters.
+
+    Adam (Kingma and Ba, 2014) with its weight decay apart from the gradient (Loshchilov
+    and Hutter, 2017), or stochastic gradient descent with Nesterov's momentum of 0.9, whose
+    decay is part of the gradient and reaches everything, as in Page's recipe.
+    """
+    decay, parameters = recipe.weight_decay, list(model.parameters())
+    if recipe.optimizer == "sgd":
+        sgd = SGD(
+            parameters, lr, momentum=0.9, nesterov=True, weight_decay=decay, fused=True
+        )
+        # Where float16 overflows in the first step, that is skipped, and the fused kernel
+        # would go on from momenta that nobody has set (torch 2.15).
+        for parameter in parameters:
+            sgd.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+        return sgd
+    # Biases and BatchNorm's parameters are vectors. To shrink them only costs.
+    weights = {"params": [p for p in parameters if p.ndim > 1], "weight_decay": decay}
+    vectors = {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0}
+    groups = [group for group in (weights, vectors) if group["params"]]
+    return AdamW(groups, lr, fused=True)  # one pass over memory instead of ten
+
+
+def make_scheduler(
+    optimizer: Optimizer, recipe: Recipe, *, max_lr: float, steps_per_epoch: int
+) -> OneCycleLR:
+    """One cycle (Smith, 2018), to be stepped after each batch.
+
+    Up to max_lr at the last step of peak_epoch, then down to almost nothing at the last
+    step of all.
+    """
+    return OneCycleLR(
+        optimizer,
+        max_lr,
+        total_steps=recipe.epochs * steps_per_epoch,
+        pct_start=recipe.peak_epoch / recipe.epochs,
+        anneal_strategy=recipe.anneal,
+        div_factor=recipe.div_factor,
+        final_div_factor=recipe.final_div_factor,
+        # By default it also cycles Adam's beta1, which the assignment doesn't.
+        cycle_momentum=False,
+    )
+
+
+def planned_learning_rates(
+    recipe: Recipe, *, max_lr: float, steps_per_epoch: int
+) -> list[float]:
+    """The learning rate of each of the training's steps, before any is taken."""
+    optimizer = Adam([torch.zeros(1, requires_grad=True)], lr=max_lr)
+    scheduler = make_scheduler(
+        optimizer, recipe, max_lr=max_lr, steps_per_epoch=steps_per_epoch
+    )
+    rates = []
+    for _ in range(scheduler.total_steps):
+        rates += scheduler.get_last_lr()
+        optimizer.step()
+        scheduler.step()
+    return rates
