@@ -15,11 +15,12 @@ from torch.optim import Adam
 from helpers.preflight import pair
 from helpers.processes import Processes
 
-# In a RuntimeError: torch's on a CPU, cuBLAS's and cuDNN's, CUDA's own, and that of a
+# In a RuntimeError: torch's on a CPU, cuBLAS's, cuDNN 9's, CUDA's own, and that of a
 # convolution which has memory for its output and none to work in.
 SIGNS = (
     "DefaultCPUAllocator",
     "STATUS_ALLOC_FAILED",
+    "ALLOCATION_FAILED",
     "CUDA error: out of memory",
     "unable to find an engine",
 )

@@ -18,7 +18,11 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 from helpers import dataset, train_test
-from helpers.memory import explaining_memory, fitting_batch
+from helpers.memory import (
+    explaining_memory,
+    explaining_memory_of_answers,
+    fitting_batch,
+)
 
 PROJECT = Path(__file__).resolve().parent.parent
 CPU = torch.device("cpu")
@@ -140,6 +144,22 @@ def test_smaller_batch_is_also_found_where_labels_are_of_another_type():
         explaining_memory(Wrapped(Short.apply), [(images, labels)], torch.float32, CPU),
     ):
         raise torch.OutOfMemoryError("out of memory")
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        "cuDNN error: CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED",
+        "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`",
+        "GET was unable to find an engine to execute this computation",
+    ],
+)
+def test_lack_of_memory_that_a_library_of_the_gpu_reports_is_known(said):
+    with (
+        pytest.raises(MemoryError, match="give the loader .* a smaller batch_size"),
+        explaining_memory_of_answers(torch.device("cuda")),
+    ):
+        raise RuntimeError(said)
 
 
 def test_trial_of_a_smaller_batch_has_the_memory_of_the_failed_one():
