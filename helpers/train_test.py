@@ -290,11 +290,12 @@ class Training:
         history: History,
         *,
         steps_per_epoch: int,
+        augment_on: str | None,
         device: torch.device,
         processes: Processes,
     ):
         self.recipe, self.history = recipe, history
-        self.device, self.processes = device, processes
+        self.augment_on, self.device, self.processes = augment_on, device, processes
         self.dtype = choose_dtype(recipe.precision, device)
         self.wrapped = processes.wrap(model, device)
         self.model = model
@@ -324,6 +325,7 @@ class Training:
             "threads": torch.get_num_threads(),
             "processes": self.processes.size,
             "precision": self.precision,
+            "augmentation": self.augment_on,
             "random": torch.get_rng_state(),
             "random_cuda": torch.cuda.get_rng_state(self.device) if cuda else None,
         }
@@ -334,6 +336,7 @@ class Training:
             if name != "scaler" or state[name]:
                 getattr(self, name).load_state_dict(state[name])
         here = {"processes": self.processes.size, "precision": self.precision}
+        here["augmentation"] = self.augment_on
         if self.device.type == "cpu":
             here["threads"] = torch.get_num_threads()
         for kind, value in here.items():
@@ -409,7 +412,6 @@ def plan_of(loaders, recipe: Recipe) -> dict[str, Any]:
         **fields,
         "max_lr_from": "the recipe" if recipe.max_lr else "the range test",
         "steps_per_epoch": len(train),
-        "augment_on": getattr(train, "augment_on", None),
         "images": [getattr(loader, "fingerprint", None) for loader in loaders],
         "seed": getattr(train, "seed", None),
     }
@@ -487,6 +489,7 @@ def fit(
         recipe,
         history,
         steps_per_epoch=len(train),
+        augment_on=getattr(train, "augment_on", None),
         device=device,
         processes=processes,
     )
