@@ -2,6 +2,7 @@
 
 import argparse
 import dataclasses
+import gc
 import json
 import os
 import subprocess
@@ -28,6 +29,7 @@ from benchmarks.rows import Row, Setup, find, table, target_table
 from benchmarks.targets import targets
 from helpers import utils
 from helpers.__main__ import commit, hardware
+from helpers.loaders import usable_cores
 
 PROJECT = Path(__file__).resolve().parent.parent
 FORMAT = 1  # of the record
@@ -79,6 +81,9 @@ def main(arguments: list[str] | None = None) -> None:
         except FAILURES:
             traceback.print_exc()
             failed.append(name)
+        if setup.device.type == "cuda":  # the next group's processes need it
+            gc.collect()
+            torch.cuda.empty_cache()
         print(f"{name}: done after {time.perf_counter() - begun:.0f} s", flush=True)
         found = targets(rows, setup)
         # Each time: a later group that is interrupted takes nothing along.
@@ -168,12 +173,11 @@ def make_setup(options: argparse.Namespace) -> Setup:
         )
     # GPUs have many more steps in a second than CPUs, and less of a warm-up in each.
     quick = {"steps": 30, "repeats": 7} if device.type == "cuda" else {}
-    cores = getattr(os, "sched_getaffinity", lambda _: range(os.cpu_count() or 1))(0)
     return Setup(
         device=device,
         data=options.data,
         # Other threads' settings are not ours: all cores that this process may use.
-        threads=len(cores),
+        threads=usable_cores(),
         rivals=options.rivals,
         **quick,
     )

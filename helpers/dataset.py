@@ -14,7 +14,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from helpers.loaders import DeviceLoader, Loader, WorkerLoader, transformed
+from helpers.loaders import (
+    DeviceLoader,
+    Loader,
+    WorkerLoader,
+    transformed,
+    usable_cores,
+)
 
 __all__ = [
     "CIFAR10_CLASSES",
@@ -619,7 +625,7 @@ def make_loaders(
     else:
         kind = WorkerLoader
         if num_workers is None:
-            num_workers = 0 if device.type == "cpu" else min(8, os.cpu_count() or 1)
+            num_workers = 0 if device.type == "cpu" else min(8, usable_cores())
         common["num_workers"] = num_workers
         if transform is None:
             steps = geometry(padding=padding, flip=flip, size=size)

@@ -1,6 +1,8 @@
 """Batches, made in one of two places; dataset.make_loaders chooses which."""
 
 import operator
+import os
+import weakref
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -167,6 +169,12 @@ class DeviceLoader(Loader):
         return self.cut_out(images, top, left)
 
 
+def usable_cores() -> int:
+    """Those that this process may use: a job's share of a machine, say."""
+    allowed = getattr(os, "sched_getaffinity", None)  # Linux has it
+    return len(allowed(0)) if allowed else os.cpu_count() or 1
+
+
 def reflected(index: Tensor, size: int) -> Tensor:
     """Indices beyond 0..size-1, mirrored at the first and the last one."""
     return size - 1 - (size - 1 - index.abs()).abs()
@@ -236,7 +244,7 @@ class WorkerLoader(Loader):
         self.loader = DataLoader(
             Batches(self.images, self.labels, self.transform, self.cutout),
             batch_size=None,  # an item is a batch already
-            sampler=Keys(self),
+            sampler=Keys(weakref.proxy(self)),  # in a circle workers would outlive it
             num_workers=self.num_workers,
             persistent_workers=self.num_workers > 0,
             pin_memory=self.device.type == "cuda",

@@ -4,6 +4,7 @@ import errno
 import hashlib
 import importlib.util
 import io
+import multiprocessing
 import os
 import pickle
 import shutil
@@ -1063,6 +1064,15 @@ def test_epochs_differ_and_repeat_by_seed_and_number(on, workers):
     assert torch.equal(epoch(loaders(on=on, workers=workers).train)[0], first[0])
     other = loaders(on=on, workers=workers, seed=1).train
     assert not torch.equal(epoch(other)[0], first[0])
+
+
+def test_workers_end_with_their_loader():
+    before = {*multiprocessing.active_children()}
+    loader = loaders(on="cpu", workers=1).train
+    next(iter(loader))
+    assert {*multiprocessing.active_children()} - before
+    del loader  # and not when the garbage collector comes by
+    assert not {*multiprocessing.active_children()} - before
 
 
 def test_batches_do_not_depend_on_the_number_of_workers():
