@@ -5,7 +5,6 @@ import dataclasses
 import gc
 import json
 import os
-import subprocess
 import time
 import traceback
 from dataclasses import replace
@@ -33,20 +32,6 @@ from helpers.loaders import usable_cores
 
 PROJECT = Path(__file__).resolve().parent.parent
 FORMAT = 1  # of the record
-# What a group may fail in, and the others' rows are still worth having.
-FAILURES = (
-    RuntimeError,
-    ArithmeticError,
-    AssertionError,
-    OSError,
-    ValueError,
-    MemoryError,
-    ImportError,
-    LookupError,
-    AttributeError,
-    TypeError,
-    subprocess.SubprocessError,
-)
 # In this order: limits needs steps, whole needs limits; what matters least is last.
 GROUPS = {
     "data": lambda setup, rows: data.measure(setup),
@@ -78,7 +63,7 @@ def main(arguments: list[str] | None = None) -> None:
     for name in (group for group in GROUPS if group in options.only):
         try:
             rows += [replace(row, part=name) for row in GROUPS[name](setup, rows)]
-        except FAILURES:
+        except Exception:  # noqa: BLE001 - the others' rows are worth having all the same
             traceback.print_exc()
             failed.append(name)
         if setup.device.type == "cuda":  # the next group's processes need it

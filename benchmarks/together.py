@@ -16,7 +16,7 @@ from helpers import dataset, models, train_test, utils
 from helpers.memory import keeping_freed_memory
 
 GROUP = "training by several processes"
-RATE, SPEEDUP, VOLUME = "processes: {}", "speed of 2 over that of 1", "sent in a step"
+RATE, SPEEDUP = "processes: {}", "speed of 2 over that of 1"
 
 
 def measure(setup: Setup) -> list[Row]:
@@ -46,16 +46,7 @@ def measure(setup: Setup) -> list[Row]:
         *rows,
         Row(group=GROUP, name=SPEEDUP, unit="×", values=[times]),
         Row(group=GROUP, name="efficiency", unit="%", values=[100 * times / 2]),
-        volume(2),
     ]
-
-
-def volume(processes: int) -> Row:
-    """What a ring all-reduce sends: each process, 2 (N - 1) / N of all gradients."""
-    numbers = models.count_parameters(models.CustomResNet())
-    sent = 2 * (processes - 1) / processes * 4 * numbers / 1e6  # float32
-    name = f"{VOLUME} by each of {processes}, as a ring"
-    return Row(group=GROUP, name=name, unit="MB", values=[sent])
 
 
 def torchrun(
