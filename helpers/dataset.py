@@ -346,7 +346,7 @@ def require_whole(**numbers: int) -> None:
             raise ValueError(text) from error
 
 
-def check_augmentation(
+def require_augmentation(
     padding: int, flip: float, cutout: int, size: tuple[int, int]
 ) -> None:
     side = min(size)
@@ -362,7 +362,7 @@ def check_augmentation(
         raise ValueError(f"cutout must be 0 to {side - 1} pixels, not {cutout}")
 
 
-def check_normalization(mean: tuple[float, ...], std: tuple[float, ...]) -> None:
+def require_normalization(mean: tuple[float, ...], std: tuple[float, ...]) -> None:
     fits = np.ndim(mean) == 1 and np.shape(mean) == np.shape(std)
     if not (fits and all(0 <= m <= 1 for m in mean) and all(0 < s <= 1 for s in std)):
         raise ValueError(
@@ -393,8 +393,8 @@ def train_transform(
     Raises ModuleNotFoundError without albumentations, ValueError, naming it, for a number
     out of range, and when it is called with an image of another size or number of channels.
     """
-    check_augmentation(padding, flip, cutout, size)
-    check_normalization(mean, std)
+    require_augmentation(padding, flip, cutout, size)
+    require_normalization(mean, std)
     A = import_albumentations()
     steps = geometry(padding=padding, flip=flip, size=size)
     if cutout:
@@ -432,7 +432,7 @@ def eval_transform(
     Raises ModuleNotFoundError without albumentations, ValueError, naming it, for a number
     out of range, and when it is called with an image of another number of channels.
     """
-    check_normalization(mean, std)
+    require_normalization(mean, std)
     return normalizing([], mean, std)
 
 
@@ -493,7 +493,7 @@ class Loaders(NamedTuple):
     test: Loader
 
 
-def check_batches(
+def require_batches(
     train: ImageSet,
     test: ImageSet,
     *,
@@ -520,7 +520,7 @@ def check_batches(
         )
 
 
-def check_shapes(
+def require_shapes(
     train: ImageSet, test: ImageSet, *, mean: tuple[float, ...], std: tuple[float, ...]
 ) -> None:
     shape = train.images.shape[1:]
@@ -534,14 +534,14 @@ def check_shapes(
             "the training and test sets name different classes, and a label means another "
             "in each; give both the same classes in the same order"
         )
-    check_normalization(mean, std)
+    require_normalization(mean, std)
     if len(mean) != shape[2]:
         raise ValueError(
             f"mean {mean} and std {std} must have a value for each of {shape[2]} channels"
         )
 
 
-def check_transform(transform, image: NDArray[np.uint8]) -> None:
+def require_transform(transform, image: NDArray[np.uint8]) -> None:
     if not hasattr(transform, "set_random_seed"):
         raise TypeError(
             f"transform is a {type(transform).__name__}; pass an albumentations.Compose"
@@ -596,9 +596,9 @@ def make_loaders(
     device = torch.device(device)
     size = train.images.shape[1:3]
     if transform is None:
-        check_augmentation(padding, flip, cutout, size)
-    check_batches(train, test, batch_size=batch_size, seed=seed, share=share)
-    check_shapes(train, test, mean=mean, std=std)
+        require_augmentation(padding, flip, cutout, size)
+    require_batches(train, test, batch_size=batch_size, seed=seed, share=share)
+    require_shapes(train, test, mean=mean, std=std)
     if augment_on not in ("auto", "cpu", "device"):
         raise ValueError(f"augment_on must be auto, cpu or device, not {augment_on!r}")
     if augment_on == "auto":
@@ -609,7 +609,7 @@ def make_loaders(
             raise ValueError(
                 'a transform works image by image; leave out augment_on="device"'
             )
-        check_transform(transform, train.images[0])
+        require_transform(transform, train.images[0])
         cutout = 0
     common = {
         "batch_size": batch_size,

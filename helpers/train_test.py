@@ -511,10 +511,9 @@ def fit(
                     save_checkpoint(path, {"plan": plan, **training.state_dict()})
                 print(row)
     except BaseException as error:
-        kept = path and kept_checkpoints(path)
         if processes.first:
             left = "no checkpoint was kept"
-            if kept:
+            if path and (kept := kept_checkpoints(path)):
                 left = f"go on from {kept[0]} with resume=True (--resume)"
             print(f"{type(error).__name__} in epoch {epoch}; {left}")
         raise
