@@ -129,11 +129,7 @@ def results_markdown(records: Sequence[dict[str, Any]]) -> str:
     shared = [name for name in conditions if len({line[name] for line in lines}) == 1]
     above = "; ".join(f"{name}: {lines[0][name]}" for name in shared)
     columns = [name for name in lines[0] if name not in shared]
-    table = markdown(
-        " | ".join(columns),
-        " ".join([":--", *["--:"] * len(columns[1:])]),
-        [tuple(line[name] for name in columns) for line in lines],
-    )
+    table = markdown(columns, [[line[name] for name in columns] for line in lines])
     return f"{above}\n\n{table}" if above else table
 
 
@@ -281,6 +277,8 @@ def against_page(
     return f"{statistics.fmean(gains):+.2f} ± {error:.2f}"
 
 
-def markdown(head: str, aligns: str, lines: Sequence[tuple]) -> str:
-    rows = [head.split(" | "), aligns.split(), *lines]
+def markdown(columns: Sequence[str], lines: Sequence[Sequence], left: int = 1) -> str:
+    """A Markdown table whose first columns, as many as `left`, are aligned to the left."""
+    aligns = [":--" if i < left else "--:" for i in range(len(columns))]
+    rows = [columns, aligns, *lines]
     return "\n".join(f"| {' | '.join(map(str, row))} |" for row in rows)

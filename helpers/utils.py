@@ -179,5 +179,5 @@ def receptive_field_markdown(rows: Sequence[Any]) -> str:
     )
     lines.append((name, "", "", "", "", "", f"{total - listed:,}"))
     lines.append(("all", "", "", "", "", "", f"**{total:,}**"))
-    head = "layer | kind | output | receptive field | jump | kernel | parameters"
-    return markdown(head, ":-- :-- --: --: --: --: --:", lines)
+    columns = ["layer", "kind", "output", "receptive field", "jump", "kernel"]
+    return markdown([*columns, "parameters"], lines, left=2)

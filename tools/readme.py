@@ -79,9 +79,7 @@ def by_class(records: list[dict[str, Any]]) -> str:
         abouts.append(f"{epochs} epochs, {source}")
     if differ := len({*abouts}) > 1:
         heads = [f"{head}, {text}" for head, text in zip(heads, abouts, strict=True)]
-    table = markdown(
-        " | ".join(["class", *heads]), " ".join([":--", *["--:"] * len(heads)]), lines
-    )
+    table = markdown(["class", *heads], lines)
     return table if differ else f"{abouts[0]}\n\n{table}"
 
 
@@ -100,8 +98,9 @@ def ingredients(folder: Path, trials: list[sweeps.Trial]) -> str:
         ]
         decision = "kept" if gain.kept else "not kept" if gain.decided else "open"
         lines.append((name, changes, gain.n, *found, gain.points, decision))
-    head = "tried | fields | paired seeds | without | with | gain in points ± its standard error | decision"
-    return markdown(head, ":-- :-- --: --: --: --: :--", lines)
+    columns = ["tried", "fields", "paired seeds", "without", "with"]
+    columns += ["gain in points ± its standard error", "decision"]
+    return markdown(columns, lines, left=2)
 
 
 def learning_rates(folder: Path = RESULTS) -> str:
@@ -124,9 +123,7 @@ def learning_rates(folder: Path = RESULTS) -> str:
         tested = "range test: " + ", ".join(f"{rate:.1e}" for rate in chose)
         reached = spread([record["last_epoch_accuracy"] for record in base])
     lines += [(tested, len(base), reached), (found, "", verdict)]
-    return markdown(
-        "max_lr | seeds | last epoch, held-out images", "--: --: --:", lines
-    )
+    return markdown(["max_lr", "seeds", "last epoch, held-out images"], lines, left=0)
 
 
 def claims(records: list[dict[str, Any]]) -> str:
@@ -168,7 +165,7 @@ def claims(records: list[dict[str, Any]]) -> str:
             f"{record['max_lr']:.1e} in that run of {record['recipe']['epochs']} epochs",
         ),
     ]
-    return markdown("the report says | here", ":-- :--", lines)
+    return markdown(["the report says", "here"], lines, left=2)
 
 
 def headline(records: list[dict[str, Any]]) -> str:
@@ -247,8 +244,7 @@ def speed(folder: Path = RESULTS) -> str:
         # A machine has either of the two kinds of steps, or neither.
         absent = "" if any(text in found for found in columns) else NOT_MEASURED
         lines.append((text, *(found.get(text, absent) for found in columns), aim))
-    aligns = " ".join([":--", *["--:"] * len(columns), "--:"])
-    return markdown(" | ".join(["", *heads, "target"]), aligns, lines)
+    return markdown(["", *heads, "target"], lines)
 
 
 def longest(records: list[dict[str, Any]]) -> dict[str, Any]:
