@@ -10,7 +10,7 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from helpers.recipe import PROFILES, RECIPES, Recipe
 
@@ -97,10 +97,10 @@ def results_markdown(records: Sequence[dict[str, Any]]) -> str:
     """
     lines = []
     for runs in experiments(records):
-        model, _, epochs, train, batch, source, test, on, hardware, _ = identity(
-            runs[0]
-        )
-        tested = f"{test:,}" if on == "test set" else f"{test:,} {on}"
+        ran = Experiment.of(runs[0])
+        images = f"{ran.train_images:,} → {ran.test_images:,}"
+        if ran.evaluated_on != "test set":
+            images += f" {ran.evaluated_on}"
         last, tta, best = (
             spread([run[name] for run in runs])
             for name in ("last_epoch_accuracy", "flip_tta_accuracy", "maximum_accuracy")
@@ -109,11 +109,11 @@ def results_markdown(records: Sequence[dict[str, Any]]) -> str:
         rates = sorted({f"{run['max_lr']:.1e}" for run in runs}, key=float)
         lines.append(
             {
-                "network, recipe": f"{model}, {how_trained(runs[0])}",
-                "data": source,
-                "training → test images": f"{train:,} → {tested}",
-                "epochs × batch": f"{epochs} × {batch}",
-                "hardware": hardware,
+                "network, recipe": f"{ran.model}, {how_trained(runs[0])}",
+                "data": ran.source,
+                "training → test images": images,
+                "epochs × batch": f"{ran.epochs} × {ran.batch_size}",
+                "hardware": ran.device,
                 "max_lr": " to ".join(dict.fromkeys((rates[0], rates[-1]))),
                 "runs": len(runs),
                 "last epoch": f"**{last}**",
@@ -188,36 +188,46 @@ def flat_top(records: Sequence[dict[str, Any]]) -> tuple[float, float] | None:
     return min([best, *below]), max([best, *above])
 
 
-def identity(record: dict[str, Any]) -> tuple:
-    """What two records must share to be runs of one experiment, the model first."""
-    data = record["data"]
-    return (
-        record["model"],
-        record["recipe_name"],
-        record["recipe"]["epochs"],
-        data["train_images"],
-        record["recipe"]["batch_size"],
-        data["source"],
-        data["test_images"],
-        data["evaluated_on"],
-        record["hardware"]["device"],
-        json.dumps(
-            [
-                record["recipe"],
-                record.get("augment_on"),
-                record["hardware"].get("precision"),
-                record["hardware"].get("processes"),
-            ],
-            sort_keys=True,
-        ),
-    )
+class Experiment(NamedTuple):
+    """What records have in common that are runs of one experiment."""
+
+    model: str
+    recipe_name: str
+    epochs: int
+    train_images: int
+    batch_size: int
+    source: str
+    test_images: int
+    evaluated_on: str
+    device: str
+    trained: str  # all else that decides, as JSON
+
+    @classmethod
+    def of(cls, record: dict[str, Any]) -> "Experiment":
+        """The experiment that a record is of."""
+        data, recipe, hardware = record["data"], record["recipe"], record["hardware"]
+        how = (record.get("augment_on"), *map(hardware.get, ("precision", "processes")))
+        return cls(
+            record["model"],
+            record["recipe_name"],
+            recipe["epochs"],
+            data["train_images"],
+            recipe["batch_size"],
+            data["source"],
+            data["test_images"],
+            data["evaluated_on"],
+            hardware["device"],
+            json.dumps([recipe, *how], sort_keys=True),
+        )
 
 
 def experiments(records: Sequence[dict[str, Any]]) -> list[list[dict[str, Any]]]:
     """The records in groups, each the runs of one experiment; of a seed, the last given."""
     return [
         list({run["seed"]: run for run in runs}.values())
-        for _, runs in itertools.groupby(sorted(records, key=identity), key=identity)
+        for _, runs in itertools.groupby(
+            sorted(records, key=Experiment.of), key=Experiment.of
+        )
     ]
 
 
@@ -242,7 +252,8 @@ def is_page(record: dict[str, Any]) -> bool:
         record["recipe"].get(field) == whole[field]
         for field in decided | {"padding", "flip"}
     )
-    return identity(record)[:2] == ("CustomResNet", "page") and as_it_is
+    by_name = (record["model"], record["recipe_name"]) == ("CustomResNet", "page")
+    return by_name and as_it_is
 
 
 def against_page(
@@ -253,11 +264,10 @@ def against_page(
         return "0"
 
     def same(record: dict[str, Any]) -> tuple:
-        # Not model and recipe, the first two, nor the last, how it was trained, but for
-        # what isn't the recipe.
+        # But for model and recipe, which are to be compared.
+        rest = Experiment.of(record)._replace(model="", recipe_name="", trained="")
         precision = record["hardware"].get("precision")
-        aside = (record["recipe"]["peak_epoch"], precision, record["seed"])
-        return *identity(record)[2:-1], *aside
+        return *rest, record["recipe"]["peak_epoch"], precision, record["seed"]
 
     page = {
         same(record): record["last_epoch_accuracy"]

@@ -15,11 +15,11 @@ from typing import Any
 from helpers import models, train_test, utils
 from helpers.records import (
     NOT_MEASURED,
+    Experiment,
     accuracy_by_rate,
     experiments,
     flat_top,
     how_trained,
-    identity,
     markdown,
     short,
     spread,
@@ -74,9 +74,9 @@ def by_class(records: list[dict[str, Any]]) -> str:
     ]
     heads, abouts = [], []
     for runs in groups:
-        model, _, epochs, _, _, source, *_ = identity(runs[0])
-        heads.append(f"{model}, {how_trained(runs[0])}, runs: {len(runs)}")
-        abouts.append(f"{epochs} epochs, {source}")
+        ran = Experiment.of(runs[0])
+        heads.append(f"{ran.model}, {how_trained(runs[0])}, runs: {len(runs)}")
+        abouts.append(f"{ran.epochs} epochs, {ran.source}")
     if differ := len({*abouts}) > 1:
         heads = [f"{head}, {text}" for head, text in zip(heads, abouts, strict=True)]
     table = markdown(["class", *heads], lines)
