@@ -15,7 +15,7 @@ os.environ.setdefault("S10_PROFILE", "smoke")
 # threads that wait for each other are several times slower than one.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ["NO_ALBUMENTATIONS_UPDATE"] = "1"
-# A shell starts what runs in its background with Ctrl-C ignored, and its children inherit it.
+# A shell starts background jobs with Ctrl-C ignored, and their children inherit it.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # Property tests: the same few examples each time; by hand, with

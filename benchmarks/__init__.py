@@ -1,1 +1,1 @@
-"""Speed and memory, measured side by side with what one would write instead; see README.md."""
+"""Speed and memory beside what one would write instead; see README.md."""

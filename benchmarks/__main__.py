@@ -92,7 +92,7 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def kept_from(path: Path, record: dict[str, Any], anew: list[str]) -> dict[str, Any]:
-    """What an earlier call, of the same code on the same machine, measured of other groups."""
+    """Other groups' rows by an earlier call, of the same code on the same machine."""
     nothing = {"rows": [], "seconds": 0.0}
     if set(anew) == set(GROUPS) or not path.exists():
         return nothing

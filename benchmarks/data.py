@@ -56,7 +56,7 @@ def measure(setup: Setup) -> list[Row]:
         del build[OURS_ON_GPU]
     loaders = {name: make(train) for name, make in build.items()}
     if OURS_ON_GPU in build and not setup.smoke:
-        # A whole epoch, which takes milliseconds: its beginning costs as much as batches do.
+        # A whole epoch, milliseconds long: its beginning costs as much as batches do.
         loaders[OURS_ON_GPU] = build[OURS_ON_GPU](whole_epoch(train))
 
     def one_pass(loader) -> float:

@@ -79,7 +79,7 @@ def measure(setup: Setup) -> list[Row]:
     model = models.CustomResNet().to(device, memory_format=torch.channels_last)
     optimizer = train_test.make_optimizer(model, lr=1e-4)
     options = our_options(device)
-    # Until memory is settled; to cuDNN an epoch's last batch, a part of one, is another shape.
+    # Until memory is settled; to cuDNN an epoch's partial last batch is another shape.
     first = loaders.train if whole else [next(iter(loaders.train))] * 4
     clock = Clock(device)
     with keeping_freed_memory(device):  # as in fit

@@ -85,7 +85,10 @@ def bars(axes, rows: Sequence[Row], shown: Sequence[Row], names: Sequence[str]) 
 
 
 def plot_second(record: dict[str, Any]) -> Figure:
-    """Draw which share (%) of an epoch's time goes into what. Raises ValueError without them."""
+    """Draw which share (%) of an epoch's time goes into what.
+
+    Raises ValueError where the record has none.
+    """
     rows = rows_of(record)
     shares = {part: median(find(rows, epoch.GROUP, part)) for part in PART_COLOURS}
     if None in shares.values():

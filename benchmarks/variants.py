@@ -1,4 +1,4 @@
-"""The step with what could be switched on, and whether compiling pays back in one training."""
+"""The step with what could be switched on, and whether compiling pays back."""
 
 import os
 import tempfile

@@ -1,4 +1,4 @@
-"""Whole trainings: ours, and the scripts of two projects known for their speed, by one clock.
+"""Whole trainings by one clock: ours, and scripts of two projects known for their speed.
 
 The clock is that of Jordan's airbench: it runs while images are normalized and augmented,
 while the network is trained and at last tested with test-time augmentation; it stands
@@ -174,7 +174,7 @@ def rivals(setup: Setup, failures: dict[str, str]) -> list[tuple[str, float]]:
 def run_rival(
     rival: Rival, script: Path, data: str
 ) -> tuple[float, list[float], list[float]]:
-    """Seconds to its first end, then for each run after the warm-up its clock and accuracy."""
+    """Seconds to its first end; then each run's clock and accuracy after the warm-up."""
     command = [sys.executable, "-W", "ignore", "-m", "benchmarks.adapter"]
     command += [str(Path(data).resolve()), str(script)]
     places = [str(PROJECT), *filter(None, [os.environ.get("PYTHONPATH")])]

@@ -175,7 +175,10 @@ class ImageSet:
 
 
 def by_turns(labels: NDArray[np.int64], *, shares: bool = False) -> NDArray[np.int64]:
-    """Indices in an order in which the classes take turns, the more often the larger with shares."""
+    """Indices in an order in which the classes take turns.
+
+    shares: the larger a class, the more often it has one.
+    """
     turn = np.empty(len(labels))
     for label in np.unique(labels):
         of_class = labels == label
@@ -383,12 +386,15 @@ def train_transform(
 ):
     """The augmentation as an albumentations.Compose: uint8 (H, W, C) to float (C, H, W).
 
-    padding: pixels by which a crop can move the image, either way. flip: probability of
-    a horizontal flip. cutout: side of the hole in pixels, 0 for none. size: (H, W), of
-    the images. mean, std: a value a channel, on the [0, 1] scale. seed: global seeds don't
-    reach albumentations, this one does. The workers of a DataLoader repeat one another, and
-    each epoch, unless its worker_init_fn calls the transform's
-    `set_random_seed(torch.initial_seed() % 2**32)`; those of `make_loaders` don't.
+    padding: pixels by which a crop can move the image, either way.
+    flip: probability of a horizontal flip.
+    cutout: side of the hole in pixels, 0 for none.
+    size: (H, W), of the images.
+    mean, std: a value a channel, on the [0, 1] scale.
+    seed: global seeds don't reach albumentations, this one does. The workers of a
+        DataLoader repeat one another, and each epoch, unless its worker_init_fn calls the
+        transform's `set_random_seed(torch.initial_seed() % 2**32)`; those of
+        `make_loaders` don't.
 
     Raises ModuleNotFoundError without albumentations, ValueError, naming it, for a number
     out of range, and when it is called with an image of another size or number of channels.
@@ -573,13 +579,14 @@ def make_loaders(
     and without it each pass is the next epoch.
 
     augment_on: "cpu" is Albumentations in `num_workers` processes (by default none where
-    the model computes on the CPU too, up to 8 otherwise); "device" is whole batches at
-    once where the images then already are; "auto" is the device if that is CUDA. share:
-    (rank, processes) gives this process its part of each batch and of the test images,
-    where several train together. transform: an albumentations.Compose of your own, uint8
-    (H, W, C) to the same, instead of padding, flip and cutout, whatever the recipe says of
-    these; "auto" is "cpu" then, and its seed is set for each batch. The other numbers are
-    those of `train_transform`.
+        the model computes on the CPU too, up to 8 otherwise); "device" is whole batches
+        at once where the images then already are; "auto" is the device if that is CUDA.
+    padding, flip, cutout, mean, std: see `train_transform`.
+    transform: an albumentations.Compose of your own, uint8 (H, W, C) to the same, instead
+        of padding, flip and cutout, whatever the recipe says of these; "auto" is "cpu"
+        then, and its seed is set for each batch.
+    share: (rank, processes) gives this process its part of each batch and of the test
+        images, where several train together.
 
     Raises TypeError for sets and transforms of other kinds, ModuleNotFoundError where
     albumentations is needed and missing, and ValueError, naming it, for a number out of

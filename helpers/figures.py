@@ -31,7 +31,7 @@ from helpers.measures import (
 )
 from helpers.records import accuracy_by_rate, flat_top
 
-# Okabe and Ito's colours (Color Universal Design, 2008), told apart by colour-blind readers.
+# Okabe and Ito's colours (Color Universal Design, 2008): the colour-blind see them apart.
 BLACK, ORANGE, SKY_BLUE, GREEN = "#000000", "#E69F00", "#56B4E9", "#009E73"
 BLUE, VERMILLION = "#0072B2", "#D55E00"
 SMALL = 9  # points; the smallest text that is legible in a README column 800 px wide

@@ -26,7 +26,8 @@ def read_image_folder(
     Greyscale, palette and transparent images become RGB (alpha is dropped), with one
     warning when they are decoded. Raises ValueError, naming it, for a split or class that
     is missing, for a file that has no place there, and for an image that can't be read,
-    isn't `size` (height, width) or is greyscale of 16 bits. RGB of 16 bits loses the lower 8.
+    isn't `size` (height, width) or is greyscale of 16 bits. RGB of 16 bits
+    loses the lower 8.
     """
     files = {split: list_images(root / split, classes) for split in ("train", "test")}
     signature = sign(root, files)

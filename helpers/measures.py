@@ -1,4 +1,4 @@
-"""Accuracy by class, calibration and the mistakes, from labels and predictions; no figures."""
+"""Accuracy by class, calibration and mistakes, from labels and predictions."""
 
 import itertools
 import math
@@ -13,7 +13,7 @@ Z_95 = 1.959963984540054  # 97.5% quantile of the standard normal distribution
 
 
 class ClassAccuracy(NamedTuple):
-    """One class: images right, images in all, and fractions in [0, 1] with a 95% interval."""
+    """One class: images right and in all, and fractions in [0, 1] with a 95% interval."""
 
     name: str
     correct: int
@@ -24,7 +24,7 @@ class ClassAccuracy(NamedTuple):
 
 
 class CalibrationBin(NamedTuple):
-    """Answers whose confidence is in (low, high]: how many, their mean confidence and accuracy.
+    """Answers of a confidence in (low, high]: count, mean confidence and accuracy.
 
     All but the count are fractions in [0, 1]; nan for the last two where there is none.
     """
@@ -37,7 +37,7 @@ class CalibrationBin(NamedTuple):
 
 
 class Confusion(NamedTuple):
-    """Two classes: images of one taken for the other, both ways, and their share of all mistakes."""
+    """Two classes: images taken for the other, both ways; their share of all mistakes."""
 
     first: str
     second: str
@@ -119,7 +119,7 @@ def misclassified(
 def most_confused(
     matrix: ArrayLike, classes: Sequence[str], *, most: int = 5
 ) -> list[Confusion]:
-    """Return up to `most` pairs of classes, those with most mistakes first, from (C, C) counts.
+    """Return up to `most` pairs of classes, most mistakes first, from (C, C) counts.
 
     matrix: of `confusion_matrix`, rows true and columns predicted. Mistakes in both
     directions count for a pair; a pair without any is left out.

@@ -1,4 +1,4 @@
-"""The two networks of the assignment, trained ones as files, and what can be read off any."""
+"""The assignment's two networks, trained ones as files, and what can be read off any."""
 
 import copy
 import hashlib
@@ -34,7 +34,7 @@ def conv3x3(
 
 
 class Residual(nn.Module):
-    """x + F(x), where F is two 3×3 convolutions, each with BatchNorm and ReLU; shape unchanged."""
+    """x + F(x) of x's shape, F two 3×3 convolutions, each with BatchNorm and ReLU."""
 
     def __init__(self, channels: int):
         super().__init__()
@@ -64,7 +64,7 @@ def halve(in_channels: int, out_channels: int) -> list[nn.Module]:
 
 
 class CustomResNet(nn.Module):
-    """The assignment's network: 8 convolutions, 6,574,090 parameters for 10 classes and 3 channels.
+    """The assignment's network: 8 convolutions, 6,574,090 parameters for 10 classes.
 
     Takes images (B, in_channels, H, W), H and W at least 8, and gives logits (B,
     num_classes). A relative of ResNet-9 from David Page's "How to Train Your ResNet"
@@ -94,7 +94,10 @@ class CustomResNet(nn.Module):
 
 
 class BasicBlock(nn.Module):
-    """ReLU(F(x) + shortcut(x)) of He et al. (2015); the shortcut is a 1×1 convolution where shapes differ."""
+    """ReLU(F(x) + shortcut(x)) of He et al. (2015).
+
+    The shortcut is a 1×1 convolution where shapes differ.
+    """
 
     def __init__(self, in_channels: int, out_channels: int, stride: int):
         super().__init__()
@@ -166,7 +169,7 @@ def count_parameters(model: nn.Module) -> int:
 
 
 def summarize(model: nn.Module, image_size: tuple[int, int, int] = (3, 32, 32)) -> None:
-    """Print torchsummary's table of layers for images of `image_size` (C, H, W), and leave no trace.
+    """Print torchsummary's table of layers for images of `image_size` (C, H, W).
 
     torchsummary runs the model in its current mode on random numbers, which would move
     BatchNorm's statistics and the random number generator: it gets a copy, and the
@@ -194,7 +197,7 @@ WEIGHTS_FACTS = (
 def save_weights(
     model: nn.Module, path: str | os.PathLike, *, classes: Sequence[str], data: str
 ) -> str:
-    """Write a trained network as a safetensors file; return the file's SHA-256, in hexadecimal.
+    """Write a trained network as a safetensors file; return its SHA-256, in hexadecimal.
 
     model: one of MODELS, on any device; it is not changed. classes: the names of its
     outputs, in order. data: what it was trained on, as `ImageSet.source` says it. The
@@ -236,10 +239,11 @@ def load_pretrained(
 ) -> CustomResNet | ResNet18:
     """The network that `save_weights` wrote, in float32, on the CPU, in evaluation mode.
 
-    It takes images (B, C, H, W), normalized with the mean and std that it was trained with,
-    and gives logits (B, classes). Its attribute `classes` holds their names, `trained_on` the data.
-    sha256: what the file's digest must be, 64 hexadecimal digits. Nothing in the
-    file can run, and random numbers are not touched.
+    It takes images (B, C, H, W), normalized with the mean and std that it was trained
+    with, and gives logits (B, classes). Its attribute `classes` holds their names,
+    `trained_on` the data. Nothing in the file can run, and random numbers are not touched.
+
+    sha256: what the file's digest must be, 64 hexadecimal digits.
 
     Raises FileNotFoundError where there is no file, ValueError for one with another
     digest, of another kind or of a newer format, for a network that isn't in MODELS, and

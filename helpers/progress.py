@@ -17,7 +17,7 @@ def somebody_watches() -> bool:
 
 
 def step_bar(steps: Iterable, name: str, shown: bool = True) -> tqdm:
-    """The same steps, with a bar of that name while somebody watches; it leaves no trace."""
+    """The same steps, with a bar of that name while somebody watches."""
     return tqdm(
         steps,
         name,

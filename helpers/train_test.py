@@ -87,13 +87,16 @@ def train_one_epoch(
 ) -> Metrics:
     """One pass over `loader`; the metrics are of the batches as they were trained on.
 
-    All of the model, which is on `device` already, is put in training mode, and left in it.
-
+    model: on `device` already; all of it is put in training mode, and left in it.
     loader: an iterable with a length, of (images (B, C, H, W), labels (B,)); one that
-    gives a share of each batch counts in the metrics with those of the other processes.
-    scheduler: stepped after each batch. scaler: needed for float16. dtype: of autocast.
-    label_smoothing: see Recipe. epoch: its number, for progress and errors. on_step:
-    called after each step with the number of its images and its learning rate.
+        gives a share of each batch counts in the metrics with those of the other
+        processes.
+    scheduler: stepped after each batch.
+    scaler: needed for float16.
+    dtype: of autocast.
+    label_smoothing: see Recipe.
+    epoch: its number, for progress and errors.
+    on_step: called after each step with the number of its images and its learning rate.
 
     Raises NonFiniteLoss, and ValueError where the loader's length isn't the truth or its
     batches are no such pairs.
@@ -214,9 +217,11 @@ def predict(
 ) -> Predictions:
     """What `model` says of each image of `loader`, on the CPU; its mode is restored.
 
-    model: on `device` already. loader: an iterable of (images (B, C, H, W), labels (B,));
-    where each process has one with its share, all of them get the answers of all. dtype: of autocast; what is float32
-    a GPU convolves in TF32, with 10 bits of mantissa, unless torch is told otherwise.
+    model: on `device` already.
+    loader: an iterable of (images (B, C, H, W), labels (B,)); where each process has one
+        with its share, all of them get the answers of all.
+    dtype: of autocast; what is float32 a GPU convolves in TF32, with 10 bits of mantissa,
+        unless torch is told otherwise.
     flip_tta: the logits are the means of those of the image and of its mirror image.
 
     Raises ValueError where the loader gives nothing, or batches that are no such pairs,
@@ -428,17 +433,19 @@ def fit(
 ) -> History:
     """Train `model` by `recipe`, evaluate after each epoch, print a line for each.
 
+    model: any classifier that takes images in channels-last memory (`.flatten(1)`, not
+        `.view`); it is moved to the device, trained in place and left in training mode,
+        which `evaluate` and `predict` see to themselves.
     loaders: (train, test), each an iterable with a length, of (images (B, C, H, W),
-    labels (B,)); one with `set_epoch` is told which epoch begins. model: any classifier
-    that takes images in channels-last memory (`.flatten(1)`, not `.view`); it is moved to
-    the device and trained in place. recipe: what it says of images, their
-    augmentation and the model's logit_scale is for whoever makes loaders and model, as in
-    `make_loaders(..., batch_size=recipe.batch_size, **recipe.augmentation)`; without a
-    max_lr the range test finds one, and a line tells it. checkpoint: a file that is
-    written after each epoch; with resume, training goes on from it if it is there: with
-    the same results as without a stop where what the loaders draw depends on `set_epoch`
-    or torch's global generator alone, as with `make_loaders`, on a CPU. The model is left
-    in training mode; `evaluate` and `predict` see to that themselves.
+        labels (B,)); one with `set_epoch` is told which epoch begins.
+    recipe: what it says of images, their augmentation and the model's logit_scale is for
+        whoever makes loaders and model, as in `make_loaders(...,
+        batch_size=recipe.batch_size, **recipe.augmentation)`; without a max_lr the range
+        test finds one, and a line tells it.
+    checkpoint: a file that is written after each epoch.
+    resume: go on from the checkpoint if it is there; with the same results as without a
+        stop where what the loaders draw depends on `set_epoch` or torch's global generator
+        alone, as with `make_loaders`, on a CPU.
 
     Where torch.distributed has connected several processes, each calls this with its
     share of the loaders: they train one model, and the first of them prints and writes.
@@ -446,9 +453,9 @@ def fit(
     Raises ValueError for loaders that don't fit the recipe or the model, a checkpoint that
     doesn't fit, processes that differ and devices other than cpu and cuda, TypeError for a
     model that gives no tensor and arguments of other kinds, FileExistsError for a
-    checkpoint in the way, IsADirectoryError for a folder in its place, NonFiniteLoss when training fails,
-    MemoryError, with a batch size that would fit if the process trains alone, and without
-    a max_lr what `lr_range_test` raises.
+    checkpoint in the way, IsADirectoryError for a folder in its place, NonFiniteLoss when
+    training fails, MemoryError, with a batch size that would fit if the process trains
+    alone, and without a max_lr what `lr_range_test` raises.
     """
     if not isinstance(recipe, Recipe):
         raise TypeError(

@@ -1,4 +1,4 @@
-"""Seeds, device, accuracy by class, calibration, misclassified images, records, every figure.
+"""Seeds, device, accuracy by class, calibration, mistakes, records, every figure.
 
 The `plot_*` return a Matplotlib Figure that pyplot knows nothing of: a notebook shows it as
 a cell's last line or by `display(figure)`, and `figure.savefig(path)` makes a file of it.

@@ -64,7 +64,10 @@ def load_run(path: str | os.PathLike) -> tuple[torch.nn.Module, dict[str, Any]]:
 
 
 def check(path: Path, data: str) -> None:
-    """Print the accuracy and the record's. Raises ValueError where they should agree and don't."""
+    """Print the accuracy and the record's.
+
+    Raises ValueError where they should agree and don't.
+    """
     model, record = load_run(path)
     said = record["weights"]
     images = evaluated_images(record["data"], data)

@@ -1,4 +1,4 @@
-"""An assignment as somebody wrote it against version 0.1; it is kept, and never brought up to date.
+"""An assignment as somebody wrote it against version 0.1, never brought up to date.
 
 It uses what version 0.1 promised and nothing else, on drawn images.
 """

@@ -887,7 +887,7 @@ def assert_even(part, whole):
 
 
 def assert_in_proportion(part, whole):
-    """Each class has its share, but for rounding; of equal ones none has two images less."""
+    """Each class has its share, but for rounding; equal ones differ by one image."""
     have, all_ = (np.bincount(s.labels, minlength=6) for s in (part, whole))
     assert (abs(have - all_ * len(part) / len(whole)) <= 4).all()
     for size in set(all_):

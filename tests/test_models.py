@@ -79,7 +79,7 @@ def test_parameters_of_other_layers_are_not_called_batchnorms():
 
 
 def positive(model: nn.Module) -> nn.Module:
-    """A copy in float64 in which whatever is seen shows: no sign and no maximum hides it."""
+    """A copy in float64 in which all that is seen shows: no sign or maximum hides it."""
     model = copy.deepcopy(model).double().eval()
     for name, module in list(model.named_modules()):
         if isinstance(module, nn.MaxPool2d):

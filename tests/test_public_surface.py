@@ -1,8 +1,8 @@
 """What other assignments import stays, or its change is meant and written down.
 
 public_surface.txt has a line for each name in the modules' __all__: what one can pass, and
-what a class holds. After a change that is meant, `python -m tests.test_public_surface` writes it anew
-and says what CHANGELOG.md needs.
+what a class holds. After a change that is meant, `python -m tests.test_public_surface`
+writes it anew and says what CHANGELOG.md needs.
 """
 
 import difflib
@@ -21,7 +21,7 @@ MODULES = ("models", "dataset", "train_test", "utils", "weights")
 
 
 def parameters(function):
-    """(a, *, b=1): without types, whose spelling changes from one Python or NumPy to the next."""
+    """(a, *, b=1): without types, whose spelling changes from one Python to the next."""
     signature = inspect.signature(function)
     plain = [p.replace(annotation=p.empty) for p in signature.parameters.values()]
     # A function as a default has its address in its text.
@@ -29,7 +29,7 @@ def parameters(function):
 
 
 def describe(name, value):
-    """One line for `value`, and one for each method and property that a class defines itself."""
+    """One line for `value`, and one for each method and property of a class's own."""
     if not callable(value):
         # The values in PROFILES and MODELS may get better; their names stay.
         return [f"{name} = {sorted(value) if isinstance(value, dict) else value!r}"]
@@ -58,7 +58,7 @@ def digest(lines):
 
 
 def entry(lines):
-    """What the newest section of CHANGELOG.md has to hold, so that no change goes unwritten."""
+    """What CHANGELOG.md's newest section has to hold, so that no change goes unwritten."""
     return f"Public surface: `{digest(lines)}`"
 
 

@@ -1,4 +1,4 @@
-"""A trained network is the same network after it was a file, and no other file passes for it."""
+"""A trained network is the same after it was a file, and no other passes for it."""
 
 import hashlib
 import json

@@ -104,7 +104,7 @@ def ingredients(folder: Path, trials: list[sweeps.Trial]) -> str:
 
 
 def learning_rates(folder: Path = RESULTS) -> str:
-    """Accuracy on images held out against max_lr, what the range test chose, the verdict."""
+    """Accuracy on held-out images against max_lr, the range test's choice, the verdict."""
     curve = utils.read_records(folder, "lr-*.json")
     lines = [
         (f"{rate:.1e}", len(seeds), spread(list(seeds.values())))

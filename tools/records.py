@@ -26,8 +26,8 @@ SEEDS = range(5)
 KEPT = "run-ours-CustomResNet-seed0"
 # What short trials chose, all at once: see results/LOG.md.
 INGREDIENTS: dict[str, dict[str, Any]] = {
-    # Times the rate that the range test chose with these, 1.3e-2, and the steps of an epoch,
-    # this is what 0.4 is in the short trials.
+    # Times the rate that the range test chose with these, 1.3e-2, and the steps of an
+    # epoch, this is what 0.4 is in the short trials.
     "weight-decay": {"weight_decay": 0.2},
     "label-smoothing": {"label_smoothing": 0.1},
     "logit-scale": {"logit_scale": 0.125},
@@ -59,7 +59,7 @@ def as_options(fields: dict[str, Any]) -> list[str]:
 
 
 def ingredient_sweep(holdout: int) -> list[Run]:
-    """The assignment's recipe, TOGETHER, and that with one thing otherwise, on images held out."""
+    """The assignment's recipe, TOGETHER, and that but for one thing, on held-out images."""
     tried: dict[str, dict[str, Any]] = {"base": {}, "together": TOGETHER}
     for name, fields in INGREDIENTS.items():
         tried[f"no-{name}"] = {f: TOGETHER[f] for f in TOGETHER if f not in fields}
