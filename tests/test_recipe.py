@@ -4,6 +4,7 @@ import copy
 import dataclasses
 import itertools
 import math
+import re
 
 import numpy as np
 import pytest
@@ -13,10 +14,10 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.nn import functional as F
 
-from helpers import models, train_test
+from helpers import dataset, models, train_test
 from helpers.checkpoint import previous
-from helpers.train_test import RECIPES, Recipe
-from tests.test_train_test import loaders, network
+from helpers.train_test import PROFILES, RECIPES, Recipe
+from tests.test_train_test import FIELDS, IMAGES, loaders, network
 from tests.test_train_test import recipe as tiny
 
 CPU = torch.device("cpu")
@@ -28,6 +29,142 @@ def named(name, **changes):
 
 def fit(model, recipe, **options):
     return train_test.fit(model, loaders(), recipe, device=CPU, **options)
+
+
+# --- what is taken and what refused ----------------------------------------------------
+
+
+REFUSED = {
+    "a whole number from 1": {
+        "epochs": [0, -1, 1.5, True, "24", None, math.nan],
+        "batch_size": [0, -512, 512.0, None],
+        "lr_test_seeds": [0, 2.5, False],
+    },
+    "a whole number from 1, or None": {
+        "train_images": [0, -1, 1e3, "all"],
+        "test_images": [0, -1, 1e3, True],
+    },
+    "a whole number of pixels from 0": {
+        "padding": [-1, 4.0, None, True],
+        "cutout": [-1, 8.5, "8"],
+    },
+    "a probability from 0 to 1": {"flip": [1.1, -0.1, math.nan, "x", None, True]},
+    "one of adam, sgd": {"optimizer": ["Adam", "", None, 1]},
+    "a number from 0": {"weight_decay": [-1e-4, math.nan, math.inf, None, "0"]},
+    "0 to below 1": {"label_smoothing": [1, -0.1, math.nan, None, True]},
+    "a number above 0": {"logit_scale": [0, -1, math.inf, None]},
+    "a whole number from 0": {"average_epochs": [-1, 1.5, None, True]},
+    "one of cos, linear": {"anneal": ["cosine", None]},
+    "a number above 0, or None for the range test": {
+        "max_lr": [0, -1, math.nan, math.inf, "x", True],
+    },
+    "a number above 0, below epochs": {
+        "peak_epoch": [0, -1, math.nan, math.inf, None, "5"],
+    },
+    "a number from 1": {
+        "div_factor": [0.9, -25, math.nan, math.inf, None],
+        "final_div_factor": [0, 0.5, math.inf, "x"],
+    },
+    "a whole number from 10": {"lr_test_steps": [9, 0, 100.0, None]},
+    "one of auto, float32, bfloat16, float16": {
+        "precision": ["half", "FLOAT32", "", None, 16, torch.float32],
+    },
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "allowed"),
+    [
+        (name, value, allowed)
+        for allowed, fields in REFUSED.items()
+        for name, values in fields.items()
+        for value in values
+    ],
+)
+def test_refused_value_is_named_with_its_field_and_what_is_allowed(
+    name, value, allowed
+):
+    sentence = re.escape(f"{name} must be {allowed}, not {value!r}")
+    with pytest.raises(ValueError, match=f"^{sentence}$"):
+        Recipe(**{name: value})
+
+
+def test_numpy_number_is_refused_with_the_remedy():
+    with pytest.raises(
+        ValueError, match=r"not np.float64\(0.01\); its .item\(\) may be"
+    ):
+        Recipe(max_lr=np.float64(0.01))
+
+
+def test_no_field_goes_unchecked():
+    assert {name for fields in REFUSED.values() for name in fields} == set(FIELDS)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"epochs": 1, "peak_epoch": 0.5},
+        {"flip": 0, "padding": 0, "cutout": 0},
+        {"flip": 1, "max_lr": 1, "div_factor": 1, "final_div_factor": 1.5},
+        {"lr_test_steps": 10, "lr_test_seeds": 1, "batch_size": 1},
+        {"train_images": 1, "test_images": 1, "precision": "float16"},
+        {"weight_decay": 5, "label_smoothing": 0.99, "average_epochs": 24},
+    ],
+)
+def test_values_at_the_edge_of_what_is_allowed_are_taken(changes):
+    made = Recipe(**changes)
+    assert {name: getattr(made, name) for name in changes} == changes
+
+
+@pytest.mark.parametrize("peak", [24, 24.0, 25])
+def test_peak_that_is_not_below_the_epochs_is_refused(peak):
+    sentence = f"peak_epoch must be below epochs, which is 24, not {peak}"
+    with pytest.raises(ValueError, match=sentence):
+        Recipe(peak_epoch=peak)
+    with pytest.raises(ValueError, match="below epochs, which is 5, not 5"):
+        Recipe(epochs=5)
+
+
+def test_more_epochs_averaged_than_there_are_is_refused():
+    sentence = "average_epochs must be at most epochs, which is 6, not 7"
+    with pytest.raises(ValueError, match=sentence):
+        Recipe(epochs=6, average_epochs=7)
+
+
+def test_recipe_cannot_be_changed_only_replaced():
+    original = Recipe()
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        original.epochs = 1
+    assert dataclasses.replace(original, batch_size=64).batch_size == 64
+    with pytest.raises(ValueError, match="batch_size must be"):
+        dataclasses.replace(original, batch_size=0)
+
+
+@pytest.mark.parametrize("name", PROFILES)
+def test_profile_differs_from_the_assignment_in_numbers_alone(name):
+    profile, assignment = PROFILES[name], Recipe()
+    for field in FIELDS:
+        value = getattr(profile, field)
+        assert value == getattr(assignment, field) or type(value) in (int, float)
+    # What is learned with is the same everywhere: the range test's rate, the same
+    # augmentation and shape of the cycle.
+    for field in ("max_lr", "precision", "padding", "flip", "cutout", "div_factor"):
+        assert getattr(profile, field) == getattr(assignment, field)
+
+
+def test_full_profile_is_the_assignment_and_the_others_are_smaller():
+    assert PROFILES["full"] == Recipe()
+    for name in ("quick", "smoke"):
+        assert PROFILES[name].epochs < Recipe().epochs
+        assert PROFILES[name].train_images < 50_000
+
+
+def test_augmentation_is_what_make_loaders_takes():
+    changed = tiny(padding=1, flip=0.25, cutout=2)
+    train = dataset.make_loaders(
+        *IMAGES, batch_size=16, device=CPU, augment_on="device", **changed.augmentation
+    ).train
+    assert (train.padding, train.flip, train.cutout) == (1, 0.25, 2)
 
 
 # --- Page's, against dawn.py of github.com/davidcpage/cifar10-fast --------------------
@@ -65,12 +202,6 @@ def test_pages_step_is_that_of_his_code_for_any_batch_size(batch):
         optimizer.step()
         for ours, his in zip(model.parameters(), weights, strict=True):
             assert torch.allclose(ours, his, atol=1e-6)
-
-
-def test_reported_recipe_has_crop_and_flip_and_plain_adam():
-    recipe = named("reported")
-    assert recipe.augmentation == {"padding": 4, "flip": 0.5, "cutout": 0}
-    assert (recipe.optimizer, recipe.weight_decay) == ("adam", 0)
 
 
 # --- weight decay ----------------------------------------------------------------------

@@ -1,0 +1,247 @@
+"""The learning-rate range test leaves no trace, and its rule reads curves as it says."""
+
+import math
+import random
+
+import numpy as np
+import pytest
+import torch
+from torch.nn import functional as F
+from torch.utils.data import DataLoader, Dataset, TensorDataset
+
+from helpers import lr_range, train_test
+from tests.test_train_test import (
+    CPU,
+    Failing,
+    Interrupted,
+    batches,
+    interrupt,
+    loaders,
+    network,
+    noise,
+    recipe,
+)
+
+
+class Drawing(Dataset):
+    """Augments with every global generator that there is."""
+
+    def __init__(self):
+        self.images, self.labels = noise(40)
+
+    def __len__(self):
+        return 40
+
+    def __getitem__(self, i):
+        drawn = random.random() + np.random.random() + torch.rand(()).item()
+        return self.images[i] + drawn, self.labels[i]
+
+
+def generators():
+    numpy = np.random.get_state()
+    return (
+        torch.get_rng_state().tolist(),
+        (numpy[0], numpy[1].tolist(), *numpy[2:]),
+        random.getstate(),
+    )
+
+
+@pytest.fixture
+def used():
+    """A model and optimizer in the middle of a training, some layers frozen."""
+    model = network(dropout=0.2)
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
+    for images, labels in batches(16, 16):
+        optimizer.zero_grad()
+        F.cross_entropy(model(images), labels).backward()
+        optimizer.step()
+    model[1].eval()
+    return model, optimizer
+
+
+@pytest.mark.parametrize("kind", ["cpu", "device", "plain"])
+def test_range_test_leaves_no_trace(used, kind, capsys):
+    model, optimizer = used
+    random.seed(1)
+    np.random.seed(2)
+    torch.manual_seed(3)
+    if kind == "plain":
+        train = DataLoader(Drawing(), batch_size=16, shuffle=True)
+    else:
+        train = loaders(on=kind).train
+        train.set_epoch(5)
+
+    def traces():
+        return {
+            "weights": {k: v.tolist() for k, v in model.state_dict().items()},
+            "gradients": [p.grad.tolist() for p in model.parameters()],
+            "memory": [(p.data_ptr(), p.stride()) for p in model.parameters()],
+            "modes": [module.training for module in model.modules()],
+            "optimizer": repr(optimizer.state_dict()),
+            "generators": generators(),
+            "epoch": getattr(train, "epoch", None),
+        }
+
+    before = traces()
+    first = train_test.lr_range_test(model, train, recipe(), device=CPU)
+    after = traces()
+    for name in before:
+        assert after[name] == before[name], name
+    assert train_test.lr_range_test(model, train, recipe(), device="cpu") == first
+    assert capsys.readouterr() == ("", "")
+
+
+def test_range_test_does_not_depend_on_what_was_drawn_before():
+    model, train = network(dropout=0.5), loaders().train
+
+    def losses(seed):
+        torch.manual_seed(seed)
+        return train_test.lr_range_test(model, train, recipe(), device=CPU).losses
+
+    assert losses(1) == losses(2)
+
+
+def test_failed_range_test_puts_the_loader_back():
+    train = Failing(loaders().train, interrupt, epoch=1)
+    train.set_epoch(4)
+    torch.manual_seed(3)
+    model, before = network(), generators()
+    with pytest.raises(Interrupted):
+        train_test.lr_range_test(model, train, recipe(), device=CPU)
+    assert train.epoch == 4
+    assert generators() == before
+
+
+def test_range_test_goes_from_nothing_to_too_much_once_a_seed():
+    result = train_test.lr_range_test(
+        network(), loaders().train, recipe(lr_test_seeds=3), device=CPU
+    )
+    rates = result.learning_rates
+    assert len(rates) == 30
+    assert (rates[0], rates[-1]) == pytest.approx((1e-5, 1))
+    assert np.diff(np.log(rates)) == pytest.approx(np.log(1e5) / 29)
+    assert len(result.losses) == len(result.smoothed) == 3
+    # Other batches each time, of one model: as it was, not as the test before left it.
+    first = [one[0] for one in result.losses]
+    assert len(set(first)) == 3
+    assert max(first) - min(first) < 0.5
+    assert lr_range.choose_max_lr(rates, result.losses) == result
+
+
+def test_range_test_without_images_is_said():
+    with pytest.raises(ValueError, match="batch"):
+        train_test.lr_range_test(network(), [], recipe(), device=CPU)
+
+
+def test_range_test_takes_a_loader_that_counts_epochs_in_its_own_way():
+    class Counting(list):
+        epoch = 3
+
+    train = Counting(batches(16, 16))
+    assert train_test.lr_range_test(network(), train, recipe(), device=CPU).max_lr > 0
+    assert train.epoch == 3
+
+
+# From 1e-5 to 1 in steps of a tenth of a decade.
+RATES = [10 ** (-5 + step / 10) for step in range(51)]
+
+
+def valley(rate, *, bottom=1e-2, high=2.0, low=1.0):
+    """Falls to `low` at `bottom`, then climbs as fast as the whole depth in 2 decades."""
+    x = math.log10(rate / bottom)
+    return low + (high - low) * (x / 2 if x > 0 else x / math.log10(1e-5 / bottom))
+
+
+def test_clean_valley_gives_a_third_of_where_it_is_left():
+    losses = [valley(rate) for rate in RATES]
+    result = lr_range.choose_max_lr(RATES, [losses])
+    # A quarter of the depth is climbed half a decade beyond the bottom.
+    assert result.divergence_lr == pytest.approx(10**-1.5, rel=0.3)
+    assert result.divergence_lr in RATES
+    assert result.max_lr == pytest.approx(result.divergence_lr / 3)
+    assert result.losses == [losses]
+
+
+def test_deeper_and_shifted_valleys_are_read_alike():
+    def at(**shape):
+        losses = [valley(rate, **shape) for rate in RATES]
+        return lr_range.choose_max_lr(RATES, [losses]).divergence_lr
+
+    assert at(high=20, low=2) == at()
+    assert at(bottom=1e-3) == pytest.approx(10**-2.5, rel=0.3)
+
+
+def test_hill_before_the_bottom_is_no_divergence():
+    losses = [valley(rate) for rate in RATES]
+    clean = lr_range.choose_max_lr(RATES, [losses])
+    losses[8:13] = [3.0] * 5
+    assert lr_range.choose_max_lr(RATES, [losses]).max_lr == clean.max_lr
+
+
+@pytest.mark.parametrize("worst", [math.nan, math.inf])
+def test_test_ends_where_its_loss_is_no_number(worst):
+    falling = [valley(rate, bottom=1) for rate in RATES]
+    broken = falling[:35] + [worst] + [0.1] * 15
+    result = lr_range.choose_max_lr(RATES, [broken])
+    assert result.divergence_lr == RATES[35]
+    assert result.max_lr == pytest.approx(RATES[35] / 3)
+    assert [len(one) for one in result.smoothed] == [35]
+
+
+def test_test_that_was_ended_diverges_there_at_the_latest():
+    ended = [valley(rate, bottom=1) for rate in RATES[:40]]
+    assert lr_range.choose_max_lr(RATES, [ended]).divergence_lr == RATES[40]
+    exploded = [*ended, 100.0]
+    assert lr_range.choose_max_lr(RATES, [exploded]).divergence_lr <= RATES[40]
+
+
+def test_two_tests_are_read_as_far_as_both_went():
+    falling = [valley(rate, bottom=1) for rate in RATES]
+    result = lr_range.choose_max_lr(RATES, [falling, falling[:35]])
+    assert result.divergence_lr == RATES[35]
+
+
+@pytest.mark.parametrize("place", [0, 1, 2])
+def test_one_noisy_seed_among_three_does_not_decide(place):
+    clean = [valley(rate) for rate in RATES]
+    noisy = [loss + 3 * (step % 7 == 0) for step, loss in enumerate(clean)]
+    noisy[32:] = [8.0] * 19  # and it leaves the valley early
+    tests = [clean, clean, clean]
+    alone = lr_range.choose_max_lr(RATES, tests)
+    tests[place] = noisy
+    among = lr_range.choose_max_lr(RATES, tests)
+    assert among.max_lr == alone.max_lr
+    assert among.divergence_lr == alone.divergence_lr
+    assert lr_range.choose_max_lr(RATES, [noisy]).max_lr < alone.max_lr
+
+
+def test_loss_that_falls_to_the_end_diverges_nowhere():
+    falling = [valley(rate, bottom=1) for rate in RATES]
+    result = lr_range.choose_max_lr(RATES, [falling, falling])
+    assert result.divergence_lr is None
+    assert result.max_lr == pytest.approx(1 / 3)
+
+
+@pytest.mark.parametrize(
+    "losses",
+    [
+        [2.3] * 51,
+        [2.3 + step / 10 for step in range(51)],
+        [2.3],
+    ],
+)
+def test_loss_that_never_falls_is_an_error_that_names_the_remedy(losses):
+    sentence = (
+        r"never fell between learning rates 1e-05 and 1e\+00; .*lr_test_steps.*max_lr"
+    )
+    with pytest.raises(ValueError, match=sentence):
+        lr_range.choose_max_lr(RATES, [losses])
+
+
+def test_images_that_are_not_finite_are_not_answered_with_more_steps():
+    images, labels = noise(32)
+    train = DataLoader(TensorDataset(images * math.nan, labels), batch_size=16)
+    with pytest.raises(
+        ValueError, match="not finite in the first step of a range test"
+    ):
+        train_test.lr_range_test(network(), train, recipe(), device=CPU)
