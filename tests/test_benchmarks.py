@@ -11,7 +11,17 @@ import torch
 from PIL import Image
 
 from benchmarks import __main__ as bench
-from benchmarks import adapter, epoch, limits, students, variants, whole
+from benchmarks import (
+    adapter,
+    data,
+    epoch,
+    fresh,
+    limits,
+    steps,
+    students,
+    variants,
+    whole,
+)
 from benchmarks.rows import (
     Row,
     Setup,
@@ -21,6 +31,7 @@ from benchmarks.rows import (
     table,
     target_table,
 )
+from benchmarks.targets import targets
 from helpers import dataset, models, train_test
 
 PROJECT = Path(__file__).resolve().parent.parent
@@ -44,6 +55,39 @@ def test_a_target_that_was_not_measured_is_neither_met_nor_missed():
     found = [Target("x", value, "≥", 1.5) for value in (1.5, 1.4, None)]
     assert [target.verdict for target in found] == ["met", "missed", "not measured"]
     assert "not measured" in target_table(found)
+
+
+def test_targets_are_read_off_their_own_rows():
+    def row(group, name, value, against=""):
+        unit = "images/s"
+        return Row(group=group, name=name, unit=unit, values=[value], against=against)
+
+    step = steps.group("CustomResNet", 512)
+    rows = [
+        row(data.GROUP, "Albumentations", 10.0),
+        row(data.GROUP, data.OURS_PER_IMAGE, 20.0, "Albumentations"),
+        row(data.GROUP, data.OURS_BATCHED, 90.0, "Albumentations"),
+        row(step, "usual", 10.0),
+        row(step, steps.OURS, 11.0, "usual"),
+        row(fresh.IMPORTS, "helpers", 60.0),
+    ]
+    setup = Setup(device=CPU, data="synthetic", threads=1)
+    found = {target.text: target for target in targets(rows, setup)}
+    per_image, batched, imported = (
+        found[text]
+        for text in (
+            "data path per image, × Albumentations",
+            "data path in batches, one core, × Albumentations",
+            "import helpers, ms",
+        )
+    )
+    assert (per_image.value, per_image.verdict) == (2.0, "met")
+    assert (batched.value, batched.verdict) == (9.0, "met")
+    assert (imported.value, imported.verdict) == (60.0, "missed")
+    (measured,) = (
+        t for name, t in found.items() if name.startswith("CPU step") and t.value
+    )
+    assert (measured.value, measured.verdict) == (1.1, "missed")
 
 
 def test_contenders_take_turns():

@@ -656,6 +656,12 @@ def image_set(count=40, classes=4, side=32, channels=3):
     return dataset.ImageSet(images, np.arange(count) % classes, names, "noise")
 
 
+def test_fingerprint_tells_other_labels():
+    data = image_set()
+    relabelled = replace(data, labels=data.labels[::-1])
+    assert relabelled.fingerprint() != data.fingerprint()
+
+
 @pytest.mark.parametrize("label", [-1, 4])
 def test_label_outside_the_classes_is_named_with_its_image(label):
     data = image_set()
@@ -993,6 +999,39 @@ def position_set(count=2000):
     image = np.stack([8 * y, 8 * x, np.zeros_like(x)], axis=-1).astype(np.uint8)
     labels = np.zeros(count, dtype=np.int64)
     return dataset.ImageSet(np.stack([image] * count), labels, ("one",), "positions")
+
+
+def test_transforms_normalize_and_cut_one_hole_by_seed():
+    white = np.full((32, 32, 3), 255, np.uint8)
+    plain = dataset.eval_transform()(image=white)["image"]
+    mean, std = np.array(dataset.CIFAR10_MEAN), np.array(dataset.CIFAR10_STD)
+    assert np.allclose(plain[:, 0, 0], (1 - mean) / std)
+    one, again, other = (
+        dataset.train_transform(seed=seed)(image=white)["image"] for seed in (1, 1, 2)
+    )
+    hole = (one != plain).any(0)
+    assert hole.sum() == 64
+    assert one[:, hole].abs().max() < 0.01  # the mean colour
+    assert torch.equal(one, again)
+    assert not torch.equal(one, other)
+
+
+@BOTH
+def test_oblong_images_are_augmented_within_their_own_sides(on):
+    y, x = np.mgrid[:8, :12]
+    image = np.stack([8 * y, 8 * x, np.zeros_like(x)], axis=-1).astype(np.uint8)
+    data = dataset.ImageSet(
+        np.stack([image] * 200), np.zeros(200, np.int64), ("one",), "oblong"
+    )
+    plain = {"batch_size": 200, "mean": (0,) * 3, "std": (1,) * 3, "flip": 1}
+    ((seen, _),) = loaders(data, on=on, padding=2, cutout=0, **plain).train
+    # Column 2 shows, of flipped images, column 9 moved by up to 2.
+    assert set((seen[:, 1, 0, 2] * 255 / 8).round().tolist()) == set(range(7, 12))
+    white = replace(data, images=np.full_like(data.images, 255))
+    ((seen, _),) = loaders(white, on=on, padding=0, cutout=4, **plain).train
+    hole = (seen == 0).all(1).int()
+    assert set(hole.amax(2).argmax(1).tolist()) == set(range(5))
+    assert set(hole.amax(1).argmax(1).tolist()) == set(range(9))
 
 
 @BOTH

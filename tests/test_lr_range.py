@@ -128,6 +128,26 @@ def test_range_test_goes_from_nothing_to_too_much_once_a_seed():
     assert lr_range.choose_max_lr(rates, result.losses) == result
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"optimizer": "sgd"},
+        {"weight_decay": 5},
+        {"label_smoothing": 0.3},
+        {"precision": "bfloat16"},
+    ],
+    ids=str,
+)
+def test_range_test_trains_by_the_recipe(change):
+    def losses(**fields):
+        found = train_test.lr_range_test(
+            network(), loaders().train, recipe(**fields), device=CPU
+        )
+        return found.losses[0][:20]  # before one may be no number, unlike itself
+
+    assert losses(**change) != losses()
+
+
 def test_range_test_without_images_is_said():
     with pytest.raises(ValueError, match="batch"):
         train_test.lr_range_test(network(), [], recipe(), device=CPU)

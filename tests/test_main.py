@@ -87,7 +87,7 @@ def untimed(record):
         {k: v for k, v in row.items() if k not in ("seconds", "images_per_second")}
         for row in record["history"]
     ]
-    return {**record, "seconds": None, "history": rows}
+    return {**record, "seconds": None, "history": rows, "commit": None}
 
 
 # --- the record ------------------------------------------------------------------------
@@ -664,6 +664,23 @@ def test_dataset_on_the_disk_is_called_by_its_source(tmp_path, monkeypatch):
     assert data["source"] == "CIFAR-10, made up"
     assert data["train_fingerprint"] == train.subset(64).fingerprint()
     assert data["test_fingerprint"] == test.subset(24).fingerprint()
+
+
+def test_record_tells_the_accuracy_with_mirror_images(tmp_path):
+    main(tmp_path, "--test-images=400")
+    (path,), model = tmp_path.glob("*.pt"), Tiny()
+    train_test.read_history(path, model)
+    sets = dataset.synthetic_cifar10(train=64, test=400)
+    test = dataset.make_loaders(*sets, batch_size=16, device="cpu").test
+    mirrored = train_test.predict(model, test, device="cpu", flip_tta=True)
+    found = record(tmp_path)
+    assert found["flip_tta_accuracy"] == mirrored.metrics.accuracy
+    assert found["flip_tta_accuracy"] != found["last_epoch_accuracy"]
+
+
+def test_folder_of_the_dataset_comes_from_the_environment(monkeypatch):
+    monkeypatch.setenv("CIFAR10_ROOT", "elsewhere")
+    assert program.parse([]).data == weights.parse(["x"]).data == "elsewhere"
 
 
 # --- which code it was -----------------------------------------------------------------

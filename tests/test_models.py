@@ -24,6 +24,20 @@ def test_every_convolution_has_its_batchnorm(network, count):
     assert kinds.count(nn.Conv2d) == kinds.count(nn.BatchNorm2d) == count
 
 
+@pytest.mark.parametrize(
+    ("block", "then"),
+    [
+        (models.Residual(4), nn.Identity()),
+        (models.BasicBlock(4, 4, 1), nn.ReLU()),
+    ],
+)
+def test_block_adds_what_came_in(block, then):
+    norms = [layer for layer in block.branch if isinstance(layer, nn.BatchNorm2d)]
+    nn.init.zeros_(norms[-1].weight)  # F(x) is 0
+    x = torch.randn(2, 4, 5, 5)
+    assert torch.equal(block.eval()(x), then(x))
+
+
 @pytest.mark.parametrize("network", NETWORKS)
 @pytest.mark.parametrize(("classes", "channels", "side"), [(10, 3, 32), (100, 1, 28)])
 def test_logits_and_gradients_for_any_classes_channels_and_size(

@@ -161,6 +161,7 @@ def test_with_weights_it_goes_to_the_mistakes_without_training(
     script.write_text("\n".join(sources), encoding="utf-8")
     names = runpy.run_path(str(script))
     said = capsys.readouterr().out
+    assert "SYNTHETIC IMAGES, NOT CIFAR-10: asked for" in said
     assert f"Not trained here. {path}: what it was trained on, 64 training" in said
     accuracy = f"{record['last_epoch_accuracy']:.2%}"
     # The history is of the data in the record, the mistakes of those that are here.
@@ -174,6 +175,26 @@ def test_with_weights_it_goes_to_the_mistakes_without_training(
     right = (names["answers"] == names["predictions"].labels).float().mean().item()
     assert right == pytest.approx(record["weights"]["accuracy"])
     assert len(names["plan"]) == 4  # steps of the record's run
+
+
+def test_with_a_checkpoint_the_training_cell_goes_on(
+    code, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setenv("S10_PROFILE", "smoke")
+    monkeypatch.chdir(PROJECT)
+    cells = ["".join(cell["source"]) for cell in code]
+    (end,) = [n for n, text in enumerate(cells) if "train_test.fit(" in text]
+    some = [text for text in cells[: end + 1] if "plot_" not in text]
+    (constants,) = [n for n, text in enumerate(some) if "\nRECIPE = " in text]
+    changes = "RECIPE = replace(RECIPE, max_lr=1e-3, train_images=64)"
+    checkpoint = f"CHECKPOINT = {str(tmp_path / 'training.pt')!r}"
+    some[constants + 1 : constants + 1] = [changes, checkpoint]
+    script = tmp_path / "cells.py"
+    script.write_text("\n".join(some), encoding="utf-8")
+    runpy.run_path(str(script))
+    assert "going on" not in capsys.readouterr().out
+    runpy.run_path(str(script))
+    assert "going on after epoch 3 of 3" in capsys.readouterr().out
 
 
 # Ctrl-C reaches the program; the cell itself would go on.
@@ -209,3 +230,20 @@ def test_make_run_leaves_what_there_is_where_it_ends_early(
     # Executed again, it differs in nothing but outputs that do.
     executed = nbformat.read(tmp_path / "build" / "S10.ipynb", as_version=4)
     assert executed.cells[0].metadata == notebook.cells[0].metadata == {}
+
+
+def test_make_run_shows_its_parts_and_ends_with_the_last_line(
+    tmp_path, monkeypatch, capsys
+):
+    notebook = nbformat.v4.new_notebook()
+    cell = nbformat.v4.new_code_cell("print('so far\\nDone.')")
+    notebook.cells = [nbformat.v4.new_markdown_cell("## 1. Data"), cell]
+    nbformat.write(notebook, tmp_path / "S10.ipynb")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(run_notebook, "PROJECT", tmp_path)
+    monkeypatch.setattr(run_notebook, "BUILD", tmp_path / "build")
+    assert run_notebook.main() == 0
+    shown = capsys.readouterr().out
+    assert "] 1. Data\n    so far\n    Done.\n" in shown
+    where = Path("build", "S10.html"), Path("build", "S10.ipynb")
+    assert shown.endswith("\nDone.\nSee {} and {}.\n".format(*where))

@@ -1,7 +1,10 @@
 """The README tells the truth: its tables are fresh, its example runs, its paths exist."""
 
+import base64
+import json
 import re
 import runpy
+import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -70,6 +73,14 @@ def test_the_example_runs(text, capsys, tmp_path):
     assert "epoch   2" in capsys.readouterr().out
 
 
+def test_the_example_needs_no_package_but_the_first_four(text):
+    example, _ = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    optional = ["torchvision", "albumentations", "torch_lr_finder", "torchsummary"]
+    optional += ["safetensors", "filelock", "PIL"]
+    hide = f"import sys; sys.modules |= dict.fromkeys({optional})\n"
+    subprocess.run([sys.executable, "-c", hide + example], cwd=PROJECT, check=True)
+
+
 def test_the_cell_for_several_gpus_gives_history_and_weights(
     text, tmp_path, monkeypatch
 ):
@@ -125,6 +136,16 @@ def test_what_it_links_to_and_lists_is_there(text):
         if not any((place / name).exists() for place in places)
     ]
     assert missing == []
+
+
+def test_figures_are_those_of_the_notebook():
+    cells = json.loads(readme.NOTEBOOK.read_text(encoding="utf-8"))["cells"]
+    shown = "".join(json.dumps(cell.get("outputs", "")) for cell in cells)
+    for name, call in readme.NOTEBOOK_FIGURES.items():
+        (cell,) = [c for c in cells if call in "".join(c["source"])]
+        png = base64.b64encode((readme.IMAGES / name).read_bytes()).decode()
+        assert png in shown, "run make readme"
+        assert png in json.dumps(cell["outputs"]), name
 
 
 def test_figures_have_alternative_texts_and_exist(text):

@@ -204,6 +204,18 @@ def test_pages_step_is_that_of_his_code_for_any_batch_size(batch):
             assert torch.allclose(ours, his, atol=1e-6)
 
 
+@pytest.mark.parametrize(
+    "change",
+    [{"optimizer": "sgd"}, {"weight_decay": 0.5}, {"label_smoothing": 0.3}],
+    ids=str,
+)
+def test_fit_trains_by_all_of_the_recipe(change):
+    plain, changed = network(), network()
+    fit(plain, tiny())
+    fit(changed, tiny(**change))
+    assert not torch.equal(changed[-1].weight, plain[-1].weight)
+
+
 # --- weight decay ----------------------------------------------------------------------
 
 

@@ -783,6 +783,14 @@ def test_failure_later_on_is_located_and_leaves_the_checkpoint_before_it(tmp_pat
     assert_same_state(state_of(model), state_of(straight))
 
 
+def test_first_of_several_losses_that_is_no_number_is_located():
+    losses = [torch.tensor(value) for value in (1.0, math.nan, math.inf)]
+    with pytest.raises(
+        train_test.NonFiniteLoss, match=r"nan in epoch 3, step 2, .* 2\.00e-01"
+    ):
+        train_test.require_finite(losses, [0.1, 0.2, 0.3], 3, 1)
+
+
 # --- checkpoints -----------------------------------------------------------------------
 
 
