@@ -4,7 +4,7 @@ import os
 import signal
 
 try:
-    from hypothesis import settings
+    from hypothesis import HealthCheck, settings
 except ModuleNotFoundError:  # requirements.txt is enough to test the notebook alone
     settings = None
 
@@ -21,8 +21,10 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 # Property tests: the same few examples each time; by hand, with
 # --hypothesis-profile=long, many others.
 if settings:
+    # However busy the machine is.
+    patient = {"deadline": None, "suppress_health_check": [HealthCheck.too_slow]}
     settings.register_profile(
-        "repeatable", derandomize=True, max_examples=30, deadline=None
+        "repeatable", derandomize=True, max_examples=30, **patient
     )
-    settings.register_profile("long", max_examples=3_000, deadline=None)
+    settings.register_profile("long", max_examples=3_000, **patient)
     settings.load_profile("repeatable")

@@ -308,6 +308,7 @@ def test_worker_that_fails_is_said_and_the_epochs_before_are_kept(tmp_path, caps
 def test_interrupted_program_says_what_is_kept_and_goes_on(tmp_path):
     command = [sys.executable, "-u", "-m", "helpers", "--profile", "smoke"]
     command += ["--train-images", "64", "--max-lr", "1e-3", "--out", str(tmp_path)]
+    command += ["--epochs", "6"]  # so that it isn't over before it is interrupted
     with subprocess.Popen(
         command, cwd=PROJECT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     ) as running:
@@ -325,7 +326,7 @@ def test_interrupted_program_says_what_is_kept_and_goes_on(tmp_path):
     )
     assert f"{checkpoint}: going on after epoch" in done.stdout
     (record,) = tmp_path.glob("*.json")
-    assert len(json.loads(record.read_text())["history"]) == 3
+    assert len(json.loads(record.read_text())["history"]) == 6
 
 
 ENDLESS = """

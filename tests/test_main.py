@@ -536,7 +536,8 @@ def test_seed_that_is_done_and_begun_again_goes_on(ran, interrupted, capsys):
 
 
 @pytest.mark.parametrize("other", ["--cutout=4", "--holdout=20", "--augment-on=cpu"])
-def test_seed_that_is_done_in_another_way_is_trained(other, ran, tmp_path):
+def test_seed_that_is_done_in_another_way_is_trained(other, ran, tmp_path, monkeypatch):
+    monkeypatch.setattr(program.time, "strftime", lambda form: "a later second")
     shutil.copytree(ran, tmp_path, dirs_exist_ok=True)
     main(tmp_path, "--seeds=3", "--resume", other)
     assert len(records(tmp_path)) == 2
@@ -689,6 +690,8 @@ def test_folder_of_the_dataset_comes_from_the_environment(monkeypatch):
 @pytest.fixture
 def elsewhere(tmp_path, monkeypatch):
     """The code as it is unpacked from an archive: outside any checkout."""
+    for name in [name for name in os.environ if name.startswith("GIT_")]:
+        monkeypatch.delenv(name)  # a hook has GIT_DIR, which would be taken instead
     monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
     package = tmp_path / "helpers"
     package.mkdir()
@@ -714,6 +717,7 @@ def test_commit_without_git_is_that_of_the_environment(monkeypatch, tmp_path):
 def test_commit_is_gits_and_tells_of_changed_files(elsewhere, monkeypatch):
     def git(*words):
         identity = ["-c", "user.name=test", "-c", "user.email=test@example.org"]
+        identity += ["-c", "commit.gpgSign=false", "-c", "tag.gpgSign=false"]
         command = ["git", "-C", str(elsewhere.parent), *identity, *words]
         done = subprocess.run(command, capture_output=True, text=True, check=True)
         return done.stdout.strip()

@@ -25,6 +25,7 @@ PROJECT = Path(__file__).resolve().parent.parent
 
 def torchrun(processes, *arguments, restarts=0):
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    command += ["--local-addr=127.0.0.1"]  # the host's own name may lead nowhere
     command += [f"--nproc-per-node={processes}", f"--max-restarts={restarts}", "-m"]
     return subprocess.run(
         [*command, *map(str, arguments)],
