@@ -57,11 +57,15 @@ def test_what_a_record_tells_is_no_longer_missing():
     record = utils.read_records(readme.RESULTS, readme.RUNS)[0]
     cpu = {**record, "model": "CustomResNet", "hardware": {"device": "AMD EPYC"}}
     gpu = {**record, "model": "ResNet18", "hardware": {"device": "NVIDIA T4"}}
-    again = {**gpu, "seed": gpu["seed"] + 1}
-    before, after = readme.unmeasured([cpu]), readme.unmeasured([cpu, gpu, again])
-    seeds = "several seeds of each recipe"
-    assert set(before) - set(after) == {"a GPU", seeds, "ResNet18"}
-    assert seeds in readme.unmeasured([gpu, again, {**cpu, "recipe_name": "page"}])
+    all_seeds = [
+        {**gpu, "recipe_name": recipe, "seed": seed}
+        for recipe in train_test.RECIPES
+        for seed in range(5)
+    ]
+    before, after = readme.unmeasured([cpu]), readme.unmeasured([cpu, *all_seeds])
+    told = {"five seeds of each recipe", "David Page's recipe", "a GPU", "ResNet18"}
+    assert set(before) - set(after) == told
+    assert "five seeds of each recipe" in readme.unmeasured([cpu, *all_seeds[1:]])
 
 
 def test_the_example_runs(text, capsys, tmp_path):

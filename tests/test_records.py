@@ -175,7 +175,9 @@ def test_record_that_is_not_there_is_said(tmp_path):
 
 
 def made(recipe, seed, accuracy):
-    (record,) = utils.read_records(readme.RESULTS, "run-CustomResNet-24epochs-*.json")
+    (record,) = utils.read_records(
+        readme.RESULTS, "run-CustomResNet-24epochs-*seed0.json"
+    )
     fields = {**record["recipe"], **RECIPES[recipe]}
     changed = {"recipe_name": recipe, "recipe": fields, "seed": seed}
     return {**record, **changed, "last_epoch_accuracy": accuracy}
