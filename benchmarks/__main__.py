@@ -24,13 +24,13 @@ from benchmarks import (
     variants,
     whole,
 )
+from benchmarks.fresh import PROJECT
 from benchmarks.rows import Row, Setup, find, table, target_table
 from benchmarks.targets import targets
 from helpers import utils
 from helpers.__main__ import commit, hardware
 from helpers.loaders import usable_cores
 
-PROJECT = Path(__file__).resolve().parent.parent
 FORMAT = 1  # of the record
 # In this order: limits needs steps, whole needs limits; what matters least is last.
 GROUPS = {

@@ -91,7 +91,7 @@ def measure(setup: Setup) -> list[Row]:
         took = seconds(
             lambda: train_test.evaluate(model, loaders.test, device=device), device
         )
-    found = {name: took * TRAIN / count for name, took in clock.totals().items()}
+    found = {part: spent * TRAIN / count for part, spent in clock.totals().items()}
     found["evaluation"] = took * TEST / tested
     all_parts = sum(found.values())
     rows = [
@@ -101,9 +101,9 @@ def measure(setup: Setup) -> list[Row]:
     waits = {"note": "needs a CUDA device"}
     if device.type == "cuda" or setup.smoke:
         trace = PROJECT / "build" / f"trace-{device.type}.json.gz"
-        count = waits_in(trace, model, loaders.train, optimizer, options)
+        seen = waits_in(trace, model, loaders.train, optimizer, options)
         # An epoch ends with one, when its metrics are read.
-        waits = {"note": NO_WAITS} if count is None else {"values": [count]}
+        waits = {"note": NO_WAITS} if seen is None else {"values": [seen]}
     return [*rows, Row(group=GROUP, name=SYNCS, unit="in an epoch", **waits)]
 
 

@@ -97,7 +97,7 @@ def our_options(device: torch.device) -> dict[str, Any]:
 
 def our_epoch(model: nn.Module, batches: Batches, device: torch.device):
     model.to(device, memory_format=torch.channels_last)
-    recipe = train_test.PROFILES["full"]
+    recipe = train_test.Recipe()
     optimizer = train_test.make_optimizer(model, recipe, lr=RATE)
     scheduler = train_test.make_scheduler(
         optimizer, recipe, max_lr=RATE, steps_per_epoch=100_000

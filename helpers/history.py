@@ -1,4 +1,4 @@
-"""What a training leaves: a row an epoch, and the learning rate of every step."""
+"""What a training leaves: its metrics, epoch by epoch."""
 
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -14,10 +14,13 @@ class Metrics(NamedTuple):
 class Epoch(NamedTuple):
     """One row of a History; epochs count from 1.
 
-    *_loss: mean cross-entropy in nats per example, train_loss of the labels as they were
-    smoothed. *_accuracy: fractions in [0, 1]. test_*: of the averaged weights, in epochs
-    that are averaged. learning_rate: that of the epoch's last step. seconds: of training
-    and evaluation. images_per_second: in training alone.
+    *_loss: mean cross-entropy in nats per example, train_loss of smoothed labels if they
+        were smoothed.
+    *_accuracy: fractions in [0, 1].
+    test_*: of the averaged weights, in epochs that are averaged.
+    learning_rate: that of the epoch's last step.
+    seconds: of training and evaluation.
+    images_per_second: in training alone.
     """
 
     epoch: int
@@ -42,8 +45,8 @@ class Epoch(NamedTuple):
 class History:
     """What happened: a row an epoch, and the learning rate of every step.
 
-    max_lr: the peak that was used, given or found. learning_rates: one a step; none where a
-    record is all that is left.
+    max_lr: the peak that was used, given or found.
+    learning_rates: one a step; none where a record is all that is left.
     """
 
     max_lr: float

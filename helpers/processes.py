@@ -114,11 +114,11 @@ def synchronized(model: nn.Module) -> nn.Module:
 
 
 @contextmanager
-def connected(*, arrival: timedelta = ARRIVAL) -> Iterator[Processes]:
+def connected() -> Iterator[Processes]:
     """Connect to the processes that torchrun started with this one, if it did.
 
     On GPUs through NCCL, each process with its own; else through gloo. Raises
-    ConnectionError where they don't find each other within `arrival`.
+    ConnectionError where they don't find each other in time.
     """
     if "WORLD_SIZE" not in os.environ:
         yield Processes()
@@ -139,7 +139,7 @@ def connected(*, arrival: timedelta = ARRIVAL) -> Iterator[Processes]:
 
     where = ":".join(os.environ.get(f"MASTER_{name}", "?") for name in ("ADDR", "PORT"))
     try:
-        store, rank, size = next(distributed.rendezvous("env://", timeout=arrival))
+        store, rank, size = next(distributed.rendezvous("env://", timeout=ARRIVAL))
         if os.environ.get("LOCAL_WORLD_SIZE") == os.environ["WORLD_SIZE"]:
             # After a restart torchrun's store still has the dead processes' addresses
             # (torch 2.15). Machines count restarts each for themselves: not for several.

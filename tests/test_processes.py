@@ -256,6 +256,7 @@ def test_process_without_torchrun_is_alone(monkeypatch):
 def test_port_in_use_and_missing_process_are_one_sentence(taken, monkeypatch):
     with taken_port() as port:
         pass
+    monkeypatch.setattr("helpers.processes.ARRIVAL", timedelta(seconds=1))
     held = taken_port() if taken else contextlib.nullcontext(port)
     with held as port:
         place = {"MASTER_ADDR": "localhost", "MASTER_PORT": port}
@@ -264,7 +265,7 @@ def test_port_in_use_and_missing_process_are_one_sentence(taken, monkeypatch):
         said = rf"the 2 processes did not find each other at localhost:{port} .*port$"
         with (
             pytest.raises(ConnectionError, match=said),
-            connected(arrival=timedelta(seconds=1)),
+            connected(),
         ):
             pass
     assert Processes.current() == (0, 1)
