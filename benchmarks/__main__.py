@@ -62,13 +62,13 @@ def main(arguments: list[str] | None = None) -> None:
     failed = []
     for name in (group for group in GROUPS if group in options.only):
         try:
+            if setup.device.type == "cuda":  # a group's processes need it all
+                gc.collect()
+                torch.cuda.empty_cache()
             rows += [replace(row, part=name) for row in GROUPS[name](setup, rows)]
         except Exception:  # noqa: BLE001 - the others' rows are worth having all the same
             traceback.print_exc()
             failed.append(name)
-        if setup.device.type == "cuda":  # the next group's processes need it
-            gc.collect()
-            torch.cuda.empty_cache()
         print(f"{name}: done after {time.perf_counter() - begun:.0f} s", flush=True)
         found = targets(rows, setup)
         # Each time: a later group that is interrupted takes nothing along.

@@ -39,7 +39,7 @@ def without_cuda() -> contextlib.AbstractContextManager:
     """Have a script without a GPU train as `fit` does: what is float16 on one is float32.
 
     Convolutions compute in the type that suits the CPU, in tests too, channels last; the
-    outputs stay float32, as many would be equal in bfloat16. It takes hours.
+    outputs stay float32, as many would be equal in bfloat16. cifar10-fast takes hours so.
     """
     to = nn.Module.to
     linear = nn.Linear.forward

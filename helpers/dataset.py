@@ -269,8 +269,7 @@ def fetch_archive(root: Path, *, download: bool) -> None:
 
     archive = root / net.ARCHIVE_NAME
     # A download looks at the archive itself, and says what is wrong with it.
-    there = download or archive.is_file() and net.has_md5(archive, net.ARCHIVE_MD5)
-    if not there:
+    if not (download or archive.is_file() and net.has_md5(archive, net.ARCHIVE_MD5)):
         raise DatasetUnavailable(
             f"no CIFAR-10 in {root}: neither cifar-10-batches-py, nor the folders train "
             f"and test, nor {net.ARCHIVE_NAME} with the MD5 {net.ARCHIVE_MD5}; put one "

@@ -1,4 +1,4 @@
-"""What a training leaves: its metrics, epoch by epoch."""
+"""What a training leaves: metrics, epoch by epoch, and learning rates."""
 
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple

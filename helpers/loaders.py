@@ -2,8 +2,7 @@
 
 import operator
 import os
-import weakref
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -12,6 +11,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
+
+# Of a batch: the seed of its draws, and which images.
+Key = tuple[int, NDArray[np.int64]]
 
 
 @dataclass(kw_only=True, eq=False, repr=False)
@@ -214,9 +216,7 @@ class Batches(Dataset):
     transform: Any
     cutout: int
 
-    def __getitem__(
-        self, item: tuple[int, NDArray[np.int64]]
-    ) -> tuple[Tensor, Tensor, Tensor]:
+    def __getitem__(self, item: Key) -> tuple[Tensor, Tensor, Tensor]:
         key, indices = item
         images, size = self.images[indices], self.images.shape[1:3]
         if self.transform:
@@ -241,33 +241,40 @@ class WorkerLoader(Loader):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        # Not this loader itself: in a circle, the workers would outlive it.
+        self.asked = Asked()
         self.loader = DataLoader(
             Batches(self.images, self.labels, self.transform, self.cutout),
             batch_size=None,  # an item is a batch already
-            sampler=Keys(weakref.proxy(self)),  # in a circle workers would outlive it
+            sampler=self.asked,
             num_workers=self.num_workers,
             persistent_workers=self.num_workers > 0,
             pin_memory=self.device.type == "cuda",
         )
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        self.asked.now = list(self.keys())
         for batch in self.loader:
             images, labels, holes = (
                 part.to(self.device, non_blocking=True) for part in batch
             )
             yield self.cut_out(self.normalized(images), *holes), labels
 
-
-class Keys:
-    """What a WorkerLoader asks its workers for in the epoch that begins."""
-
-    def __init__(self, loader: Loader):
-        self.loader = loader
-
-    def __iter__(self) -> Iterator[tuple[int, NDArray[np.int64]]]:
-        rng, count = self.loader.start_epoch(), self.loader.count
-        order = np.arange(count) if rng is None else rng.permutation(count)
-        for part in self.loader.parts(order):
+    def keys(self) -> Iterator[Key]:
+        """What the workers are asked for in the epoch that begins."""
+        rng = self.start_epoch()
+        order = np.arange(self.count) if rng is None else rng.permutation(self.count)
+        for part in self.parts(order):
             # The shares of a batch are augmented each in its own way.
-            key = 0 if rng is None else int(rng.integers(2**32)) + self.loader.share[0]
+            key = 0 if rng is None else int(rng.integers(2**32)) + self.share[0]
             yield key % 2**32, part
+
+
+@dataclass
+class Asked:
+    """The keys of the pass that begins, for a DataLoader that lasts for many."""
+
+    now: Sequence[Key] = ()
+
+    def __iter__(self) -> Iterator[Key]:
+        return iter(self.now)

@@ -84,7 +84,7 @@ def lr_range_test(
 
 @contextmanager
 def borrowed(loader) -> Iterator[None]:
-    """One that gives a process its share gives all; afterwards it is as it was."""
+    """A loader that gives a process its share gives all; afterwards it is as it was."""
     share, epoch = getattr(loader, "share", None), told_epoch(loader)
     if share:
         loader.share = (0, 1)

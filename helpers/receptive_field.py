@@ -121,7 +121,7 @@ def square(value: int | tuple[int, ...], name: str) -> int:
 def sliding(
     layer: nn.Conv2d | nn.MaxPool2d | nn.AvgPool2d, name: str
 ) -> dict[str, int]:
-    """The window that a convolution or pooling slides over its input, in its units."""
+    """The window that a convolution or pooling slides, in units of its input."""
     kernel, stride = square(layer.kernel_size, name), square(layer.stride, name)
     dilation = square(getattr(layer, "dilation", 1), name)
     padding = layer.padding

@@ -287,8 +287,10 @@ def against_page(
     return f"{statistics.fmean(gains):+.2f} ± {error:.2f}"
 
 
-def markdown(columns: Sequence[str], lines: Sequence[Sequence], left: int = 1) -> str:
-    """A Markdown table whose first columns, as many as `left`, are aligned to the left."""
-    aligns = [":--" if i < left else "--:" for i in range(len(columns))]
+def markdown(
+    columns: Sequence[str], lines: Sequence[Sequence], left: Sequence[int] = (0,)
+) -> str:
+    """A Markdown table with numbers at the right, and the columns `left` at the left."""
+    aligns = [":--" if i in left else "--:" for i in range(len(columns))]
     rows = [columns, aligns, *lines]
     return "\n".join(f"| {' | '.join(map(str, row))} |" for row in rows)

@@ -345,7 +345,8 @@ class Training:
         if self.device.type == "cpu":
             here["threads"] = torch.get_num_threads()
         for kind, value in here.items():
-            if state[kind] != value:
+            # Somebody else's loaders don't tell where they augment.
+            if state[kind] != value and None not in (state[kind], value):
                 warnings.warn(
                     f"the training began with {state[kind]} {kind} and goes on with "
                     f"{value}: its results will differ a little",
@@ -445,7 +446,7 @@ def fit(
     checkpoint: a file that is written after each epoch.
     resume: go on from the checkpoint if it is there; with the same results as without a
         stop where what the loaders draw depends on `set_epoch` or torch's global generator
-        alone, as with `make_loaders`, on a CPU.
+        alone, as with `make_loaders` and the same augment_on, on a CPU.
 
     Where torch.distributed has connected several processes, each calls this with its
     share of the loaders: they train one model, and the first of them prints and writes.

@@ -180,4 +180,4 @@ def receptive_field_markdown(rows: Sequence[Any]) -> str:
     lines.append((name, "", "", "", "", "", f"{total - listed:,}"))
     lines.append(("all", "", "", "", "", "", f"**{total:,}**"))
     columns = ["layer", "kind", "output", "receptive field", "jump", "kernel"]
-    return markdown([*columns, "parameters"], lines, left=2)
+    return markdown([*columns, "parameters"], lines, left=(0, 1))

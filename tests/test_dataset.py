@@ -14,6 +14,7 @@ import tarfile
 import tempfile
 import warnings
 from collections import Counter
+from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
 
@@ -26,6 +27,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from helpers import dataset
+from helpers.loaders import usable_cores
 
 MEAN_COLOUR = 255 * np.array(dataset.CIFAR10_MEAN)
 
@@ -893,7 +895,7 @@ def assert_even(part, whole):
 
 
 def assert_in_proportion(part, whole):
-    """Each class has its share, but for rounding; equal ones differ by one image."""
+    """Each class has its share, but for rounding; equal ones differ by one at most."""
     have, all_ = (np.bincount(s.labels, minlength=6) for s in (part, whole))
     assert (abs(have - all_ * len(part) / len(whole)) <= 4).all()
     for size in set(all_):
@@ -1103,6 +1105,25 @@ def test_epochs_differ_and_repeat_by_seed_and_number(on, workers):
     assert torch.equal(epoch(loaders(on=on, workers=workers).train)[0], first[0])
     other = loaders(on=on, workers=workers, seed=1).train
     assert not torch.equal(epoch(other)[0], first[0])
+
+
+def test_cores_are_those_that_the_process_may_use(monkeypatch):
+    monkeypatch.setattr(os, "cpu_count", lambda: 64)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {3, 5}, raising=False)
+    assert usable_cores() == 2
+    monkeypatch.delattr(os, "sched_getaffinity")  # Linux alone has it
+    assert usable_cores() == 64
+
+
+def test_copied_loader_begins_its_own_epochs():
+    one = loaders(on="cpu").train
+    other = deepcopy(one)
+    first = epoch(one)[0]
+    other.set_epoch(0)
+    assert one.epoch == 1
+    assert torch.equal(epoch(other)[0], first)
+    other.set_epoch(1)
+    assert not torch.equal(epoch(other)[0], first)
 
 
 def test_workers_end_with_their_loader():
