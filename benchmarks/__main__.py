@@ -131,7 +131,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--smoke",
         action="store_true",
-        help="a rehearsal with tiny sizes on drawn images; its numbers mean nothing",
+        help="a rehearsal with tiny sizes on synthetic images; its numbers mean nothing",
     )
     parser.add_argument(
         "--out",

@@ -95,7 +95,7 @@ def plot_second(record: dict[str, Any]) -> Figure:
         raise ValueError(
             "the record has no shares of an epoch; measure the group epoch"
         )
-    title = "A second of training: CustomResNet on drawn images, tested once an epoch"
+    title = "Where a second of training goes: CustomResNet, synthetic images"
     figure, axes = new_figure(title, about(record), 8.5, 2.9)
     left = 0.0
     for part, share in shares.items():

@@ -314,7 +314,7 @@ def synthetic_cifar10(
 def load_or_draw(
     root: str | os.PathLike | None, *, train_images: int | None, test_images: int | None
 ) -> tuple[ImageSet, ImageSet, str | None]:
-    """Subsets of CIFAR-10, or of drawn images and the reason why.
+    """Subsets of CIFAR-10, or of synthetic images and the reason why.
 
     The third is None with CIFAR-10 itself. Images are drawn where `root` is None or
     `load_cifar10` raises DatasetUnavailable; what else it raises is raised here too.

@@ -1,6 +1,6 @@
 """An assignment as somebody wrote it against version 0.1, never brought up to date.
 
-It uses what version 0.1 promised and nothing else, on drawn images.
+It uses what version 0.1 promised and nothing else, on synthetic images.
 """
 
 import torch
