@@ -365,30 +365,27 @@ def plot_misclassified(
     classes: Sequence[str],
     *,
     data: str,
-    most: int = 20,
 ) -> Figure:
     """Draw mistakes on uint8 originals (N, H, W, C) as "true → predicted", probability (%).
 
     Raises ValueError where a mistake is not one of the images or classes.
     """
     pixels = as_rgb("images", images, "N, H, W, C")
-    require_positive("most", most)
-    shown = list(mistakes)[:most]
-    for mistake in shown:
+    for mistake in mistakes:
         class_numbers("mistakes", [mistake.label, mistake.prediction], len(classes))
         if not 0 <= mistake.index < len(pixels):
             raise ValueError(
                 f"mistakes names image {mistake.index} of {len(pixels)}; "
                 "pass the images that were predicted, in the same order"
             )
-    lines = max(1, math.ceil(len(shown) / 4))
+    lines = max(1, math.ceil(len(mistakes) / 4))
     title = "Misclassified images: true → predicted class and its probability"
     figure, cells = new_figure(title, data, 8.5, 0.8 + 2.1 * lines, lines, 4)
     for axes in cells.flat:
         axes.axis("off")
-    if not shown:
+    if not mistakes:
         cells.flat[1].text(0.5, 0.5, "There are no misclassified images.", ha="center")
-    for axes, mistake in zip(cells.flat, shown):
+    for axes, mistake in zip(cells.flat, mistakes):
         axes.imshow(pixels[mistake.index], interpolation="nearest")
         # Long names would run into their neighbours'.
         names = f"{classes[mistake.label]} → {classes[mistake.prediction]}"

@@ -89,8 +89,11 @@ def confusion_matrix(
 ) -> np.ndarray:
     """Return the (C, C) int64 counts, rows true and columns predicted, from (N,) integers.
 
-    Raises ValueError where lengths differ or a value is not a class number.
+    Raises TypeError where num_classes is no number, ValueError where lengths differ or a
+    value is not a class number.
     """
+    if not isinstance(num_classes, int | np.integer):
+        raise TypeError(f"num_classes is {num_classes!r}; pass how many: len(classes)")
     true = class_numbers("labels", labels, num_classes)
     predicted = class_numbers("predictions", predictions, num_classes, len(true))
     cells = np.bincount(true * num_classes + predicted, minlength=num_classes**2)
