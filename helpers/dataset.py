@@ -78,7 +78,8 @@ class ImageSet:
             raise ValueError(
                 f"images must be uint8 (N, H, W, C), not {self.images.dtype} "
                 f"{self.images.shape}; (255 * images).round().astype(np.uint8) converts "
-                "floats from 0 to 1, images[..., None] adds one channel"
+                "floats from 0 to 1, (images // 257).astype(np.uint8) 16 bits, "
+                "images[..., None] adds one channel"
             )
         if self.images.shape[1] in (1, 3) and min(self.images.shape[2:]) > 4:
             raise ValueError(
@@ -88,7 +89,8 @@ class ImageSet:
         if self.labels.shape != self.images.shape[:1] or self.labels.dtype != np.int64:
             raise ValueError(
                 f"labels must be int64 ({len(self.images)},), one an image, not "
-                f"{self.labels.dtype} {self.labels.shape}; .astype(np.int64) converts"
+                f"{self.labels.dtype} {self.labels.shape}; .astype(np.int64) converts, "
+                ".ravel() takes an axis away"
             )
         outside = (self.labels < 0) | (self.labels >= len(self.classes))
         if outside.any():
@@ -369,7 +371,8 @@ def require_normalization(mean: tuple[float, ...], std: tuple[float, ...]) -> No
     if not (fits and all(0 <= m <= 1 for m in mean) and all(0 < s <= 1 for s in std)):
         raise ValueError(
             f"mean {mean} and std {std} must have a value each for every channel, on the "
-            "[0, 1] scale, std more than 0; divide by 255 what is of pixels up to 255"
+            "[0, 1] scale, std more than 0; divide by 255 what is of pixels up to 255, "
+            "leave out a channel that is the same everywhere"
         )
 
 
@@ -624,7 +627,12 @@ def make_loaders(
         "mean": mean,
         "std": std,
     }
-    augmentation = {"seed": seed, "cutout": cutout}
+    # Python's own numbers: a checkpoint holds them, and reads back no NumPy ones.
+    made_with = {"mean": tuple(map(float, mean)), "std": tuple(map(float, std))}
+    if transform is None:
+        numbers = {"padding": int(padding), "flip": float(flip), "cutout": int(cutout)}
+        made_with |= numbers
+    augmentation = {"seed": seed, "cutout": cutout, "made_with": made_with}
     if augment_on == "device":
         kind = DeviceLoader
         augmentation |= {"padding": padding, "flip": flip}
@@ -633,9 +641,9 @@ def make_loaders(
         if num_workers is None:
             num_workers = 0 if device.type == "cpu" else min(8, usable_cores())
         common["num_workers"] = num_workers
-        if transform is None:
+        if transform is None and (padding or flip):
             steps = geometry(padding=padding, flip=flip, size=size)
-            transform = import_albumentations().Compose(steps) if steps else None
+            transform = import_albumentations().Compose(steps)
         augmentation["transform"] = transform
 
     def build(data: ImageSet, **options) -> Loader:

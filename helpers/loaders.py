@@ -3,7 +3,7 @@
 import operator
 import os
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import numpy as np
@@ -25,8 +25,8 @@ class Loader:
 
     share: this process's number and how many share each batch. epoch: that of the next
     pass. fingerprint: of the images; tells a training that goes on whether they are still
-    the same. label_range: lowest and highest of all, as an order by class hides some from
-    the first batch.
+    the same. made_with: what is done to the images, by make_loaders' names. label_range:
+    lowest and highest of all, as an order by class hides some from the first batch.
     """
 
     images: NDArray[np.uint8]
@@ -40,6 +40,7 @@ class Loader:
     cutout: int = 0
     epoch: int = 0
     fingerprint: str | None = None
+    made_with: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.count = len(self.labels)

@@ -22,7 +22,7 @@ from torch import nn
 
 from helpers.memory import explaining_memory, keeping_freed_memory
 from helpers.optimizer import choose_dtype, make_optimizer
-from helpers.preflight import pair
+from helpers.preflight import pair, require_model
 from helpers.processes import Processes
 from helpers.progress import step_bar
 from helpers.recipe import Recipe
@@ -58,12 +58,13 @@ def lr_range_test(
 ) -> LRRangeTest:
     """Find the peak learning rate for `model` on `loader`'s batches, leaving no trace.
 
-    loader: an iterable of (images (B, C, H, W), labels (B,)). The recipe gives the number
-    of tests, their steps and the precision. Model, global random generators and the
-    loader's epoch are afterwards as they were. Of several processes the first runs the
-    test, on whole batches, and tells the others.
+    loader: an iterable with a length, of (images (B, C, H, W), labels (B,)). The recipe
+    gives the number of tests, their steps and all that decides a step of `fit`. Model,
+    global random generators and the loader's epoch are afterwards as they were. Of
+    several processes the first runs the test, on whole batches, and tells the others.
 
-    Raises ValueError where the loss never falls, ModuleNotFoundError without
+    Raises ValueError where the loss never falls and for a model that fits neither recipe
+    nor batches, TypeError for one that gives no tensor, ModuleNotFoundError without
     torch-lr-finder, and MemoryError with a batch size that would fit.
     """
     if not len(loader):
@@ -77,6 +78,8 @@ def lr_range_test(
             explaining_memory(model, loader, dtype, device),
             keeping_freed_memory(device),
         ):
+            with untouched_generators(device):  # a batch may draw from any
+                require_model(model, (loader, loader), recipe, device=device)
             tests = run_tests(model, loader, recipe, device=device, dtype=dtype)
             found = choose_max_lr(*tests)
     return processes.tell(found)

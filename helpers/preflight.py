@@ -14,7 +14,10 @@ from helpers.recipe import Recipe
 def require_fitting(
     model: nn.Module, loaders, recipe: Recipe, *, device: torch.device
 ) -> None:
-    """Raise ValueError or TypeError for what would fail, or be wrong, after hours."""
+    """Raise ValueError or TypeError for what would fail, or be wrong, after hours.
+
+    Warns of what is only otherwise than the recipe says.
+    """
     train, test = loaders
     if not len(train) or not len(test):
         raise ValueError(
@@ -33,6 +36,21 @@ def require_fitting(
             f"peak_epoch {recipe.peak_epoch} leaves the learning rate no step to rise in, "
             f"as an epoch has {len(train)}; make either larger"
         )
+    made_with = getattr(train, "made_with", {})
+    for name, value in recipe.augmentation.items():
+        if (made := made_with.get(name, value)) != value:
+            warnings.warn(
+                f"the recipe's {name} is {value} and the training loader's {made}, which is "
+                "what is done; make_loaders(..., **recipe.augmentation) makes it the same",
+                stacklevel=3,
+            )
+    require_model(model, loaders, recipe, device=device)
+
+
+def require_model(
+    model: nn.Module, loaders, recipe: Recipe, *, device: torch.device
+) -> None:
+    """Raise ValueError or TypeError for a model that doesn't fit the loaders' batches."""
     scale = getattr(model, "logit_scale", 1)
     # What is no number, a parameter say, is the model's own affair.
     if isinstance(scale, int | float) and scale != recipe.logit_scale:
@@ -41,7 +59,8 @@ def require_fitting(
             "make the model with logit_scale=recipe.logit_scale (one of your own holds it "
             "as .logit_scale and multiplies its outputs by it), or the recipe with 1"
         )
-    tried = copy.deepcopy(model)
+    tried = copy.deepcopy(model).to(device)
+    train, test = loaders
     with torch.random.fork_rng([]), torch.no_grad():
         images, labels = pair(next(iter(test)))
         try:

@@ -412,6 +412,7 @@ def plan_of(loaders, recipe: Recipe) -> dict[str, Any]:
     neighbour of what the schedule began with, and the history holds that.
     """
     train = loaders[0]
+    made_with = getattr(train, "made_with", {})
     fields = asdict(recipe)
     del fields["max_lr"]
     return {
@@ -420,6 +421,7 @@ def plan_of(loaders, recipe: Recipe) -> dict[str, Any]:
         "steps_per_epoch": len(train),
         "images": [getattr(loader, "fingerprint", None) for loader in loaders],
         "seed": getattr(train, "seed", None),
+        **{f"the loader's {name}": value for name, value in made_with.items()},
     }
 
 

@@ -770,6 +770,13 @@ def own(*steps):
     return A.Compose([getattr(A, name)(**fields) for name, fields in steps])
 
 
+def test_holes_alone_need_no_albumentations(monkeypatch):
+    monkeypatch.setitem(sys.modules, "albumentations", None)
+    assert loaders(on="cpu", padding=0, flip=0, cutout=4)
+    with pytest.raises(ModuleNotFoundError, match="pip install albumentations"):
+        loaders(on="cpu", padding=0)
+
+
 def test_own_transform_stands_in_for_the_augmentation():
     data = image_set()
     turned, kept = loaders(data, on="auto", transform=own(("HorizontalFlip", {"p": 1})))

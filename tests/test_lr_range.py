@@ -6,6 +6,7 @@ import random
 import numpy as np
 import pytest
 import torch
+from torch import nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
@@ -89,6 +90,16 @@ def test_range_test_leaves_no_trace(used, kind, capsys):
         assert after[name] == before[name], name
     assert train_test.lr_range_test(model, train, recipe(), device="cpu") == first
     assert capsys.readouterr() == ("", "")
+
+
+def test_range_test_of_a_model_that_fit_refuses_is_refused_before_its_steps():
+    train = loaders().train
+    with pytest.raises(ValueError, match=r"recipe's logit_scale is 0\.5 and"):
+        train_test.lr_range_test(network(), train, recipe(logit_scale=0.5), device=CPU)
+    narrow = nn.Sequential(nn.Flatten(), nn.Linear(8 * 8 * 3, 10))
+    with pytest.raises(ValueError, match="can't take the images"):
+        train_test.lr_range_test(narrow, train, recipe(), device=CPU)
+    assert train.epoch == 0
 
 
 def test_range_test_does_not_depend_on_what_was_drawn_before():

@@ -959,6 +959,25 @@ def test_interrupted_training_says_what_is_kept(kept, tmp_path, capsys):
     assert last == f"KeyboardInterrupt in epoch 2; {held}"
 
 
+def test_training_with_other_augmentation_or_normalization_is_not_gone_on_with(
+    interrupted,
+):
+    loader = {"batch_size": 16, "device": CPU, "augment_on": "device"}
+    darker = dataset.make_loaders(*IMAGES, **loader, mean=(0.4, 0.4, 0.4))
+    assert "the loader's mean is (0.49" in refusal(interrupted, pair=darker)
+    plain = dataset.make_loaders(*IMAGES, **loader, flip=0)
+    sentence = "the loader's flip is 0.5 there and 0.0 here"
+    assert sentence in refusal(interrupted, pair=plain)
+
+
+def test_loader_that_augments_otherwise_than_the_recipe_says_is_warned_of():
+    plan = recipe(cutout=2)
+    with pytest.warns(
+        UserWarning, match="recipe's cutout is 2 and .* loader's 8, which"
+    ):
+        fit(network(), loaders(), plan)
+
+
 def test_training_on_other_images_or_by_another_seed_is_not_gone_on_with(interrupted):
     assert "seed is 0 there and 1 here" in refusal(interrupted, pair=loaders(seed=1))
     others = dataset.synthetic_cifar10(train=40, test=20, seed=5)
