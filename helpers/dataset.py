@@ -627,8 +627,12 @@ def make_loaders(
         "mean": mean,
         "std": std,
     }
-    # Python's own numbers: a checkpoint holds them, and reads back no NumPy ones.
-    made_with = {"mean": tuple(map(float, mean)), "std": tuple(map(float, std))}
+    # Python's own numbers: a checkpoint holds them, and reads back no NumPy ones. The last
+    # digits of a mean depend on the CPU that computed it.
+    made_with = {
+        name: tuple(round(float(value), 6) for value in values)
+        for name, values in (("mean", mean), ("std", std))
+    }
     if transform is None:
         numbers = {"padding": int(padding), "flip": float(flip), "cutout": int(cutout)}
         made_with |= numbers

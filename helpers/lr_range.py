@@ -63,13 +63,25 @@ def lr_range_test(
     global random generators and the loader's epoch are afterwards as they were. Of
     several processes the first runs the test, on whole batches, and tells the others.
 
-    Raises ValueError where the loss never falls and for a model that fits neither recipe
-    nor batches, TypeError for one that gives no tensor, ModuleNotFoundError without
-    torch-lr-finder, and MemoryError with a batch size that would fit.
+    Raises ValueError where the loss never falls and for a model that doesn't fit the
+    recipe or the batches, TypeError for one that gives no tensor, ModuleNotFoundError
+    without torch-lr-finder, and MemoryError with a batch size that would fit.
     """
     if not len(loader):
         raise ValueError("the loader has no batch; give it at least one")
     device = torch.device(device)
+    choose_dtype(recipe.precision, device)  # raises for a device that won't do
+    if Processes.of(loader).first:
+        # A batch may draw from any generator.
+        with borrowed(loader), untouched_generators(device):
+            require_model(model, (loader, loader), recipe, device=device)
+    return find_max_lr(model, loader, recipe, device=device)
+
+
+def find_max_lr(
+    model: nn.Module, loader, recipe: Recipe, *, device: torch.device
+) -> LRRangeTest:
+    """The range test of a model that fits."""
     dtype = choose_dtype(recipe.precision, device)
     processes, found = Processes.of(loader), None
     if processes.first:
@@ -78,8 +90,6 @@ def lr_range_test(
             explaining_memory(model, loader, dtype, device),
             keeping_freed_memory(device),
         ):
-            with untouched_generators(device):  # a batch may draw from any
-                require_model(model, (loader, loader), recipe, device=device)
             tests = run_tests(model, loader, recipe, device=device, dtype=dtype)
             found = choose_max_lr(*tests)
     return processes.tell(found)

@@ -11,13 +11,8 @@ from helpers.processes import Processes
 from helpers.recipe import Recipe
 
 
-def require_fitting(
-    model: nn.Module, loaders, recipe: Recipe, *, device: torch.device
-) -> None:
-    """Raise ValueError or TypeError for what would fail, or be wrong, after hours.
-
-    Warns of what is only otherwise than the recipe says.
-    """
+def require_fitting(loaders, recipe: Recipe) -> None:
+    """Raise ValueError for loaders that don't fit; warn of other augmentation."""
     train, test = loaders
     if not len(train) or not len(test):
         raise ValueError(
@@ -44,13 +39,15 @@ def require_fitting(
                 "what is done; make_loaders(..., **recipe.augmentation) makes it the same",
                 stacklevel=3,
             )
-    require_model(model, loaders, recipe, device=device)
 
 
 def require_model(
     model: nn.Module, loaders, recipe: Recipe, *, device: torch.device
 ) -> None:
-    """Raise ValueError or TypeError for a model that doesn't fit the loaders' batches."""
+    """Raise ValueError or TypeError for a model that doesn't fit recipe or batches.
+
+    Warns of one that gives probabilities.
+    """
     scale = getattr(model, "logit_scale", 1)
     # What is no number, a parameter say, is the model's own affair.
     if isinstance(scale, int | float) and scale != recipe.logit_scale:

@@ -27,7 +27,7 @@ from helpers.checkpoint import (
     save_checkpoint,
 )
 from helpers.history import Epoch, History, Metrics
-from helpers.lr_range import LRRangeTest, lr_range_test
+from helpers.lr_range import LRRangeTest, find_max_lr, lr_range_test
 from helpers.memory import (
     explaining_memory,
     explaining_memory_of_answers,
@@ -39,7 +39,7 @@ from helpers.optimizer import (
     make_scheduler,
     planned_learning_rates,
 )
-from helpers.preflight import pair, require_fitting, require_shared
+from helpers.preflight import pair, require_fitting, require_model, require_shared
 from helpers.processes import Processes, connected
 from helpers.progress import step_bar
 from helpers.recipe import PROFILES, RECIPES, Recipe
@@ -484,13 +484,14 @@ def fit(
         saved = load_checkpoint(path, plan=plan, model=model.state_dict())
     saved = processes.tell(saved)
     model.to(device, memory_format=torch.channels_last)
-    require_fitting(model, loaders, recipe, device=device)
+    require_fitting(loaders, recipe)
+    require_model(model, loaders, recipe, device=device)
     if saved:
         history = History.from_dict(saved["history"])
     else:
         max_lr = recipe.max_lr
         if max_lr is None:
-            max_lr = lr_range_test(model, train, recipe, device=device).max_lr
+            max_lr = find_max_lr(model, train, recipe, device=device).max_lr
             if processes.first:
                 print(f"range test: max_lr {max_lr:.2e}")
         history = History(max_lr)

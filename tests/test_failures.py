@@ -247,9 +247,16 @@ def test_model_made_without_the_recipes_logit_scale_is_refused():
 def test_model_that_ends_in_softmax_is_trained_and_warned_of():
     batch = IMAGE, torch.arange(8)
     model = Wrapped(lambda logits: logits.softmax(1))
-    with pytest.warns(UserWarning, match="are probabilities, .* leave the softmax"):
-        history = train_test.fit(model, ([batch] * 3, [batch]), RECIPE, device=CPU)
+    recipe = replace(RECIPE, max_lr=None)
+    train = [batch] * 3
+    sentence = "are probabilities, .* leave the softmax"
+    with pytest.warns(UserWarning, match=sentence) as fitted:
+        history = train_test.fit(model, (train, [batch]), recipe, device=CPU)
     assert len(history.epochs) == 3
+    with pytest.warns(UserWarning, match=sentence) as tested:
+        train_test.lr_range_test(model, train, recipe, device=CPU)
+    for warned in (fitted, tested):
+        assert [warning.filename for warning in warned] == [__file__]
 
 
 @pytest.mark.parametrize("wide", ["train", "test"])

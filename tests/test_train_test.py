@@ -965,6 +965,12 @@ def test_training_with_other_augmentation_or_normalization_is_not_gone_on_with(
     loader = {"batch_size": 16, "device": CPU, "augment_on": "device"}
     darker = dataset.make_loaders(*IMAGES, **loader, mean=(0.4, 0.4, 0.4))
     assert "the loader's mean is (0.49" in refusal(interrupted, pair=darker)
+    almost = tuple(mean * (1 + 1e-15) for mean in dataset.CIFAR10_MEAN)
+    assert almost != dataset.CIFAR10_MEAN  # as another CPU may compute them
+    alike = dataset.make_loaders(*IMAGES, **loader, mean=almost)
+    assert train_test.plan_of(alike, recipe()) == train_test.plan_of(
+        loaders(), recipe()
+    )
     plain = dataset.make_loaders(*IMAGES, **loader, flip=0)
     sentence = "the loader's flip is 0.5 there and 0.0 here"
     assert sentence in refusal(interrupted, pair=plain)
