@@ -52,6 +52,10 @@ VARIANTS = [
     sweeps.Trial("half-decay", {"weight_decay": 0.2}, "together", "half-decay"),
     sweeps.Trial("double-decay", {"weight_decay": 0.8}, "together", "double-decay"),
 ]
+LEFT_OUT = [
+    sweeps.Trial(name, fields, f"no-{name}", "half-decay")
+    for name, fields in sweeps.INGREDIENTS.items()
+]
 IMAGES = PROJECT / "Images"
 NOTEBOOK_FIGURES = {
     "samples.png": "utils.plot_samples(",
@@ -285,6 +289,7 @@ def render_log(text: str) -> str:
             "ingredients": ingredients(RESULTS, sweeps.trials()),
             "together": ingredients(TOGETHER, GROUPS),
             "variants": ingredients(TOGETHER, VARIANTS),
+            "left-out": ingredients(TOGETHER, LEFT_OUT),
             "learning-rates": learning_rates(),
             "learning-rates-short": learning_rates(SHORT),
         },
