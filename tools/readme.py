@@ -97,9 +97,10 @@ def ingredients(folder: Path, trials: list[sweeps.Trial]) -> str:
             lines.append((name, changes, 0, *[NOT_MEASURED] * 3, "not tried"))
             continue
         found = [
-            spread(list(sweeps.accuracies(folder, f"sweep-{runs}").values()))
-            for runs in (without, having)
+            sweeps.accuracies(folder, f"sweep-{runs}") for runs in (without, having)
         ]
+        seeds = sorted(found[0].keys() & found[1].keys())
+        found = [spread([by_seed[seed] for seed in seeds]) for by_seed in found]
         decision = "kept" if gain.kept else "not kept" if gain.decided else "open"
         lines.append((name, changes, gain.n, *found, gain.points, decision))
     columns = ["tried", "fields", "paired seeds", "without", "with"]
