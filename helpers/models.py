@@ -174,8 +174,8 @@ def summarize(model: nn.Module, image_size: tuple[int, int, int] = (3, 32, 32)) 
     torchsummary runs the model in its current mode on random numbers, which would move
     BatchNorm's statistics and the random number generator: it gets a copy, and the
     generator is put back. It counts a layer's `weight` and `bias`, again each time the
-    layer runs, and no other parameters: `count_parameters` counts all
-    that are trained, each once.
+    layer runs, and no other parameters; `count_parameters` counts all that are trained,
+    each once.
 
     Raises ValueError for images that the model can't take.
     """

@@ -441,10 +441,10 @@ def fit(
         which `evaluate` and `predict` see to themselves.
     loaders: (train, test), each an iterable with a length, of (images (B, C, H, W),
         labels (B,)); one with `set_epoch` is told which epoch begins.
-    recipe: what it says of images, their augmentation and the model's logit_scale is for
-        whoever makes loaders and model, as in `make_loaders(...,
-        batch_size=recipe.batch_size, **recipe.augmentation)`; without a max_lr the range
-        test finds one, and a line tells it.
+    recipe: what it says of images, their augmentation (a warning tells of another one)
+        and the model's logit_scale is for whoever makes loaders and model, as in
+        `make_loaders(..., batch_size=recipe.batch_size, **recipe.augmentation)`; without
+        a max_lr the range test finds one, and a line tells it.
     checkpoint: a file that is written after each epoch.
     resume: go on from the checkpoint if it is there; with the same results as without a
         stop where what the loaders draw depends on `set_epoch` or torch's global generator
