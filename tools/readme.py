@@ -17,6 +17,7 @@ from helpers.records import (
     NOT_MEASURED,
     Experiment,
     accuracy_by_rate,
+    against_page,
     experiments,
     flat_top,
     how_trained,
@@ -129,6 +130,26 @@ def learning_rates(folder: Path = RESULTS) -> str:
         reached = spread([record["last_epoch_accuracy"] for record in base])
     lines += [(tested, len(base), reached), (found, "", verdict)]
     return markdown(["max_lr", "seeds", "last epoch, held-out images"], lines, left=())
+
+
+def each_run(records: list[dict[str, Any]]) -> str:
+    """A line for each training on the test set: what the means are made of."""
+    lines = [
+        (
+            f"{run['model']}, {how_trained(run)}",
+            run["hardware"]["device"],
+            run["seed"],
+            f"{run['max_lr']:.2e}",
+            spread([run["last_epoch_accuracy"]]),
+            spread([run["flip_tta_accuracy"]]),
+            against_page([run], records).removesuffix(", one pair"),
+        )
+        for runs in experiments(records)
+        for run in runs
+    ]
+    columns = ["network, recipe", "hardware", "seed", "max_lr", "last epoch"]
+    columns += ["flip TTA", "points above `page`"]
+    return markdown(columns, lines, left=(0, 1))
 
 
 def claims(records: list[dict[str, Any]]) -> str:
@@ -291,6 +312,7 @@ def render_log(text: str) -> str:
             "together": ingredients(TOGETHER, GROUPS),
             "variants": ingredients(TOGETHER, VARIANTS),
             "left-out": ingredients(TOGETHER, LEFT_OUT),
+            "runs": each_run(utils.read_records(RESULTS, RUNS)),
             "learning-rates": learning_rates(),
             "learning-rates-short": learning_rates(SHORT),
         },
