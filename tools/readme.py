@@ -208,15 +208,18 @@ def headline(records: list[dict[str, Any]]) -> str:
     for runs in experiments(alike):
         accuracy = spread([run["last_epoch_accuracy"] for run in runs])
         seeds = f"{len(runs)} seeds" if len(runs) > 1 else "one seed"
-        found.append(f"{how_trained(runs[0])} **{accuracy}** ({seeds})")
+        found.append(f"- {how_trained(runs[0])}: **{accuracy}** ({seeds})")
     missing = unmeasured(records)
-    return (
-        f"Test accuracy after the last of {epochs} epochs, by recipe (see below): "
-        f"{', '.join(found)}. Data: {data['source']}, {data['train_images']:,} training "
-        f"images, {data['test_images']:,} test images."
-        + f" Not measured yet: {', '.join(missing)}."
-        * bool(missing)
-    )
+    lines = [
+        f"Test accuracy after the last of {epochs} epochs on {data['source']}, "
+        f"{data['train_images']:,} training and {data['test_images']:,} test images, by "
+        "recipe (see below):",
+        "",
+        *found,
+        "",
+        f"Not measured yet: {', '.join(missing)}.",
+    ]
+    return "\n".join(lines if missing else lines[:-2])
 
 
 def unmeasured(records: list[dict[str, Any]]) -> list[str]:
@@ -234,7 +237,7 @@ def unmeasured(records: list[dict[str, Any]]) -> list[str]:
         "David Page's recipe": any(r["recipe_name"] == "page" for r in whole),
         "ResNet18": any(r["model"] == "ResNet18" for r in whole),
         "other learning rates over 24 epochs": curve and flat_top(curve),
-        "what each ingredient of `ours` adds": all(
+        "what each ingredient of `ours` adds over 24 epochs": all(
             sweeps.gain(RESULTS, f"no-{name}", "together").decided
             for name in sweeps.INGREDIENTS
         ),
