@@ -239,7 +239,8 @@ def predict(
             images = images.to(
                 device, non_blocking=True, memory_format=torch.channels_last
             )
-            answers = model(images).float()
+            # A copy: a compiled model may use the memory of its output again.
+            answers = model(images).to(torch.float32, copy=True)
             if flip_tta:
                 answers = (answers + model(images.flip(3)).float()) / 2
             logits.append(answers)

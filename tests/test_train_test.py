@@ -705,6 +705,22 @@ def test_predictions_come_in_the_loaders_order():
     assert got.metrics == train_test.evaluate(model, test, device=CPU)
 
 
+def test_a_model_may_use_the_memory_of_its_output_again():
+    class Reusing(torch.nn.Module):  # as one does that CUDA graphs replay
+        def __init__(self):
+            super().__init__()
+            self.inner, self.kept = network(), torch.empty(16, 10)
+
+        def forward(self, images):
+            return self.kept.copy_(self.inner(images))
+
+    model, test = Reusing().eval(), batches(16, 16)
+    got = train_test.predict(model, test, device=CPU)
+    assert torch.equal(
+        got.logits, train_test.predict(model.inner, test, device=CPU).logits
+    )
+
+
 def test_nothing_to_evaluate_is_said():
     with pytest.raises(ValueError, match="nothing to evaluate"):
         train_test.evaluate(network(), [], device=CPU)
