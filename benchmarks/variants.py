@@ -1,6 +1,12 @@
-"""The step with what could be switched on, and whether compiling pays back."""
+"""The step with what could be switched on, and whether compiling pays back.
+
+python -m benchmarks.variants BATCH_SIZE STEPS SEARCH is a process of its own: cuDNN uses
+again what it has once chosen, so its search can't be switched on in one where it was off.
+"""
 
 import os
+import statistics
+import sys
 import tempfile
 from unittest.mock import patch
 
@@ -8,32 +14,40 @@ import torch
 from torch import nn
 from torch._dynamo.utils import counters
 
+from benchmarks import fresh
 from benchmarks.data import TRAIN
 from benchmarks.rows import Row, Setup, compared, interleaved, median, seconds, versus
 from benchmarks.steps import OURS, contender, our_epoch, random_batches, within_fit
-from helpers import models
+from helpers import models, utils
 
 GROUP = "variants of the step, CustomResNet"
 POOL = "ours, MaxPool2d(4) for AdaptiveMaxPool2d(1)"
+BARE = "ours, without the biases that BatchNorm subtracts"
 COMPILED = "ours, torch.compile"
 PRICE = "compiling for one size of batch"  # fit has four
 SKIPS = "compiled without CUDA graphs"
 PAYS = "epochs of 50,000 images until compiling has paid back"
 NEVER = "never: no faster"
+ALONE = "ours, in a process of its own"
+SEARCHED = "ours, in its own process, cuDNN having searched"
 
 
 def measure(setup: Setup) -> list[Row]:
     torch.set_num_threads(setup.threads)
     cuda = setup.device.type == "cuda"
     batches = random_batches(setup.batch_size, setup.steps, setup.device)
-    pooled, compiled = models.CustomResNet(), models.CustomResNet()
+    pooled, bare, compiled = (models.CustomResNet() for _ in range(3))
     pooled.pool = nn.MaxPool2d(4)
+    for layer in bare.modules():
+        if isinstance(layer, nn.Conv2d):
+            layer.bias = None
     # On CUDA also as CUDA graphs, which take the launches off the host.
     mode = "reduce-overhead" if cuda else "default"
     compiled.compile(mode=mode, dynamic=False, backend=setup.compiler)
     works = {
         OURS: our_epoch(models.CustomResNet(), batches, setup.device),
         POOL: our_epoch(pooled, batches, setup.device),
+        BARE: our_epoch(bare, batches, setup.device),
         COMPILED: our_epoch(compiled, batches, setup.device),
     }
     missing = []
@@ -70,7 +84,25 @@ def measure(setup: Setup) -> list[Row]:
         missing += [Row(group=GROUP, name=SKIPS, unit="parts", **told)]
         missing += [Row(group=GROUP, name=PRICE, unit="s", values=[price])]
         missing += [pays(rows, price)]
-    return [*rows, *missing]
+    return [*rows, *missing, *searched(setup)]
+
+
+def searched(setup: Setup) -> list[Row]:
+    """What cuDNN's search for the fastest algorithm gains."""
+    if setup.device.type == "cpu" and not setup.smoke:
+        given = {"group": GROUP, "unit": "images/s", "note": "needs a CUDA device"}
+        return [Row(name=SEARCHED, **given)]
+
+    def child(search: int) -> float:
+        numbers = map(str, (setup.batch_size, setup.steps, search))
+        return float(fresh.python("-m", "benchmarks.variants", *numbers, setup=setup))
+
+    values = interleaved(
+        {ALONE: lambda: child(0), SEARCHED: lambda: child(1)},
+        setup.process_repeats,
+        warm_up=False,
+    )
+    return compared(GROUP, "images/s", values, against=ALONE)
 
 
 def pays(rows: list[Row], price: float) -> Row:
@@ -80,3 +112,18 @@ def pays(rows: list[Row], price: float) -> Row:
     saved = TRAIN / median(found[OURS]) * (1 - 1 / faster)
     when = {"values": [price / saved]} if saved > 0 else {"note": NEVER}
     return Row(group=GROUP, name=PAYS, unit="epochs", **when)
+
+
+def main(batch_size: int, steps: int, search: int) -> None:
+    """Print the images/s of our step."""
+    torch.backends.cudnn.benchmark = bool(search)
+    device = utils.get_device()
+    batches = random_batches(batch_size, steps, device)
+    work = our_epoch(models.CustomResNet(), batches, device)
+    work()  # the search
+    took = statistics.median(seconds(work, device) for _ in range(5))
+    print(batch_size * steps / took)
+
+
+if __name__ == "__main__":
+    main(*map(int, sys.argv[1:]))
