@@ -1,8 +1,11 @@
 """Where a second of training goes, seen from outside: by hooks, and without waiting."""
 
+import contextlib
+import io
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -10,7 +13,7 @@ import torch
 from benchmarks.data import TRAIN, whole_epoch
 from benchmarks.fresh import PROJECT
 from benchmarks.rows import Row, Setup, seconds
-from benchmarks.steps import our_options
+from benchmarks.steps import RATE, our_options
 from helpers import dataset, models, train_test
 from helpers.memory import keeping_freed_memory
 
@@ -19,6 +22,8 @@ PARTS = ("data", "forward", "loss and backward", "optimizer", "evaluation")
 SYNCS = "waits for the GPU between first and last step"
 NO_WAITS = "the trace has none at all, so it doesn't tell"
 TEST = 10_000  # images of CIFAR-10's; the shares are of an epoch of TRAIN and these
+# What fit is watched with: all that it can do between two steps.
+TRACED = train_test.Recipe(epochs=1, peak_epoch=0.9, max_lr=RATE, average_epochs=1)
 
 
 class Clock:
@@ -50,18 +55,33 @@ class Clock:
 def watched(
     model: torch.nn.Module, optimizer: torch.optim.Optimizer, clock: Clock
 ) -> Iterator[None]:
-    """Marks where each part of a step begins; the bookkeeping after it counts as data."""
+    """Marks where loss and optimizer begin; the bookkeeping after a step counts as its."""
     hooks = [
-        model.register_forward_pre_hook(lambda *_: clock.mark("forward")),
         model.register_forward_hook(lambda *_: clock.mark("loss and backward")),
         optimizer.register_step_pre_hook(lambda *_: clock.mark("optimizer")),
-        optimizer.register_step_post_hook(lambda *_: clock.mark("data")),
     ]
     try:
         yield
     finally:
         for hook in hooks:
             hook.remove()
+
+
+class WatchedLoader:
+    """A loader that marks when a batch is asked for, and when it has come."""
+
+    def __init__(self, loader, clock: Clock):
+        self.loader, self.clock = loader, clock
+
+    def __len__(self) -> int:
+        return len(self.loader)
+
+    def __iter__(self) -> Iterator:
+        self.clock.mark("data")
+        for batch in self.loader:
+            self.clock.mark("forward")
+            yield batch
+            self.clock.mark("data")
 
 
 def measure(setup: Setup) -> list[Row]:
@@ -77,44 +97,56 @@ def measure(setup: Setup) -> list[Row]:
         train, test, batch_size=setup.batch_size, device=device
     )
     model = models.CustomResNet().to(device, memory_format=torch.channels_last)
-    optimizer = train_test.make_optimizer(model, lr=1e-4)
-    options = our_options(device)
+    optimizer = train_test.make_optimizer(model, TRACED, lr=RATE)
+    scheduler = train_test.make_scheduler(
+        optimizer, TRACED, max_lr=RATE, steps_per_epoch=100_000
+    )
+    options = {**our_options(device), "scheduler": scheduler}
     # Until memory is settled; to cuDNN an epoch's partial last batch is another shape.
     first = loaders.train if whole else [next(iter(loaders.train))] * 4
-    clock = Clock(device)
+    shares: dict[str, list[float]] = {part: [] for part in PARTS}
     with keeping_freed_memory(device):  # as in fit
         train_test.train_one_epoch(model, first, optimizer, **options)  # warm-up
         train_test.evaluate(model, loaders.test, device=device)
-        with watched(model, optimizer, clock):
-            clock.mark("data")
-            train_test.train_one_epoch(model, loaders.train, optimizer, **options)
-        took = seconds(
-            lambda: train_test.evaluate(model, loaders.test, device=device), device
-        )
-    found = {part: spent * TRAIN / count for part, spent in clock.totals().items()}
-    found["evaluation"] = took * TEST / tested
-    all_parts = sum(found.values())
+        for _ in range(setup.repeats):
+            clock = Clock(device)
+            loader = WatchedLoader(loaders.train, clock)
+            with watched(model, optimizer, clock):
+                train_test.train_one_epoch(model, loader, optimizer, **options)
+            took = seconds(
+                lambda: train_test.evaluate(model, loaders.test, device=device), device
+            )
+            found = {part: t * TRAIN / count for part, t in clock.totals().items()}
+            found["evaluation"] = took * TEST / tested
+            for part, times in shares.items():
+                times.append(100 * found[part] / sum(found.values()))
     rows = [
-        Row(group=GROUP, name=part, unit="%", values=[100 * found[part] / all_parts])
-        for part in PARTS
+        Row(group=GROUP, name=part, unit="%", values=values)
+        for part, values in shares.items()
     ]
     waits = {"note": "needs a CUDA device"}
     if device.type == "cuda" or setup.smoke:
         trace = PROJECT / "build" / f"trace-{device.type}.json.gz"
-        seen = waits_in(trace, model, loaders.train, optimizer, options)
+        recipe = replace(TRACED, batch_size=setup.batch_size)
+        seen = waits_in(trace, models.CustomResNet(), loaders, recipe, device)
         # An epoch ends with one, when its metrics are read.
         waits = {"note": NO_WAITS} if seen is None else {"values": [seen]}
     return [*rows, Row(group=GROUP, name=SYNCS, unit="in an epoch", **waits)]
 
 
-def waits_in(trace: Path, model, loader, optimizer, options) -> int | None:
-    """How often the host waited for the GPU within an epoch, by the trace that is left.
+def waits_in(
+    trace: Path, model, loaders, recipe: train_test.Recipe, device: torch.device
+) -> int | None:
+    """How often fit waited for the GPU within an epoch, by the trace that is left.
 
     None where the trace has no wait at all, not even the one at the epoch's end: then it
     doesn't tell.
     """
-    with torch.profiler.profile() as profiler:  # of all that this machine has
-        train_test.train_one_epoch(model, loader, optimizer, **options)
+    with (
+        contextlib.redirect_stdout(io.StringIO()),
+        torch.profiler.profile() as profiler,  # of all that this machine has
+    ):
+        train_test.fit(model, loaders, recipe, device=device)
     trace.parent.mkdir(exist_ok=True)
     profiler.export_chrome_trace(str(trace))
     # The device's own events are named after the steps too, and are later.
