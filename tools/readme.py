@@ -210,15 +210,12 @@ def headline(records: list[dict[str, Any]]) -> str:
         seeds = f"{len(runs)} seeds" if len(runs) > 1 else "one seed"
         found.append(f"- {how_trained(runs[0])}: **{accuracy}** ({seeds})")
     missing = unmeasured(records)
-    lines = [
+    about = (
         f"Test accuracy after the last of {epochs} epochs on {data['source']}, "
         f"{data['train_images']:,} training and {data['test_images']:,} test images, by "
-        "recipe (see below):",
-        "",
-        *found,
-        "",
-        f"Not measured yet: {', '.join(missing)}.",
-    ]
+        "recipe (see below):"
+    )
+    lines = [about, "", *found, "", f"Not measured yet: {', '.join(missing)}."]
     return "\n".join(lines if missing else lines[:-2])
 
 
