@@ -103,8 +103,11 @@ def median(row: Row | None) -> float | None:
 
 
 def ratio(row: Row | None, base: Row | None) -> float | None:
-    """The median over the rounds of row / base, each taken in the same minute."""
-    if not (row and base and row.values and base.values):
+    """The median over the rounds of row / base, each taken in the same minute.
+
+    None where there is none, or one of the two has failed in some rounds.
+    """
+    if not (row and base and row.values and len(row.values) == len(base.values)):
         return None
     pairs = zip(row.values, base.values, strict=True)
     return statistics.median(value / other for value, other in pairs)

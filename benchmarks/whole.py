@@ -12,6 +12,7 @@ import re
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -30,6 +31,7 @@ COLD = "{}, from process start to the last accuracy"
 ACCURACY = "{}, accuracy on the test images"
 SHARE = "ours, share of the matmul peak over 24 epochs"
 OURS = "ours"
+LIMIT = 300  # seconds of a process; one that takes longer hangs, and is killed
 # The rate is given: no range test belongs to what the others do.
 RECIPE = train_test.Recipe(max_lr=3e-3)
 REHEARSED = train_test.Recipe(
@@ -66,14 +68,17 @@ RIVALS = {
 
 def measure(setup: Setup, rows: list[Row]) -> list[Row]:
     """rows: of the limits, to tell the share of the peak."""
-    names = [OURS, *RIVALS]
-    labels = [TRAINING, EVALUATED, SHARE]
-    labels += [text.format(name) for text in (CLOCK, COLD, ACCURACY) for name in names]
-    found, failures = {label: [] for label in labels}, {}
+    against = dict.fromkeys((TRAINING, EVALUATED, SHARE), "")
+    for text in (CLOCK, COLD, ACCURACY):
+        compared = "" if text == ACCURACY else text.format(OURS)
+        against[text.format(OURS)] = ""
+        against |= {text.format(name): compared for name in RIVALS}
+    found, failures = {label: [] for label in against}, {}
     if setup.device.type == "cuda" or setup.smoke:
         for _ in range(1 if setup.smoke else 2):
-            for label, value in [*ours(setup), *rivals(setup, failures)]:
-                found[label].append(value)
+            for done in (ours(setup), cold(setup, failures), rivals(setup, failures)):
+                for label, value in done:
+                    found[label].append(value)
         peak = median(find(rows, "limits", f"matmul peak, {precision(setup)}"))
         flops = median(find(rows, "limits", "CustomResNet, forward and backward"))
         if peak and flops and not setup.smoke:
@@ -85,6 +90,7 @@ def measure(setup: Setup, rows: list[Row]) -> list[Row]:
             name=label,
             unit="%" if label == SHARE or "accuracy on" in label else "s",
             values=values,
+            against=against[label],
             note="" if values else failures.get(label) or why_not(label, setup),
         )
         for label, values in found.items()
@@ -130,7 +136,6 @@ def ours(setup: Setup) -> list[tuple[str, float]]:
         (EVALUATED, sum(row.seconds for row in history.epochs)),
         (CLOCK.format(OURS), trained + last),
         (ACCURACY.format(OURS), 100 * said[0].metrics.accuracy),
-        *([] if setup.smoke else [(COLD.format(OURS), cold(setup))]),
     ]
 
 
@@ -141,19 +146,29 @@ def load(setup: Setup, recipe: train_test.Recipe):
     return dataset.load_cifar10(setup.data, download=False)
 
 
-def cold(setup: Setup) -> float:
-    """Seconds of `python -m helpers`, all it does included."""
+def cold(setup: Setup, failures: dict[str, str]) -> list[tuple[str, float]]:
+    """Seconds of `python -m helpers`, all it does included.
+
+    failures: takes by row why it has no value, as one's failure is not the others'.
+    """
+    label, profile = COLD.format(OURS), "smoke" if setup.smoke else "full"
     with tempfile.TemporaryDirectory() as folder:
         command = [sys.executable, "-m", "helpers", "--data", setup.data]
-        command += ["--profile=full", f"--max-lr={RECIPE.max_lr}", f"--out={folder}"]
-        command += ["--no-checkpoint"]  # the others write none
+        command += [f"--profile={profile}", f"--max-lr={RECIPE.max_lr}"]
+        command += ["--no-checkpoint", f"--out={folder}"]  # the others write none
         start = time.perf_counter()
-        subprocess.run(command, cwd=PROJECT, stdout=subprocess.PIPE, check=True)
-        return time.perf_counter() - start
+        try:
+            subprocess.run(
+                command, cwd=PROJECT, stdout=subprocess.PIPE, check=True, timeout=LIMIT
+            )
+        except subprocess.SubprocessError as error:
+            failures[label] = str(error)
+            return []
+        return [(label, time.perf_counter() - start)]
 
 
 def rivals(setup: Setup, failures: dict[str, str]) -> list[tuple[str, float]]:
-    """failures: takes by row why it has no value, as one's failure is not the others'."""
+    """failures: as above."""
     if not setup.rivals or setup.smoke or setup.data == "synthetic":
         return []
     found = []
@@ -187,6 +202,8 @@ def run_rival(
             command, cwd=folder, env=environment, stdout=subprocess.PIPE, text=True
         ) as process,
     ):
+        stopper = threading.Timer(LIMIT, process.kill)
+        stopper.start()
         for line in process.stdout:
             if match := re.search(rival.end, line):
                 accuracy, clock = map(float, match.groups())
@@ -194,10 +211,11 @@ def run_rival(
             if len(ends) == rival.ends:
                 process.terminate()
                 break
+        stopper.cancel()
     if len(ends) < rival.ends:
         raise RuntimeError(
             f"{script} ended with status {process.returncode} after {len(ends)} of "
-            f"{rival.ends} trainings; its messages are above"
+            f"{rival.ends} trainings, of the {LIMIT} s that it has; its messages are above"
         )
     counted = ends[1:] or ends
     return ends[0][0], [clock for _, clock, _ in counted], [acc for *_, acc in counted]

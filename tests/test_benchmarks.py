@@ -90,6 +90,22 @@ def test_targets_are_read_off_their_own_rows():
     assert (measured.value, measured.verdict) == (1.1, "missed")
 
 
+def test_datas_share_is_of_the_step_and_cifar10_fast_is_compared_by_one_clock():
+    def row(group, name, value, against=""):
+        given = {"group": group, "name": name, "unit": "", "against": against}
+        return Row(values=[value], **given)
+
+    shares = zip(epoch.PARTS, (2.0, 20.0, 40.0, 18.0, 20.0), strict=True)
+    clocks = [whole.CLOCK.format(name) for name in ("cifar10-fast", whole.OURS)]
+    rows = [row(epoch.GROUP, *share) for share in shares]
+    rows += [row(whole.GROUP, clocks[0], 12.0, clocks[1])]
+    rows += [row(whole.GROUP, clocks[1], 8.0)]
+    setup = Setup(device=torch.device("cuda"), data="synthetic", threads=1)
+    found = {target.text: target.value for target in targets(rows, setup)}
+    assert found["data's share on a GPU, %"] == 2.5
+    assert found["cifar10-fast by airbench's clock, × ours"] == 1.5
+
+
 def test_contenders_take_turns():
     calls = []
 
@@ -105,6 +121,8 @@ def test_a_ratio_needs_both_rows():
     row = Row(group="a", name="one", unit="s", values=[1.0])
     assert ratio(row, None) is None
     assert ratio(row, Row(group="a", name="two", unit="s")) is None
+    # One that failed in a round isn't paired with another round's.
+    assert ratio(row, Row(group="a", name="two", unit="s", values=[1.0, 2.0])) is None
 
 
 def test_a_group_that_fails_takes_no_other_along(tmp_path, monkeypatch, capsys):
@@ -154,9 +172,9 @@ def test_the_hooks_leave_nothing_behind():
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     clock = epoch.Clock(CPU)
     with epoch.watched(model, optimizer, clock):
-        clock.mark("data")
-        model(torch.ones(1, 3)).sum().backward()
-        optimizer.step()
+        for images in epoch.WatchedLoader([torch.ones(1, 3)], clock):
+            model(images).sum().backward()
+            optimizer.step()
     model(torch.ones(1, 3)).sum().backward()
     optimizer.step()
     names = [name for name, _ in clock.marks]
@@ -214,22 +232,25 @@ def test_where_nothing_compiles_the_row_says_why():
 RATE = 1e-4
 
 
-def three_batches():
+DEVICES = ["cpu", *["cuda"] * torch.cuda.is_available()]
+
+
+def three_batches(device="cpu"):
     train, _ = dataset.synthetic_cifar10(train=48, test=1)
     return dataset.make_loaders(
-        train, train, batch_size=16, device="cpu", augment_on="device"
+        train, train, batch_size=16, device=device, augment_on="device"
     ).train
 
 
-def our_losses(dtype):
+def our_losses(dtype, device):
     """Of the first three steps, each by train_one_epoch, channels-last."""
     torch.manual_seed(0)
-    model = models.CustomResNet().to(memory_format=torch.channels_last)
+    model = models.CustomResNet().to(device, memory_format=torch.channels_last)
     optimizer = train_test.make_optimizer(model, lr=RATE)
-    options = {"device": CPU, "dtype": dtype}
+    options = {"device": device, "dtype": dtype}
     return [
         train_test.train_one_epoch(model, [batch], optimizer, **options).loss
-        for batch in three_batches()
+        for batch in three_batches(device)
     ]
 
 
@@ -246,10 +267,13 @@ def usual_losses():
     ]
 
 
-def test_the_fast_paths_train_as_the_usual_loop_does():
+@pytest.mark.parametrize("device", DEVICES)
+def test_the_fast_paths_train_as_the_usual_loop_does(device):
     usual = usual_losses()
-    assert our_losses(torch.float32) == pytest.approx(usual, rel=1e-3)
-    assert our_losses(torch.bfloat16) == pytest.approx(usual, rel=0.02)
+    # On a GPU convolutions of float32 have 10 bits of mantissa.
+    close = 1e-3 if device == "cpu" else 1e-2
+    assert our_losses(torch.float32, device) == pytest.approx(usual, rel=close)
+    assert our_losses(torch.bfloat16, device) == pytest.approx(usual, rel=0.02)
 
 
 def test_a_short_run_of_the_fast_paths_is_as_accurate_as_the_usual_loop():
@@ -365,6 +389,22 @@ def test_a_rival_that_fails_is_a_row_that_says_so_and_the_next_one_runs(
     assert not any(label.startswith("one") for label in found)
     found = failures["one, accuracy on the test images"]
     assert "one.py ended with status 3 after 0 of 3 trainings" in found
+
+
+def test_a_rival_that_hangs_is_ended(tmp_path, monkeypatch, cifar10_folder):
+    (tmp_path / "one.py").write_text("import threading; threading.Event().wait()")
+    monkeypatch.setattr(whole, "LIMIT", 0.5)
+    with pytest.raises(RuntimeError, match="after 0 of 3 trainings, of the 0.5 s"):
+        whole.run_rival(whole.RIVALS["airbench94"], tmp_path / "one.py", cifar10_folder)
+
+
+def test_the_programs_failure_costs_its_own_row_alone(tmp_path):
+    setup = Setup(device=CPU, data=str(tmp_path / "none"), threads=1)
+    failures = {}
+    assert whole.cold(setup, failures) == []
+    (label,) = failures
+    assert label == whole.COLD.format(whole.OURS)
+    assert "exit status 1" in failures[label]
 
 
 def test_the_last_line_of_cifar10_fast_is_understood():
