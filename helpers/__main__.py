@@ -20,7 +20,6 @@ from typing import Any
 import torch
 
 from helpers import dataset, models, train_test, utils, weights
-from helpers.checkpoint import kept_checkpoints
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -190,8 +189,9 @@ def run(
     # Before training: the checkout may move on meanwhile.
     record = setting(options, seed, recipe, model, (train, test), device)
     record["hardware"]["processes"] = processes.size
+    record["augment_on"] = loaders.train.augment_on  # what "auto" meant here
     checkpoint = None if options.no_checkpoint else checkpoint_of(options, seed)
-    if options.resume and (done := processes.tell(find_done(record, checkpoint))):
+    if options.resume and (done := processes.broadcast(find_done(record, checkpoint))):
         if processes.first:
             rate = utils.read_record(done)["max_lr"]
             print(
@@ -253,7 +253,7 @@ def recipe_of(options: argparse.Namespace) -> train_test.Recipe:
 
 def find_done(record: dict[str, Any], checkpoint: Path) -> Path | None:
     """The record that a run like this one has left, unless another one was begun since."""
-    if kept_checkpoints(checkpoint):
+    if train_test.kept_checkpoints(checkpoint):
         return None
     alike = ("recipe", "augment_on", "data")
     asked = record["recipe"]["max_lr"]
@@ -297,7 +297,6 @@ def setting(
         "parameters": models.count_parameters(model),
         "seed": seed,
         "recipe": dataclasses.asdict(recipe),
-        "augment_on": options.augment_on,
         "commit": commit(),
         "versions": utils.versions(),
         "hardware": hardware(device, recipe.precision),

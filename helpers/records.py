@@ -47,7 +47,10 @@ def read_record(path: str | os.PathLike) -> dict[str, Any]:
             "version that wrote it"
         )
     if form == 1:  # which had one recipe, and no flip TTA
-        return {"recipe_name": "assignment", "flip_tta_accuracy": None, **record}
+        record = {"recipe_name": "assignment", "flip_tta_accuracy": None, **record}
+    if record.get("augment_on") == "auto":  # as it was asked for, not where it was
+        on_gpu = "NVIDIA" in record["hardware"]["device"]
+        record["augment_on"] = "device" if on_gpu else "cpu"
     return record
 
 

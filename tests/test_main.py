@@ -535,12 +535,19 @@ def test_seed_that_is_done_and_begun_again_goes_on(ran, interrupted, capsys):
     assert "going on after epoch 1 of 3" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("other", ["--cutout=4", "--holdout=20", "--augment-on=cpu"])
+@pytest.mark.parametrize("other", ["--cutout=4", "--holdout=20", "--augment-on=device"])
 def test_seed_that_is_done_in_another_way_is_trained(other, ran, tmp_path, monkeypatch):
     monkeypatch.setattr(program.time, "strftime", lambda form: "a later second")
     shutil.copytree(ran, tmp_path, dirs_exist_ok=True)
     main(tmp_path, "--seeds=3", "--resume", other)
     assert len(records(tmp_path)) == 2
+
+
+def test_where_it_augments_is_told_though_nobody_asked_for_it(ran, tmp_path, capsys):
+    shutil.copytree(ran, tmp_path, dirs_exist_ok=True)
+    assert record(tmp_path)["augment_on"] == "cpu"
+    main(tmp_path, "--seeds=3", "--resume", "--augment-on=cpu")
+    assert "which is passed over" in capsys.readouterr().out
 
 
 def test_checkpoint_that_could_not_be_written_costs_no_record(tmp_path, monkeypatch):
