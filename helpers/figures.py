@@ -22,10 +22,10 @@ from helpers.measures import (
     Mistake,
     as_array,
     as_rgb,
-    calibration_error,
     class_counts,
     class_numbers,
     denormalize,
+    expected_calibration_error,
     require_positive,
     wilson,
 )
@@ -327,7 +327,7 @@ def plot_calibration(rows: Sequence[CalibrationBin], *, data: str) -> Figure:
     image.
     """
     title = "Calibration, with an expected calibration error of "
-    title += f"{100 * calibration_error(rows):.1f}%"
+    title += f"{100 * expected_calibration_error(rows):.1f}%"
     figure, axes = new_figure(title, data, 8.5, 5.6)
     filled = [row for row in rows if row.count]
     middles = np.array([50 * (row.low + row.high) for row in filled])

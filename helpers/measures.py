@@ -174,19 +174,14 @@ def calibration(
     return rows
 
 
-def expected_calibration_error(
-    labels: ArrayLike, probabilities: ArrayLike, *, bins: int = 15
-) -> float:
+def expected_calibration_error(rows: Sequence[CalibrationBin]) -> float:
     """Return by how much confidence and accuracy differ, a fraction in [0, 1].
 
-    The mean over the images of the difference in their bin of `calibration` (Guo et al.,
-    2017), which gets larger with more bins and, by chance, with fewer images.
-    Raises ValueError as `misclassified` does, and where there are no images.
+    The mean over the images of the difference in their bin (Guo et al., 2017), which gets
+    larger with more bins and, by chance, with fewer images.
+
+    rows: what `calibration` returned. Raises ValueError where there are no images.
     """
-    return calibration_error(calibration(labels, probabilities, bins=bins))
-
-
-def calibration_error(rows: Sequence[CalibrationBin]) -> float:
     total = sum(row.count for row in rows)
     if not total:
         raise ValueError("calibration is of 0 images; pass at least one")

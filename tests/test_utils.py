@@ -345,15 +345,15 @@ def test_mistakes_come_most_confident_first_and_alone(kind):
 
 @pytest.mark.parametrize("kind", [torch.float32, torch.bfloat16])
 def test_calibration_is_the_one_computed_by_hand(kind):
-    empty, low, middle, high = utils.calibration(LABELS, PROBABILITIES.to(kind), bins=4)
+    rows = utils.calibration(LABELS, PROBABILITIES.to(kind), bins=4)
+    empty, low, middle, high = rows
     assert empty[:3] == (0, 0.25, 0)
     assert math.isnan(empty.confidence) and math.isnan(empty.accuracy)
     assert low == (0.25, 0.5, 1, 0.5, 1)  # an edge belongs to the bin below it
     assert middle == (0.5, 0.75, 2, 0.6875, 0.5)
     assert high == (0.75, 1, 2, 0.9375, 1)
     # (1 × 0.5 + 2 × 0.1875 + 2 × 0.0625) / 5
-    error = utils.expected_calibration_error(LABELS, PROBABILITIES.to(kind), bins=4)
-    assert error == pytest.approx(0.2)
+    assert utils.expected_calibration_error(rows) == pytest.approx(0.2)
 
 
 @pytest.mark.parametrize(
@@ -366,8 +366,8 @@ def test_calibration_is_the_one_computed_by_hand(kind):
     ],
 )
 def test_calibration_error_goes_from_0_to_1(labels, probabilities, error):
-    found = utils.expected_calibration_error(labels, np.array(probabilities))
-    assert found == pytest.approx(error)
+    rows = utils.calibration(labels, np.array(probabilities))
+    assert utils.expected_calibration_error(rows) == pytest.approx(error)
 
 
 def test_calibration_accounts_for_each_image_and_its_answer():
@@ -383,9 +383,10 @@ def test_calibration_accounts_for_each_image_and_its_answer():
         if row.count:
             assert row.low < row.confidence <= row.high
     # The labels were drawn with these probabilities: calibrated, but for chance.
-    assert utils.expected_calibration_error(labels, probabilities) < 0.03
+    assert utils.expected_calibration_error(rows) < 0.03
     surer = probabilities.pow(3) / probabilities.pow(3).sum(1, keepdim=True)
-    assert utils.expected_calibration_error(labels, surer) > 0.2
+    rows = utils.calibration(labels, surer)
+    assert utils.expected_calibration_error(rows) > 0.2
 
 
 def test_most_confused_classes_are_counted_both_ways():
@@ -688,10 +689,12 @@ BAD = {
         lambda: utils.calibration([0, 1, 0], [[0.5, 0.5]])
     ),
     "probabilities holds values from -1 to 2; apply softmax": (
-        lambda: utils.expected_calibration_error([0], [[-1.0, 2.0]])
+        lambda: utils.calibration([0], [[-1.0, 2.0]])
     ),
     "calibration is of 0 images; pass at least one": (
-        lambda: utils.expected_calibration_error([], np.empty((0, 3)))
+        lambda: utils.expected_calibration_error(
+            utils.calibration([], np.empty((0, 3)))
+        )
     ),
     "calibration is of 0 images; pass at least": (
         lambda: utils.plot_calibration([], data=DATA)
