@@ -92,7 +92,7 @@ def find_max_lr(
         ):
             tests = run_tests(model, loader, recipe, device=device, dtype=dtype)
             found = choose_max_lr(*tests)
-    return processes.tell(found)
+    return processes.broadcast(found)
 
 
 @contextmanager

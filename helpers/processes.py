@@ -64,13 +64,13 @@ class Processes(NamedTuple):
             for buffer in model.buffers():
                 distributed.broadcast(buffer, 0)
 
-    def total(self, values: Tensor) -> Tensor:
+    def all_reduce(self, values: Tensor) -> Tensor:
         """The sum over the processes, elementwise."""
         if self.size > 1:
             distributed.all_reduce(values)
         return values
 
-    def gather(self, rows: Tensor) -> Tensor:
+    def all_gather(self, rows: Tensor) -> Tensor:
         """The rows (N, ...) of all processes, in the order of their ranks, on the CPU."""
         if self.size == 1:
             return rows
@@ -78,7 +78,7 @@ class Processes(NamedTuple):
         distributed.all_gather_object(parts, rows)
         return torch.cat(parts)
 
-    def tell(self, value: Any) -> Any:
+    def broadcast(self, value: Any) -> Any:
         """The first process's value, in each."""
         if self.size == 1:
             return value

@@ -147,7 +147,7 @@ def train_one_epoch(
         )
     weights = torch.tensor(sizes, dtype=torch.float64, device=device)
     loss = (torch.stack(losses).double() * weights).sum()
-    sums = processes.total(torch.stack([loss, correct.double(), weights.sum()]))
+    sums = processes.all_reduce(torch.stack([loss, correct.double(), weights.sum()]))
     loss, correct, count = sums.tolist()
     return Metrics(loss / count, correct / count)
 
@@ -212,7 +212,6 @@ def predict(
     loader,
     *,
     device: torch.device | str,
-    dtype: torch.dtype = torch.float32,
     flip_tta: bool = False,
 ) -> Predictions:
     """What `model` says of each image of `loader`, on the CPU; its mode is restored.
@@ -220,20 +219,17 @@ def predict(
     model: on `device` already.
     loader: an iterable of (images (B, C, H, W), labels (B,)); where each process has one
         with its share, all of them get the answers of all.
-    dtype: of autocast; what is float32 a GPU convolves in TF32, with 10 bits of mantissa,
-        unless torch is told otherwise.
     flip_tta: the logits are the means of those of the image and of its mirror image.
+
+    It computes in float32, but within torch.autocast; what is float32 a GPU convolves in
+    TF32, with 10 bits of mantissa, unless torch is told otherwise.
 
     Raises ValueError where the loader gives nothing, or batches that are no such pairs,
     MemoryError where they are too large.
     """
     device = torch.device(device)
     logits, labels = [], []
-    with (
-        evaluating(model),
-        explaining_memory_of_answers(device),
-        torch.autocast(device.type, dtype, enabled=dtype != torch.float32),
-    ):
+    with evaluating(model), explaining_memory_of_answers(device):
         for batch in loader:
             images, truth = pair(batch)
             images = images.to(
@@ -249,18 +245,12 @@ def predict(
         raise ValueError("there is nothing to evaluate: the loader gave no batch")
     processes = Processes.of(loader)
     found = (torch.cat(parts).cpu() for parts in (logits, labels))
-    return Predictions(*map(processes.gather, found))
+    return Predictions(*map(processes.all_gather, found))
 
 
-def evaluate(
-    model: nn.Module,
-    loader,
-    *,
-    device: torch.device | str,
-    dtype: torch.dtype = torch.float32,
-) -> Metrics:
+def evaluate(model: nn.Module, loader, *, device: torch.device | str) -> Metrics:
     """Loss and accuracy of `model` over all examples of `loader`; see `predict`."""
-    return predict(model, loader, device=device, dtype=dtype).metrics
+    return predict(model, loader, device=device).metrics
 
 
 NO_AVERAGE = nn.Identity()  # has no state, and takes none
@@ -274,15 +264,15 @@ def average_in(averaged: AveragedModel, model: nn.Module) -> None:
     divides BatchNorm's counters, whole numbers, which CUDA refuses.
     """
     weight = 1 / (int(averaged.n_averaged) + 1)
-    ours, theirs = averaged.module.state_dict(keep_vars=True), model.state_dict()
-    # A layer that goes by two names is averaged once.
-    ours = dict({id(value): (name, value) for name, value in ours.items()}.values())
-    moving = [name for name, value in ours.items() if value.is_floating_point()]
+    # Each once, also of a layer that goes by two names.
+    ours, theirs = ([*m.parameters(), *m.buffers()] for m in (averaged.module, model))
+    moving = [place for place, value in enumerate(ours) if value.is_floating_point()]
     torch._foreach_lerp_(
-        [ours.pop(name) for name in moving], [theirs[name] for name in moving], weight
+        [ours[place] for place in moving], [theirs[place] for place in moving], weight
     )
-    for name, counter in ours.items():
-        counter.copy_(theirs[name])
+    for kept, new in zip(ours, theirs, strict=True):
+        if not kept.is_floating_point():
+            kept.copy_(new)
     averaged.n_averaged += 1
 
 
@@ -292,16 +282,17 @@ class Training:
     def __init__(
         self,
         model: nn.Module,
+        loaders,
         recipe: Recipe,
         history: History,
         *,
-        steps_per_epoch: int,
-        augment_on: str | None,
         device: torch.device,
         processes: Processes,
     ):
+        self.train, self.test = loaders
         self.recipe, self.history = recipe, history
-        self.augment_on, self.device, self.processes = augment_on, device, processes
+        self.device, self.processes = device, processes
+        self.augment_on = getattr(self.train, "augment_on", None)
         self.dtype = choose_dtype(recipe.precision, device)
         self.wrapped = processes.wrap(model, device)
         self.model = model
@@ -313,7 +304,7 @@ class Training:
             self.optimizer,
             recipe,
             max_lr=history.max_lr,
-            steps_per_epoch=steps_per_epoch,
+            steps_per_epoch=len(self.train),
         )
         self.scaler = torch.amp.GradScaler(
             device.type, enabled=self.dtype == torch.float16
@@ -357,10 +348,10 @@ class Training:
         if state["random_cuda"] is not None:
             torch.cuda.set_rng_state(state["random_cuda"], self.device)
 
-    def run_epoch(self, train, test) -> Epoch:
+    def run_epoch(self) -> Epoch:
         """Train, evaluate, and add a row to the history."""
         number, sizes = len(self.history.epochs) + 1, []
-        for loader in (train, test):
+        for loader in (self.train, self.test):
             if hasattr(loader, "set_epoch"):
                 loader.set_epoch(number - 1)
         averages = number > self.recipe.epochs - self.recipe.average_epochs
@@ -372,10 +363,10 @@ class Training:
                 average_in(self.averaged, self.model)
 
         start = time.perf_counter()
-        with explaining_memory(self.model, train, self.dtype, self.device):
+        with explaining_memory(self.model, self.train, self.dtype, self.device):
             trained = train_one_epoch(
                 self.wrapped,
-                train,
+                self.train,
                 self.optimizer,
                 device=self.device,
                 scheduler=self.scheduler,
@@ -390,7 +381,7 @@ class Training:
         self.processes.align_buffers(self.model)
         if averages:
             self.processes.align_buffers(kept)
-        tested = evaluate(kept, test, device=self.device)
+        tested = evaluate(kept, self.test, device=self.device)
         row = Epoch(
             number,
             *trained,
@@ -473,7 +464,6 @@ def fit(
         raise TypeError(
             f"loaders is a {type(loaders).__name__} and must be two, (train, test)"
         )
-    train, test = loaders
     processes = Processes.current()
     require_shared(loaders, processes)
     if path and not resume and processes.first:
@@ -483,7 +473,7 @@ def fit(
     saved = None
     if path and resume and processes.first:
         saved = load_checkpoint(path, plan=plan, model=model.state_dict())
-    saved = processes.tell(saved)
+    saved = processes.broadcast(saved)
     model.to(device, memory_format=torch.channels_last)
     require_fitting(loaders, recipe)
     require_model(model, loaders, recipe, device=device)
@@ -492,18 +482,12 @@ def fit(
     else:
         max_lr = recipe.max_lr
         if max_lr is None:
-            max_lr = find_max_lr(model, train, recipe, device=device).max_lr
+            max_lr = find_max_lr(model, loaders[0], recipe, device=device).max_lr
             if processes.first:
                 print(f"range test: max_lr {max_lr:.2e}")
         history = History(max_lr)
     training = Training(
-        model,
-        recipe,
-        history,
-        steps_per_epoch=len(train),
-        augment_on=getattr(train, "augment_on", None),
-        device=device,
-        processes=processes,
+        model, loaders, recipe, history, device=device, processes=processes
     )
     if saved:
         training.load_state_dict(saved)
@@ -516,7 +500,7 @@ def fit(
     try:
         for epoch in range(len(history.epochs) + 1, recipe.epochs + 1):
             with keeping_freed_memory(device):
-                row = training.run_epoch(train, test)
+                row = training.run_epoch()
             if processes.first:
                 # An epoch that is shown is kept.
                 if path:

@@ -686,7 +686,8 @@ def test_evaluation_computes_in_float32_unless_told_otherwise():
     seen = dtypes_of_linear(model)
     test = batches(16)
     train_test.evaluate(model, test, device=CPU)
-    rough = train_test.predict(model, test, device=CPU, dtype=torch.bfloat16)
+    with torch.autocast("cpu", torch.bfloat16):
+        rough = train_test.predict(model, test, device=CPU)
     assert seen == [(False, torch.float32), (False, torch.bfloat16)]
     assert rough.logits.dtype == torch.float32
     seen.clear()
