@@ -203,7 +203,7 @@ class Experiment(NamedTuple):
     test_images: int
     evaluated_on: str
     device: str
-    trained: str  # all else that decides, as JSON
+    trained: str  # all else that decides, as JSON; fields that are newer by default
 
     @classmethod
     def of(cls, record: dict[str, Any]) -> "Experiment":
@@ -220,7 +220,7 @@ class Experiment(NamedTuple):
             data["test_images"],
             data["evaluated_on"],
             hardware["device"],
-            json.dumps([recipe, *how], sort_keys=True),
+            json.dumps([{**asdict(Recipe()), **recipe}, *how], sort_keys=True),
         )
 
 
