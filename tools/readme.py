@@ -57,6 +57,7 @@ LEFT_OUT = [
     sweeps.Trial(name, fields, f"no-{name}", "half-decay")
     for name, fields in sweeps.INGREDIENTS.items()
 ]
+BETA2 = [sweeps.Trial("beta2", {"beta2": 0.99}, "half-decay", "beta2")]
 IMAGES = PROJECT / "Images"
 NOTEBOOK_FIGURES = {
     "samples.png": "utils.plot_samples(",
@@ -312,6 +313,7 @@ def render_log(text: str) -> str:
             "together": ingredients(TOGETHER, GROUPS),
             "variants": ingredients(TOGETHER, VARIANTS),
             "left-out": ingredients(TOGETHER, LEFT_OUT),
+            "beta2": ingredients(TOGETHER, BETA2),
             "runs": each_run(utils.read_records(RESULTS, RUNS)),
             "learning-rates": learning_rates(),
             "learning-rates-short": learning_rates(SHORT),
