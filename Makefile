@@ -20,6 +20,9 @@ FOR_TEST := $(VENV)/.for-test
 FOR_EXAMPLES := $(VENV)/.for-examples
 endif
 
+# Two of its rules at once would install into one folder.
+.NOTPARALLEL:
+
 .PHONY: run test test-all examples bench soak readme records
 
 run: $(FOR_RUN)
@@ -44,9 +47,10 @@ soak: $(FOR_TEST)
 readme: $(FOR_TEST)
 	$(PYTHON) -m tools.readme
 
-# What a failure leaves there would be taken for whole.
+# What a failure leaves there would be taken for whole; links to a Python that is gone, for one.
 $(VENV)/bin/python:
-	@$(BASE) -c 'import sys; sys.exit(sys.version_info < (3, 11, 4) and "Python 3.11.4 or newer is needed and " + sys.executable + " is older: make BASE=python3.13, say")'
+	@$(BASE) -c 'import sys; sys.exit(sys.version_info < (3, 11, 5) and "Python 3.11.5 or newer is needed and " + sys.executable + " is older: make BASE=python3.13, say")'
+	@rm -f $(VENV)/bin/python* $(VENV)/.for-*
 	$(BASE) -m venv $(VENV) || { rm -f $@; exit 1; }
 
 $(VENV)/.for-run: requirements.txt constraints.txt | $(VENV)/bin/python

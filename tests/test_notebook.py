@@ -204,7 +204,7 @@ INTERRUPTED = "import os, signal; os.kill(os.getppid(), signal.SIGINT); signal.p
 @pytest.mark.parametrize(
     ("last", "said"),
     [
-        ("import os; os._exit(1)", "The kernel died"),
+        ("import os; os._exit(1)", "Kernel died: where memory"),
         (INTERRUPTED, "Interrupted"),
         ("1 / 0", "ZeroDivisionError"),
     ],
@@ -213,19 +213,22 @@ def test_make_run_leaves_what_there_is_where_it_ends_early(
     last, said, tmp_path, monkeypatch, capsys
 ):
     notebook = nbformat.v4.new_notebook()
+    notebook.metadata.kernelspec = {"name": "of-another-machine", "display_name": "x"}
     sources = ("print('so far')", last, "print('the end')")
     notebook.cells = [nbformat.v4.new_code_cell(source) for source in sources]
     # What was committed, from another execution.
     stale = nbformat.v4.new_output("stream", text="of another run")
     notebook.cells[-1].outputs = [stale]
     nbformat.write(notebook, tmp_path / "S10.ipynb")
-    monkeypatch.chdir(tmp_path)  # where the kernel's sockets go
+    monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(run_notebook, "PROJECT", tmp_path)
     monkeypatch.setattr(run_notebook, "BUILD", tmp_path / "build")
     assert run_notebook.main() == 1
     page = (tmp_path / "build" / "S10.html").read_text(encoding="utf-8")
     assert "so far" in page
     assert "of another run" not in page
+    # The kernel's sockets lie elsewhere.
+    assert {path.name for path in tmp_path.iterdir()} == {"S10.ipynb", "build"}
     assert said in capsys.readouterr().err
     # Executed again, it differs in nothing but outputs that do.
     executed = nbformat.read(tmp_path / "build" / "S10.ipynb", as_version=4)

@@ -96,7 +96,9 @@ def test_an_assignment_written_against_version_0_1_still_works():
 def requirements(lines):
     found = [line.strip() for line in lines]
     return {
-        line for line in found if line and not line.startswith(("#", "-r", "helpers["))
+        line
+        for line in found
+        if line and not line.startswith(("#", "-r", "s10-helpers["))
     }
 
 

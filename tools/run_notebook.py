@@ -14,7 +14,7 @@ from pathlib import Path
 
 import nbformat
 from nbclient import NotebookClient
-from nbclient.exceptions import CellExecutionError, DeadKernelError
+from nbclient.exceptions import CellExecutionError
 from nbconvert import HTMLExporter
 from nbconvert.preprocessors import ClearOutputPreprocessor
 from traitlets.config import Config
@@ -45,6 +45,21 @@ def print_heading(start: float, cell, cell_index: int) -> None:
             print(f"\n[{minutes:3.0f}:{seconds:02.0f}] {heading}", flush=True)
 
 
+def failure_of(client: NotebookClient) -> str:
+    """Execute the notebook; what ended it early, if anything did."""
+    try:
+        client.execute()
+    except CellExecutionError as error:
+        return f"{error.ename}: {error.evalue}"
+    except RuntimeError as error:  # nbclient's, while it runs or before it answers
+        return f"{error}: where memory ran out, close what else takes much of it"
+    except KeyboardInterrupt:
+        return "Interrupted"
+    except AssertionError as error:  # nbclient's own, often after Ctrl-C
+        return f"Interrupted, or nbclient failed: {error!r}"
+    return ""
+
+
 def main() -> int:
     BUILD.mkdir(exist_ok=True)
     with tempfile.TemporaryFile(dir=BUILD):  # said before the experiment, not after
@@ -52,29 +67,20 @@ def main() -> int:
     notebook = nbformat.read(PROJECT / "S10.ipynb", as_version=4)
     # Cells that aren't reached would keep what they showed in another run.
     ClearOutputPreprocessor().preprocess(notebook, {})
-    # Over TCP, where Windows leaves no choice, the kernel warns that anyone could listen.
-    transport = "tcp" if os.name == "nt" else "ipc"
-    client = Narrator(
-        notebook,
-        timeout=None,
-        record_timing=False,  # the times of day would be most of each execution's diff
-        resources={"metadata": {"path": PROJECT}},
-        config=Config(KernelManager={"transport": transport}),
-        on_cell_start=functools.partial(print_heading, time.perf_counter()),
-    )
-    failure = ""
-    try:
-        client.execute()
-    except CellExecutionError as error:
-        failure = f"{error.ename}: {error.evalue}"
-    except DeadKernelError:
-        failure = (
-            "The kernel died: where memory ran out, close what else takes much of it"
+    # Not in the project's folder, whose disk may be one that takes no sockets.
+    with tempfile.TemporaryDirectory() as sockets:
+        # Over TCP, where Windows leaves no choice, it warns that anyone could listen.
+        kernel = {"transport": "ipc", "ip": os.path.join(sockets, "kernel")}
+        client = Narrator(
+            notebook,
+            timeout=None,
+            kernel_name="python3",  # whatever it was saved with
+            record_timing=False,  # times of day would be most of each execution's diff
+            resources={"metadata": {"path": PROJECT}},
+            config=Config(KernelManager={} if os.name == "nt" else kernel),
+            on_cell_start=functools.partial(print_heading, time.perf_counter()),
         )
-    except KeyboardInterrupt:
-        failure = "Interrupted"
-    except AssertionError as error:  # nbclient's own, often after Ctrl-C
-        failure = f"Interrupted, or nbclient failed: {error!r}"
+        failure = failure_of(client)
     nbformat.write(notebook, BUILD / "S10.ipynb")
     page, _ = HTMLExporter().from_notebook_node(notebook)
     (BUILD / "S10.html").write_text(page, encoding="utf-8")
