@@ -658,10 +658,11 @@ def image_set(count=40, classes=4, side=32, channels=3):
     return dataset.ImageSet(images, np.arange(count) % classes, names, "noise")
 
 
-def test_fingerprint_tells_other_labels():
+def test_fingerprint_tells_other_images_and_other_labels():
     data = image_set()
-    relabelled = replace(data, labels=data.labels[::-1])
-    assert relabelled.fingerprint() != data.fingerprint()
+    others = [replace(data, labels=data.labels[::-1])]
+    others += [replace(data, images=data.images ^ 1)]
+    assert len({each.fingerprint() for each in (data, *others)}) == 3
 
 
 @pytest.mark.parametrize("label", [-1, 4])
@@ -721,6 +722,31 @@ def test_sets_of_different_classes_make_no_loaders():
     turned = replace(data, classes=data.classes[::-1])
     with pytest.raises(ValueError, match="name different classes"):
         dataset.make_loaders(data, turned, device="cpu", batch_size=8)
+
+
+@pytest.mark.parametrize(
+    ("test", "sentence"),
+    [
+        (image_set(side=8), "make them one size"),
+        (image_set().take(np.arange(0)), "the test set is empty"),
+    ],
+)
+def test_test_set_of_another_size_or_without_images_makes_no_loaders(test, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        dataset.make_loaders(image_set(), test, device="cpu", batch_size=8)
+
+
+def test_train_transform_moves_and_flips_as_it_is_told():
+    y, x = np.mgrid[:8, :8]
+    image = np.stack([30 * y, 30 * x, 0 * x], -1).astype(np.uint8)
+    plain = {"size": (8, 8), "cutout": 0, "mean": (0,) * 3, "std": (1,) * 3}
+    flipped = dataset.train_transform(padding=0, flip=1, **plain)(image=image)["image"]
+    assert np.allclose(255 * flipped.permute(1, 2, 0), image[:, ::-1])
+    moved = dataset.train_transform(padding=2, flip=0, seed=0, **plain)
+    seen = [255 / 30 * moved(image=image)["image"] for _ in range(200)]
+    for channel, row, column in ((0, 4, 0), (1, 0, 4)):
+        found = {round(float(each[channel, row, column])) for each in seen}
+        assert found == set(range(2, 7))
 
 
 def test_float_image_is_refused_by_the_transforms():

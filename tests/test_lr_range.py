@@ -189,6 +189,8 @@ def test_clean_valley_gives_a_third_of_where_it_is_left():
     # A quarter of the depth is climbed half a decade beyond the bottom.
     assert result.divergence_lr == pytest.approx(10**-1.5, rel=0.3)
     assert result.divergence_lr in RATES
+    bottom, start = min(result.median), result.median[0]
+    assert result.rim == pytest.approx(bottom + (start - bottom) / 4)
     assert result.max_lr == pytest.approx(result.divergence_lr / 3)
     assert result.losses == [losses]
 

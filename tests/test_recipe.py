@@ -17,7 +17,15 @@ from torch.nn import functional as F
 from helpers import dataset, models, train_test
 from helpers.checkpoint import previous
 from helpers.train_test import PROFILES, RECIPES, Recipe
-from tests.test_train_test import FIELDS, IMAGES, loaders, network
+from tests.test_train_test import (
+    FIELDS,
+    IMAGES,
+    Failing,
+    Interrupted,
+    interrupt,
+    loaders,
+    network,
+)
 from tests.test_train_test import recipe as tiny
 
 CPU = torch.device("cpu")
@@ -146,12 +154,10 @@ def test_recipe_cannot_be_changed_only_replaced():
 @pytest.mark.parametrize("name", PROFILES)
 def test_profile_differs_from_the_assignment_in_numbers_alone(name):
     profile, assignment = PROFILES[name], Recipe()
-    for field in FIELDS:
-        value = getattr(profile, field)
-        assert value == getattr(assignment, field) or type(value) in (int, float)
-    # What is learned with is the same everywhere: the range test's rate, the same
-    # augmentation and shape of the cycle.
-    for field in ("max_lr", "precision", "padding", "flip", "cutout", "div_factor"):
+    amounts = {"epochs", "batch_size", "train_images", "test_images", "peak_epoch"}
+    amounts |= {"lr_test_steps", "lr_test_seeds"}
+    # What is learned with is the same everywhere.
+    for field in set(FIELDS) - amounts:
         assert getattr(profile, field) == getattr(assignment, field)
 
 
@@ -302,22 +308,27 @@ def test_flip_tta_is_the_mean_over_image_and_mirror_image():
 def test_weights_are_averaged_over_the_steps_of_the_last_epochs():
     seen = []
 
+    def numbers(model):
+        """BatchNorm's statistics too."""
+        tensors = (*model.parameters(), *model.buffers())
+        return [t.detach().clone() for t in tensors if t.is_floating_point()]
+
     class Watched(nn.Sequential):
         def forward(self, x):
             if self.training:
-                seen.append([p.detach().clone() for p in self.parameters()])
+                seen.append(numbers(self))
             return super().forward(x)
 
     recipe = tiny(average_epochs=2)
     plain = Watched(*network())
     fit(plain, tiny())
-    steps = seen[3 + 1 :] + [list(plain.parameters())]  # after each of the last 6
+    steps = seen[3 + 1 :] + [numbers(plain)]  # after each of the last 6
     assert len(steps) == 6
     averaged = network()
     history = fit(averaged, recipe)
-    for place, parameter in enumerate(averaged.parameters()):
+    for place, value in enumerate(numbers(averaged)):
         mean = torch.stack([step[place] for step in steps]).mean(0)
-        assert torch.allclose(parameter, mean, atol=1e-6)
+        assert torch.allclose(value, mean, atol=1e-6)
     tested = train_test.evaluate(averaged, loaders().test, device=CPU)
     assert tuple(tested) == (history.last.test_loss, history.last.test_accuracy)
 
@@ -329,6 +340,19 @@ def test_averaging_leaves_the_epochs_before_it_alone():
     ]
     assert averaged.last.train_loss == plain.last.train_loss
     assert averaged.last.test_loss != plain.last.test_loss
+
+
+def test_history_from_before_averaging_comes_with_the_weights_of_then(tmp_path):
+    path, (train, test) = tmp_path / "training.pt", loaders()
+    pair = Failing(train, interrupt, epoch=1), test
+    with pytest.raises(Interrupted):
+        train_test.fit(
+            network(), pair, tiny(average_epochs=1), device=CPU, checkpoint=path
+        )
+    other = network(seed=9)
+    last = train_test.read_history(path, other).last
+    found = train_test.evaluate(other, test, device=CPU)
+    assert tuple(found) == (last.test_loss, last.test_accuracy)
 
 
 @pytest.mark.parametrize("averaged", [0, 2])

@@ -280,7 +280,7 @@ def test_record_is_written_into_a_new_folder_and_read_back(tmp_path):
 
 def test_record_that_cannot_be_written_leaves_what_was_there(tmp_path, monkeypatch):
     def full(path, text):
-        path.touch()
+        path.write_bytes(b"{")
         raise OSError(errno.ENOSPC, "No space left on device")
 
     path = tmp_path / "run.json"
@@ -290,6 +290,14 @@ def test_record_that_cannot_be_written_leaves_what_was_there(tmp_path, monkeypat
         utils.write_record(path, {"seed": 4})
     assert list(tmp_path.iterdir()) == [path]
     assert utils.read_record(path)["seed"] == 3
+
+
+@pytest.mark.parametrize(("name", "where"), [("NVIDIA T4", "device"), ("AMD", "cpu")])
+def test_record_of_an_older_format_is_given_what_it_lacks(name, where, tmp_path):
+    path, old = tmp_path / "run.json", {"format": 1, "augment_on": "auto"}
+    path.write_text(json.dumps({**old, "hardware": {"device": name}}))
+    new = {"recipe_name": "assignment", "flip_tta_accuracy": None, "augment_on": where}
+    assert new.items() <= utils.read_record(path).items()
 
 
 def test_folder_of_records_that_is_not_there_is_said(tmp_path):

@@ -125,6 +125,8 @@ def test_assignments_cycle_rises_for_5_of_24_epochs_and_falls_to_nothing():
     up, down = np.diff(rates[:490]), np.diff(rates[489:])
     assert (up > 0).all()
     assert (down < 0).all()
+    cosine = (1 + np.cos(np.pi * np.linspace(0, 1, 1863))) / 2
+    assert rates[489:] == pytest.approx(rates[-1] + (0.01 - rates[-1]) * cosine)
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,7 @@ from matplotlib.text import Text
 
 import helpers
 from helpers import utils
+from helpers.measures import wilson
 
 DATA = "made-up data, for a test"
 CLASSES = ["airplane", "automobile", "bird"]
@@ -242,6 +243,11 @@ def test_notebook_can_show_the_figure(name):
     figure = FIGURES[name]()
     assert figure._repr_png_().startswith(b"\x89PNG")
     assert figure.axes  # IPython's own hook shows no figure without axes
+
+
+def test_seed_is_a_whole_number():
+    with pytest.raises(TypeError):
+        utils.set_seed(1.5)
 
 
 def test_seed_repeats_python_numpy_and_torch():
@@ -532,7 +538,9 @@ def test_learning_rate_names_the_peak_in_epochs():
 
 def test_history_names_the_last_and_the_highest_accuracy():
     figure = FIGURES["history"]()
-    (legend,), (_, accuracy) = figure.legends, figure.axes
+    (legend,), (loss, accuracy) = figure.legends, figure.axes
+    losses = np.array([line.get_ydata() for line in loss.lines])
+    assert losses == pytest.approx(np.array([[2, 1, 2 / 3], [1.8, 0.9, 0.6]]))
     assert [text.get_text() for text in legend.get_texts()] == [
         "train",
         "test",
@@ -556,6 +564,9 @@ def test_class_accuracy_ranks_the_best_on_top():
     assert names == ["bird", "automobile", "airplane"]
     assert [bar.get_width() for bar in axes.patches] == [0, 50, 75]
     assert [text.get_text() for text in axes.texts] == ["0 / 0", "1 / 2", "3 / 4"]
+    (bars,) = axes.collections
+    limits = 100 * np.array([(row.low, row.high) for row in reversed(accuracies())])
+    assert np.array(bars.get_segments())[:, :, 0] == pytest.approx(limits)
 
 
 def test_class_accuracy_of_many_classes_shows_the_best_and_the_worst():
@@ -610,6 +621,9 @@ def test_calibration_figure_shows_each_bin_that_has_images():
     assert middles == pytest.approx([37.5, 62.5, 87.5])
     marks = {line.get_label(): line for line in axes.lines}["mean confidence"]
     assert list(marks.get_ydata()) == pytest.approx([50, 68.75, 93.75])
+    (bars,) = axes.collections
+    limits = 100 * np.array([wilson(1, 1), wilson(1, 2), wilson(2, 2)])
+    assert np.array(bars.get_segments())[:, :, 1] == pytest.approx(limits)
     assert [text.get_text() for text in axes.texts] == ["1", "2", "2"]
 
 
