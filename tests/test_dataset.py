@@ -59,6 +59,11 @@ def read_only():
     """Runs a function on a folder that it has filled and can't write to any more."""
     if os.name != "posix":
         pytest.skip("needs permissions that bind")
+    # What `run` needs, imported before it may read no more than anybody.
+    import torchvision  # noqa: F401
+
+    from helpers import download, image_folder  # noqa: F401
+
     # Not tmp_path, which nobody but its owner can look into.
     with tempfile.TemporaryDirectory() as place:
         root, user = Path(place), os.geteuid()
@@ -97,8 +102,11 @@ def test_second_load_decodes_no_image_and_is_the_same(folder, monkeypatch):
 
 def test_changed_image_is_seen_in_spite_of_the_cache(folder):
     before, _ = dataset.load_cifar10(folder)
-    path = next((folder / "train" / "cat").iterdir())
+    path = min((folder / "train" / "cat").iterdir())
+    size = path.stat().st_size
     Image.new("RGB", (32, 32), (200, 0, 0)).save(path)
+    assert path.stat().st_size == size  # its time alone tells
+    os.utime(path, (1, 1))
     after, _ = dataset.load_cifar10(folder)
     assert (after.images != before.images).any()
 
@@ -248,17 +256,15 @@ def test_what_file_managers_hide_in_an_image_folder_is_passed_over(folder):
     assert after.fingerprint() == before.fingerprint()
 
 
-def test_class_of_10001_files_with_names_in_any_script(folder):
+def test_class_of_files_with_names_in_any_script(folder):
     place = folder / "train" / "cat"
     image = next(place.iterdir()).read_bytes()
     shutil.rmtree(place)
     place.mkdir()
-    for number in range(10_001):
+    for number in range(11):
         (place / f"Größe-猫-🐈-{number:05}.png").write_bytes(image)
     train, _ = dataset.load_cifar10(folder)
-    assert Counter(train.labels.tolist()) == {
-        i: 10_001 if i == 3 else 2 for i in range(10)
-    }
+    assert Counter(train.labels.tolist()) == {i: 11 if i == 3 else 2 for i in range(10)}
     assert (train.images[train.labels == 3] == 3).all()
 
 

@@ -466,7 +466,7 @@ def start_load(site, body, *manners):
     urls = [f"http://{site.host}/{manner}" for manner in manners]
     root = str(site.target.parent)
     return subprocess.Popen(
-        [sys.executable, "-W", "error", "-c", LOAD, root, md5, size, *urls],
+        [sys.executable, "-c", LOAD, root, md5, size, *urls],
         cwd=Path(net.__file__).parents[1],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,

@@ -102,10 +102,6 @@ def test_nbval_fails_when_one_stored_number_is_changed(tmp_path):
     (tmp_path / "helpers").symlink_to(PROJECT / "helpers")
     path = tmp_path / "S10.ipynb"
 
-    path.write_text(json.dumps({**whole, "cells": kept}), encoding="utf-8")
-    honest = nbval(path)
-    assert honest.returncode == 0, honest.stdout
-
     altered = json.dumps({**whole, "cells": kept}).replace(
         "6,574,090 parameters", "6,574,091 parameters"
     )
@@ -113,7 +109,8 @@ def test_nbval_fails_when_one_stored_number_is_changed(tmp_path):
     lying = nbval(path)
     assert lying.returncode == 1
     assert "6,574,091 parameters" in lying.stdout
-    assert "1 failed" in lying.stdout
+    count = sum(cell["cell_type"] == "code" for cell in kept)
+    assert f"1 failed, {count - 1} passed" in lying.stdout
 
 
 def test_rate_that_was_set_is_kept(code, tmp_path, monkeypatch):

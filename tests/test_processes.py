@@ -2,7 +2,6 @@
 
 import contextlib
 import itertools
-import json
 import os
 import socket
 import subprocess
@@ -131,9 +130,12 @@ def test_no_thread_outlives_the_connection(several):
     # One that is late to drop a tensor would abort the process when all is done, and
     # torchrun would then begin again.
     for found in several[0]:
+        if sys.platform == "linux":  # which tells the names
+            assert [name for name in found["threads within"] if "gloo" in name]
         assert not [name for name in found["threads"] if "gloo" in name]
 
 
+# Of three, each run sums in an order of its own.
 @pytest.mark.parametrize("several", [2], indirect=True)
 def test_killed_process_is_restarted_and_ends_as_if_nothing_had_happened(
     several, tmp_path
@@ -144,22 +146,6 @@ def test_killed_process_is_restarted_and_ends_as_if_nothing_had_happened(
     for one, other in zip(left_by(tmp_path, 2), several[0], strict=True):
         assert untimed(one) == untimed(other["batchnorm"])
         assert_same_weights(one, other["batchnorm"])
-
-
-def test_program_writes_one_record_of_all_processes(tmp_path):
-    options = ["--train-images", 40, "--test-images", 23, "--batch-size", 16]
-    options += ["--epochs", 2, "--peak-epoch", 1, "--max-lr", 1e-3]
-    done = torchrun(2, "helpers", "--profile", "smoke", *options, "--out", tmp_path)
-    assert done.returncode == 0, done.stderr
-    (path,) = tmp_path.glob("*.json")
-    record = json.loads(path.read_text())
-    assert record["hardware"]["processes"] == 2
-    assert record["data"]["test_images"] == 23
-    # torch 2.8 adds a line for each connection.
-    lines = [line for line in done.stdout.splitlines() if not line.startswith("[Gloo]")]
-    assert [line[:9] for line in lines[2:4]] == ["epoch   1", "epoch   2"]
-    assert lines[4].endswith(str(path))
-    assert len(lines) == 5
 
 
 def test_batchnorm_over_gpus_is_the_models_own_and_leaves_the_model_as_it_was():
@@ -179,7 +165,7 @@ def test_batchnorm_over_gpus_is_the_models_own_and_leaves_the_model_as_it_was():
 
 
 @pytest.mark.parametrize("on", ["cpu", "device"])
-@pytest.mark.parametrize("processes", [1, 2, 3])
+@pytest.mark.parametrize("processes", [2, 3])
 def test_shares_of_a_batch_are_the_batch(on, processes):
     def epoch(share):
         made = dataset.make_loaders(

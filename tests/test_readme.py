@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
 from helpers import dataset, models, train_test, utils
 from tools import readme
@@ -79,25 +80,36 @@ def test_a_recipe_is_measured_when_five_seeds_of_it_as_it_is_are():
         assert "five seeds of each recipe" in readme.unmeasured([other, *runs[1:]])
 
 
-def test_the_example_runs(text, capsys, tmp_path):
-    example, _ = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
-    path = tmp_path / "example.py"
-    path.write_text(example, encoding="utf-8")
-    names = runpy.run_path(str(path))
-    assert len(names["history"].epochs) == 2
-    assert "epoch   2" in capsys.readouterr().out
+ALONE = """
+import importlib
+del sys.modules["PIL"]  # Matplotlib brings it
+four = ("models", "dataset", "train_test", "utils")
+for name in four:
+    for old in [module for module in sys.modules if module.split(".")[0] == "helpers"]:
+        del sys.modules[old]
+    importlib.import_module(f"helpers.{name}")
+    assert [n for n in four if f"helpers.{n}" in sys.modules] == [name]
+import helpers.__main__
+"""
 
 
-def test_the_example_needs_no_package_but_the_first_four(text):
+def test_the_example_runs_and_each_module_is_imported_without_packages_it_does_not_need(
+    text,
+):
     example, _ = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
     optional = ["torchvision", "albumentations", "torch_lr_finder", "torchsummary"]
     optional += ["safetensors", "filelock", "PIL"]
     hide = f"import sys; sys.modules |= dict.fromkeys({optional})\n"
-    subprocess.run([sys.executable, "-c", hide + example], cwd=PROJECT, check=True)
+    command = [sys.executable, "-c", hide + example + ALONE]
+    done = subprocess.run(
+        command, cwd=PROJECT, capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "\nepoch   2" in done.stdout
 
 
-def test_the_cell_for_several_gpus_gives_history_and_weights(
-    text, tmp_path, monkeypatch
+def test_the_cell_for_several_gpus_gives_history_and_weights_and_one_record(
+    text, tmp_path, monkeypatch, capfd
 ):
     _, cell = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
     changes = {"epochs": 2, "train_images": 40, "test_images": 23, "batch_size": 16}
@@ -121,6 +133,16 @@ def test_the_cell_for_several_gpus_gives_history_and_weights(
         "model": models.CustomResNet(),
     }
     names = runpy.run_path(str(path), before)
+    (written,) = (tmp_path / "runs" / "together").glob("*.json")
+    record = utils.read_record(written)
+    processes = torch.cuda.device_count() or 2
+    assert record["hardware"]["processes"] == processes
+    assert record["data"]["test_images"] == 23
+    # torch 2.8 adds a line for each connection.
+    lines = capfd.readouterr().out.splitlines()
+    lines = [line for line in lines if not line.startswith("[Gloo]")]
+    assert [line[:9] for line in lines[2:4]] == ["epoch   1", "epoch   2"]
+    assert lines[4].endswith(written.name) and len(lines) == 5
     assert len(names["history"].epochs) == 2
     assert (names["trained_on"], names["ABOUT"]) == (40, "synthetic")
     sets = dataset.synthetic_cifar10(train=40, test=23)

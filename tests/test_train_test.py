@@ -3,6 +3,7 @@
 import copy
 import dataclasses
 import hashlib
+import itertools
 import json
 import math
 import os
@@ -348,23 +349,9 @@ def test_layer_with_two_names_is_averaged_once():
 
 
 @pytest.mark.parametrize("max_lr", [0.01, None])
-@pytest.mark.parametrize(
-    ("change", "said"),
-    [
-        (
-            lambda images, labels: (images, labels, labels),
-            "a batch .* is not a pair of",
-        ),
-        (lambda images, labels: (images, labels > 4), "labels are torch.bool"),
-        (
-            lambda images, labels: (images, F.one_hot(labels, 10).float()),
-            "labels are torch.float32 .*argmax",
-        ),
-    ],
-)
-def test_training_batches_that_are_no_pairs_are_said(change, said, max_lr):
-    train = [change(*batch) for batch in batches(16, 16)]
-    with pytest.raises(ValueError, match=said):
+def test_labels_that_are_no_numbers_are_said(max_lr):
+    train = [(images, labels > 4) for images, labels in batches(16, 16)]
+    with pytest.raises(ValueError, match="labels are torch.bool"):
         fit(network(), (train, batches(16)), recipe(max_lr=max_lr))
 
 
@@ -543,44 +530,50 @@ def test_without_max_lr_the_range_test_finds_it_and_leaves_the_training_as_it_is
     assert_same_state(state_of(free), state_of(fixed))
 
 
-def pages_in_memory():
-    return int(Path("/proc/self/statm").read_text().split()[1])
+def bytes_in_memory():
+    import resource  # Windows has none
+
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * resource.getpagesize()
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="asks glibc")
 @pytest.mark.parametrize("max_lr", [0.01, None])
 def test_step_on_a_cpu_finds_the_memory_that_the_one_before_it_freed(max_lr):
-    import resource  # Windows has none
+    import resource
 
     class Hungry(list):
         def __iter__(self):
             for batch in super().__iter__():
                 for _ in range(10):  # glibc settles after some
                     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-                    torch.ones(2**24)  # 16,384 pages
+                    torch.ones(2**24)  # of 4 bytes
                     after = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
                 faults.append(after - before)
-                kept.append(pages_in_memory())
+                kept.append(bytes_in_memory())
                 yield batch
 
     faults, kept = [], []
     short = recipe(max_lr=max_lr, lr_test_steps=10, lr_test_seeds=1)
     fit(network(), (Hungry(batches(16, 16, 16)), batches(16)), short)
-    assert statistics.median(faults) < 1_000
-    assert pages_in_memory() < kept[-1] - 12_000, "it isn't given back at last"
+    pages = 2**26 // resource.getpagesize()
+    assert statistics.median(faults) < pages / 16
+    assert bytes_in_memory() < kept[-1] - 0.7 * 2**26, "it isn't given back at last"
 
 
 AFTERWARDS = """
-import resource, torch
+import ctypes, resource, torch
 from helpers.memory import keeping_freed_memory
+
+ctypes.CDLL(None).prctl(41, 1, 0, 0, 0)  # no huge pages, of which these were few
 
 with keeping_freed_memory(torch.device("cpu")):
     pass
 for _ in range(10):
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-    torch.ones(2**21)  # 2,048 pages
+    torch.ones(2**21)  # of 4 bytes
     after = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-print(after - before)
+print((after - before) / (2**23 / resource.getpagesize()))
 """
 
 
@@ -589,7 +582,7 @@ def test_what_comes_after_training_finds_freed_memory_as_it_would_have_before():
     # In a process whose memory is in one piece, or the block may lie in a gap by chance.
     command = [sys.executable, "-c", AFTERWARDS]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
-    assert int(done.stdout) < 1_000
+    assert float(done.stdout) < 0.5  # of its pages
 
 
 # --- metrics ---------------------------------------------------------------------------
@@ -813,11 +806,14 @@ def test_first_of_several_losses_that_is_no_number_is_located():
 # --- checkpoints -----------------------------------------------------------------------
 
 
-@BOTH
-@pytest.mark.parametrize("epoch", [1, 2])
 @pytest.mark.parametrize(
-    "changes",
-    [{}, {"average_epochs": 2}, {"optimizer": "sgd"}, {"precision": "float16"}],
+    ("changes", "on", "epoch"),
+    [
+        *itertools.product([{}], ["cpu", "device"], [1, 2]),
+        *itertools.product([{"average_epochs": 2}], ["device"], [1, 2]),
+        ({"optimizer": "sgd"}, "device", 2),
+        ({"precision": "float16"}, "device", 2),
+    ],
     ids=str,
 )
 def test_interrupted_and_resumed_is_bit_by_bit_as_if_nothing_had_happened(
@@ -838,7 +834,6 @@ def test_interrupted_and_resumed_is_bit_by_bit_as_if_nothing_had_happened(
     assert_same_state(state_of(model), state_of(straight))
 
 
-@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
 def test_resumed_training_does_not_depend_on_the_workers_either(interrupted_cpu):
     straight, model = network(), network(seed=9)
     history = fit(straight, loaders(on="cpu"), recipe())

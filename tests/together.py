@@ -148,6 +148,7 @@ def main(folder: Path, *, killed: bool) -> None:
                 "own": own(processes),
                 "refused": refusals(processes),
             }
+        found["threads within"] = threads()
     found["threads"] = threads()
     torch.save(found, folder / f"rank{processes.rank}.pt")
 
