@@ -130,6 +130,8 @@ class Gain(NamedTuple):
 
     @property
     def points(self) -> str:
+        if self.n == 1:
+            return f"{100 * self.mean:+.2f}, one pair"
         return f"{100 * self.mean:+.2f} ± {100 * self.error:.2f}"
 
 
