@@ -47,10 +47,11 @@ soak: $(FOR_TEST)
 readme: $(FOR_TEST)
 	$(PYTHON) -m tools.readme
 
-# What a failure leaves there would be taken for whole; links to a Python that is gone, for one.
+# What a failure leaves there would be taken for whole. Links to a Python that is gone, which venv
+# would leave as they are, are removed, and the packages are installed again.
 $(VENV)/bin/python:
 	@$(BASE) -c 'import sys; sys.exit(sys.version_info < (3, 11, 5) and "Python 3.11.5 or newer is needed and " + sys.executable + " is older: make BASE=python3.13, say")'
-	@rm -f $(VENV)/bin/python* $(VENV)/.for-*
+	@[ ! -e $(VENV)/pyvenv.cfg ] || rm -f $(VENV)/bin/python* $(VENV)/.for-*
 	$(BASE) -m venv $(VENV) || { rm -f $@; exit 1; }
 
 $(VENV)/.for-run: requirements.txt constraints.txt | $(VENV)/bin/python
