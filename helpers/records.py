@@ -48,10 +48,17 @@ def read_record(path: str | os.PathLike) -> dict[str, Any]:
         )
     if form == 1:  # which had one recipe, and no flip TTA
         record = {"recipe_name": "assignment", "flip_tta_accuracy": None, **record}
+    if "recipe" in record:  # a field that is newer had what is its default now
+        record["recipe"] = {**asdict(Recipe()), **record["recipe"]}
     if record.get("augment_on") == "auto":  # as it was asked for, not where it was
-        on_gpu = "NVIDIA" in record["hardware"]["device"]
-        record["augment_on"] = "device" if on_gpu else "cpu"
+        record["augment_on"] = "device" if is_of_a_gpu(record) else "cpu"
     return record
+
+
+def is_of_a_gpu(record: dict[str, Any]) -> bool:
+    """Whether a run's device was one of NVIDIA's, which call themselves these."""
+    names = ("NVIDIA", "Tesla", "Quadro", "GeForce")
+    return any(name in record["hardware"]["device"] for name in names)
 
 
 def write_record(path: str | os.PathLike, record: dict[str, Any]) -> None:
@@ -203,7 +210,7 @@ class Experiment(NamedTuple):
     test_images: int
     evaluated_on: str
     device: str
-    trained: str  # all else that decides, as JSON; fields that are newer by default
+    trained: str  # all else that decides, as JSON
 
     @classmethod
     def of(cls, record: dict[str, Any]) -> "Experiment":
@@ -220,7 +227,7 @@ class Experiment(NamedTuple):
             data["test_images"],
             data["evaluated_on"],
             hardware["device"],
-            json.dumps([{**asdict(Recipe()), **recipe}, *how], sort_keys=True),
+            json.dumps([recipe, *how], sort_keys=True),
         )
 
 

@@ -264,15 +264,15 @@ def average_in(averaged: AveragedModel, model: nn.Module) -> None:
     divides BatchNorm's counters, whole numbers, which CUDA refuses.
     """
     weight = 1 / (int(averaged.n_averaged) + 1)
-    # Each once, also of a layer that goes by two names.
-    ours, theirs = ([*m.parameters(), *m.buffers()] for m in (averaged.module, model))
-    moving = [place for place, value in enumerate(ours) if value.is_floating_point()]
+    ours, theirs = averaged.module.state_dict(keep_vars=True), model.state_dict()
+    # A layer that goes by two names is averaged once.
+    ours = dict({id(value): (name, value) for name, value in ours.items()}.values())
+    moving = [name for name, value in ours.items() if value.is_floating_point()]
     torch._foreach_lerp_(
-        [ours[place] for place in moving], [theirs[place] for place in moving], weight
+        [ours.pop(name) for name in moving], [theirs[name] for name in moving], weight
     )
-    for kept, new in zip(ours, theirs, strict=True):
-        if not kept.is_floating_point():
-            kept.copy_(new)
+    for name, counter in ours.items():
+        counter.copy_(theirs[name])
     averaged.n_averaged += 1
 
 

@@ -57,7 +57,7 @@ def test_beside_the_reports_figure_stands_the_longest_run_by_its_recipe():
 def test_what_a_record_tells_is_no_longer_missing():
     record = utils.read_records(readme.RESULTS, readme.RUNS)[0]
     cpu = {**record, "model": "CustomResNet", "hardware": {"device": "AMD EPYC"}}
-    gpu = {**record, "model": "ResNet18", "hardware": {"device": "NVIDIA T4"}}
+    gpu = {**record, "model": "ResNet18", "hardware": {"device": "Tesla T4"}}
     before, after = readme.unmeasured([cpu]), readme.unmeasured([cpu, gpu])
     assert set(before) - set(after) == {"a GPU", "ResNet18"}
 

@@ -811,8 +811,9 @@ def test_first_of_several_losses_that_is_no_number_is_located():
     [
         *itertools.product([{}], ["cpu", "device"], [1, 2]),
         *itertools.product([{"average_epochs": 2}], ["device"], [1, 2]),
-        ({"optimizer": "sgd"}, "device", 2),
-        ({"precision": "float16"}, "device", 2),
+        ({"average_epochs": 2}, "cpu", 2),
+        ({"optimizer": "sgd"}, "device", 1),
+        ({"precision": "float16"}, "device", 1),
     ],
     ids=str,
 )

@@ -21,6 +21,7 @@ from helpers.records import (
     experiments,
     flat_top,
     how_trained,
+    is_of_a_gpu,
     markdown,
     short,
     spread,
@@ -228,7 +229,7 @@ def unmeasured(records: list[dict[str, Any]]) -> list[str]:
     curve = utils.read_records(RESULTS, "lr-*.json")
     known = {
         "the original images": any(r["data"]["source"] == "CIFAR-10" for r in records),
-        "a GPU": any("NVIDIA" in r["hardware"]["device"] for r in records),
+        "a GPU": any(map(is_of_a_gpu, records)),
         "the assignment's 24 epochs": any(r["recipe"]["epochs"] == 24 for r in whole),
         "five seeds of each recipe": five
         >= {f"`{name}`" for name in train_test.RECIPES},
