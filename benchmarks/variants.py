@@ -4,8 +4,10 @@ python -m benchmarks.variants BATCH_SIZE STEPS SEARCH is a process of its own: c
 again what it has once chosen, so its search can't be switched on in one where it was off.
 """
 
+import gc
 import os
 import statistics
+import subprocess
 import sys
 import tempfile
 from unittest.mock import patch
@@ -84,6 +86,10 @@ def measure(setup: Setup) -> list[Row]:
         missing += [Row(group=GROUP, name=SKIPS, unit="parts", **told)]
         missing += [Row(group=GROUP, name=PRICE, unit="s", values=[price])]
         missing += [pays(rows, price)]
+    del works, pooled, bare, compiled
+    if cuda:  # whose memory other processes need now
+        gc.collect()
+        torch.cuda.empty_cache()
     return [*rows, *missing, *searched(setup)]
 
 
@@ -95,13 +101,18 @@ def searched(setup: Setup) -> list[Row]:
 
     def child(search: int) -> float:
         numbers = map(str, (setup.batch_size, setup.steps, search))
-        return float(fresh.python("-m", "benchmarks.variants", *numbers, setup=setup))
+        said = fresh.python("-m", "benchmarks.variants", *numbers, setup=setup)
+        return float(said.splitlines()[-1])
 
-    values = interleaved(
-        {ALONE: lambda: child(0), SEARCHED: lambda: child(1)},
-        setup.process_repeats,
-        warm_up=False,
-    )
+    try:
+        values = interleaved(
+            {ALONE: lambda: child(0), SEARCHED: lambda: child(1)},
+            setup.process_repeats,
+            warm_up=False,
+        )
+    except subprocess.CalledProcessError as error:  # the rows before are worth having
+        note = f"exit status {error.returncode}"
+        return [Row(group=GROUP, name=SEARCHED, unit="images/s", note=note)]
     return compared(GROUP, "images/s", values, against=ALONE)
 
 
