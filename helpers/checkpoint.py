@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-FORMAT = 7
+FORMAT = 6
 DIGEST = hashlib.sha256().digest_size  # bytes at the end of the file
 
 

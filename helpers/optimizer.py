@@ -62,8 +62,7 @@ def make_optimizer(
     weights = {"params": [p for p in parameters if p.ndim > 1], "weight_decay": decay}
     vectors = {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0}
     groups = [group for group in (weights, vectors) if group["params"]]
-    # Fused: one pass over memory instead of ten.
-    return AdamW(groups, lr, betas=(0.9, recipe.beta2), fused=True)
+    return AdamW(groups, lr, fused=True)  # one pass over memory instead of ten
 
 
 def make_scheduler(

@@ -33,7 +33,6 @@ ALLOWED: dict[str, tuple[Callable[[Any], bool], str]] = {
     "flip": (lambda v: is_number(v) and 0 <= v <= 1, "a probability from 0 to 1"),
     "cutout": PIXELS,
     "optimizer": one_of("adam", "sgd"),
-    "beta2": (lambda v: is_number(v) and 0 <= v < 1, "0 to below 1"),
     "weight_decay": (lambda v: is_number(v) and v >= 0, "a number from 0"),
     "label_smoothing": (lambda v: is_number(v) and 0 <= v < 1, "0 to below 1"),
     "logit_scale": (lambda v: is_number(v) and v > 0, "a number above 0"),
@@ -63,8 +62,6 @@ class Recipe:
     flip: probability of a horizontal flip.
     cutout: side of the square hole, in pixels; 0 for none.
     optimizer: adam, or sgd for stochastic gradient descent with Nesterov momentum 0.9.
-    beta2: of adam, which divides each step by a mean of squared gradients: the share of
-        that mean which is kept at a step.
     weight_decay: adam shrinks each weight, but no bias and nothing of BatchNorm, by this
         times the learning rate at each step; sgd adds this times each parameter to its
         gradient.
@@ -93,7 +90,6 @@ class Recipe:
     flip: float = 0.5
     cutout: int = 8
     optimizer: Literal["adam", "sgd"] = "adam"
-    beta2: float = 0.999
     weight_decay: float = 0
     label_smoothing: float = 0
     logit_scale: float = 1

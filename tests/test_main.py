@@ -265,7 +265,6 @@ OTHER = {
     "flip": 0.25,
     "cutout": 3,
     "optimizer": "sgd",
-    "beta2": 0.9,
     "weight_decay": 0.001,
     "label_smoothing": 0.1,
     "logit_scale": 0.5,
