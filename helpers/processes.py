@@ -4,8 +4,10 @@ torchrun starts them, torch.distributed connects them, DistributedDataParallel a
 their gradients. A process alone is the case of size 1, in which nothing here does anything.
 """
 
+import atexit
 import copy
 import os
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
@@ -160,5 +162,19 @@ def connected() -> Iterator[Processes]:
         ) from error
     try:
         yield Processes(rank, size)
-    finally:
-        distributed.destroy_process_group()
+    except BaseException:
+        if size > 1:
+            atexit.register(leave_at_once)
+        raise
+    distributed.destroy_process_group()
+
+
+def leave_at_once() -> None:
+    """End a process that has failed and has said so, without taking leave of the others.
+
+    They may be waiting for it, and NCCL's teardown for them: torchrun ends them all as soon
+    as this one is gone.
+    """
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(1)

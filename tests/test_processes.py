@@ -223,6 +223,14 @@ def test_share_that_would_be_empty_is_refused(share):
         dataset.make_loaders(*IMAGES, batch_size=16, device=CPU, share=share)
 
 
+def test_process_that_fails_says_so_and_the_others_that_wait_for_it_end(tmp_path):
+    done = torchrun(2, "tests.together", tmp_path, "failing")
+    assert done.returncode == 1
+    assert "ValueError: what went wrong" in done.stderr
+    assert done.stdout == "said before\n"
+    assert "took leave" not in done.stderr
+
+
 # --- finding each other ----------------------------------------------------------------
 
 

@@ -1,8 +1,11 @@
-"""What test_processes starts under torchrun: python -m tests.together FOLDER [killed].
+"""What test_processes starts under torchrun: python -m tests.together FOLDER [KIND].
+
+KIND: killed or failing.
 
 Each process trains its share and leaves what it saw in FOLDER/rankN.pt.
 """
 
+import atexit
 import dataclasses
 import os
 import signal
@@ -121,13 +124,25 @@ def refusals(processes: Processes) -> dict[str, str]:
     return said
 
 
+def fail(processes: Processes) -> None:
+    """The first process raises, and the other waits for what it would have told."""
+    if processes.first:
+        print("said before")
+        raise ValueError("what went wrong")
+    processes.broadcast(None)
+
+
 def threads() -> list[str]:
     """The names of this process's threads, where the system tells them."""
     return [name.read_text() for name in Path("/proc/self/task").glob("*/comm")]
 
 
-def main(folder: Path, *, killed: bool) -> None:
+def main(folder: Path, *, killed: bool, failing: bool) -> None:
+    if failing:
+        atexit.register(print, "took leave", file=sys.stderr)
     with connected() as processes:
+        if failing:
+            fail(processes)
         if killed:
             found = train(
                 processes,
@@ -154,4 +169,4 @@ def main(folder: Path, *, killed: bool) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), killed="killed" in sys.argv)
+    main(Path(sys.argv[1]), killed="killed" in sys.argv, failing="failing" in sys.argv)
