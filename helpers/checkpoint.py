@@ -33,6 +33,11 @@ def kept_checkpoints(path: Path) -> list[Path]:
     return [file for file in (path, previous(path)) if file.exists()]
 
 
+def within_reach(path: Path) -> list[Path]:
+    """Those of `kept_checkpoints` that a message can name, whatever became of the place."""
+    return [file for file in (path, previous(path)) if os.path.exists(file)]
+
+
 def require_free(path: Path) -> None:
     """Raise FileExistsError where a new training's checkpoint would replace another's."""
     require_file(path)
@@ -82,7 +87,7 @@ def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
     except OSError as error:
         with contextlib.suppress(OSError):  # a read-only place refuses this as well
             new.unlink(missing_ok=True)
-        kept = kept_checkpoints(path)
+        kept = within_reach(path)
         warnings.warn(
             f"{path} can't be written ({error.strerror}): training goes on, and "
             + (f"{kept[0]} is kept" if kept else "nothing is kept"),
@@ -114,6 +119,9 @@ def load_checkpoint(
                 "file or use that recipe"
             )
         require_same_model(file, state, model)
+        if file != kept[0]:  # the next save would put the damaged one in its place
+            with contextlib.suppress(OSError):
+                os.replace(file, kept[0])
         return state
     return None
 

@@ -25,6 +25,7 @@ from helpers.checkpoint import (
     require_free,
     require_same_model,
     save_checkpoint,
+    within_reach,
 )
 from helpers.history import Epoch, History, Metrics
 from helpers.lr_range import LRRangeTest, find_max_lr, lr_range_test
@@ -509,7 +510,7 @@ def fit(
     except BaseException as error:
         if processes.first:
             left = "no checkpoint was kept"
-            if path and (kept := kept_checkpoints(path)):
+            if path and (kept := within_reach(path)):
                 left = f"go on from {kept[0]} with resume=True (--resume)"
             print(f"{type(error).__name__} in epoch {epoch}; {left}")
         raise

@@ -74,6 +74,8 @@ def test_damage_anywhere_is_noticed_and_the_one_before_is_taken(data):
         path.write_bytes(content[:place] + instead + content[place + length :])
         with pytest.warns(UserWarning, match=r"training\.pt is damaged"):
             assert load(path)["number"] == 1
+        assert load(path)["number"] == 1  # in its place: a save now keeps it
+        assert not previous(path).exists()
 
 
 def test_newer_format_is_said(path, monkeypatch):
@@ -90,9 +92,13 @@ def test_newer_format_is_said(path, monkeypatch):
 def test_place_where_nothing_can_be_written_is_said_and_training_may_go_on(tmp_path):
     (tmp_path / "file").touch()
     path = tmp_path / "file" / "training.pt"  # refuses also to be cleaned up
-    sentence = r"training\.pt can't be written .* goes on, and nothing is kept"
-    with pytest.warns(UserWarning, match=sentence):
-        save_checkpoint(path, state(1))
+    gone = tmp_path / (
+        "x" * 300
+    )  # which can't even be asked for, as a lost network drive
+    sentence = "can't be written .* goes on, and nothing is kept"
+    for place in (path, gone):
+        with pytest.warns(UserWarning, match=sentence):
+            save_checkpoint(place, state(1))
 
 
 def test_killed_trainings_end_as_if_undisturbed():
