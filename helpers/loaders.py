@@ -2,6 +2,7 @@
 
 import operator
 import os
+import signal
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
@@ -251,6 +252,9 @@ class WorkerLoader(Loader):
             num_workers=self.num_workers,
             persistent_workers=self.num_workers > 0,
             pin_memory=self.device.type == "cuda",
+            worker_init_fn=ignore_interrupts,
+            # Else it draws from the global one, at times that a stop alters.
+            generator=torch.Generator().manual_seed(self.seed or 0),
         )
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
@@ -269,6 +273,11 @@ class WorkerLoader(Loader):
             # The shares of a batch are augmented each in its own way.
             key = 0 if rng is None else int(rng.integers(2**32)) + self.share[0]
             yield key % 2**32, part
+
+
+def ignore_interrupts(worker: int) -> None:
+    """A stop button's SIGINT reaches the workers too, which later passes still need."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 @dataclass

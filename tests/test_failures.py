@@ -1,6 +1,8 @@
 """What goes wrong in a training, for real: memory, workers, the stop button."""
 
 import json
+import multiprocessing
+import os
 import re
 import signal
 import subprocess
@@ -310,6 +312,30 @@ def test_worker_that_fails_is_said_and_the_epochs_before_are_kept(tmp_path, caps
 
 
 # --- the stop button -------------------------------------------------------------------
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="has no such signal")
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+def test_signal_of_the_stop_button_leaves_the_workers_to_the_next_pass():
+    loaders = dataset.make_loaders(*IMAGES, batch_size=8, device=CPU, num_workers=1)
+    others = multiprocessing.active_children()
+    assert len(list(loaders.train)) == 3
+    for worker in multiprocessing.active_children():
+        if worker not in others:
+            os.kill(worker.pid, signal.SIGINT)
+    assert len(list(loaders.train)) == 3
+
+
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+@pytest.mark.parametrize("workers", [0, 1])
+def test_pass_of_the_loader_draws_from_no_global_generator(workers):
+    loaders = dataset.make_loaders(
+        *IMAGES, batch_size=8, device=CPU, num_workers=workers
+    )
+    before = torch.get_rng_state()
+    for loader in loaders:
+        assert list(loader)
+    assert torch.equal(torch.get_rng_state(), before)
 
 
 def test_interrupted_program_says_what_is_kept_and_goes_on(tmp_path):

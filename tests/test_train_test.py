@@ -836,9 +836,9 @@ def test_interrupted_and_resumed_is_bit_by_bit_as_if_nothing_had_happened(
 
 
 def test_resumed_training_does_not_depend_on_the_workers_either(interrupted_cpu):
-    straight, model = network(), network(seed=9)
+    straight = network(dropout=0.3)
     history = fit(straight, loaders(on="cpu"), recipe())
-    pair = loaders(on="cpu", workers=2)
+    pair, model = loaders(on="cpu", workers=2), network(seed=9, dropout=0.3)
     resumed = fit(model, pair, recipe(), checkpoint=interrupted_cpu, resume=True)
     assert untimed(resumed) == untimed(history)
     assert_same_state(state_of(model), state_of(straight))
@@ -882,7 +882,7 @@ def interrupted_cpu(tmp_path):
     train, test = loaders(on="cpu", workers=2)
     pair = Failing(train, interrupt, epoch=1), test
     with pytest.raises(Interrupted):
-        fit(network(), pair, recipe(), checkpoint=path)
+        fit(network(dropout=0.3), pair, recipe(), checkpoint=path)
     return path
 
 
