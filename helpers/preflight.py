@@ -58,7 +58,8 @@ def require_model(
         )
     tried = copy.deepcopy(model).to(device)
     train, test = loaders
-    with torch.random.fork_rng([]), torch.no_grad():
+    generators = [device] if device.type == "cuda" else []
+    with torch.random.fork_rng(generators), torch.no_grad():
         images, labels = pair(next(iter(test)))
         try:
             few = images[:2].to(device, memory_format=torch.channels_last)
@@ -77,15 +78,22 @@ def require_model(
                 f"({error}); {remedy}"
             ) from error
     require_logits(logits, labels[:2])
-    if last_batch(train) // Processes.of(train).size == 1:
-        try:
-            with torch.random.fork_rng([]), torch.no_grad():
-                tried.train()(images[:1].to(device))
-        except ValueError as error:  # BatchNorm's, which needs two values to compare
-            raise ValueError(
-                f"the last batch of an epoch has one image and the model can't train on "
-                f"one ({error}); choose a batch_size that leaves none or more"
-            ) from error
+    # On GPUs BatchNorm sees the whole batch.
+    processes = 1 if generators else Processes.of(train).size
+    smallest = last_batch(train) // processes
+    few = few[:1] if smallest == 1 else few[[0, -1]]  # of one, twice that
+    try:
+        with torch.random.fork_rng(generators), torch.no_grad():
+            logits = tried.train()(few)
+    except ValueError as error:  # BatchNorm's, which needs two values to compare
+        if smallest != 1:
+            raise
+        share = "a process's share of " if processes > 1 else ""
+        raise ValueError(
+            f"{share}the last batch of an epoch has one image and the model can't train on "
+            f"one ({error}); choose a batch_size that leaves none or more"
+        ) from error
+    require_tensor(logits, "in training the model")
     ranges = [getattr(loader, "label_range", ()) for loader in loaders]
     found = [int(labels.min()), int(labels.max()), *ranges[0], *ranges[1]]
     low, high, classes = min(found), max(found), logits.shape[1]
@@ -119,13 +127,17 @@ def pair(batch: object) -> tuple[Tensor, Tensor]:
     return images, labels.long()  # cross-entropy takes few others
 
 
-def require_logits(logits: object, labels: Tensor) -> None:
-    """Raise an error for what is no classifier's answer; warn of probabilities."""
+def require_tensor(logits: object, model: str) -> None:
     if not isinstance(logits, Tensor):
         raise TypeError(
-            f"the model gives a {type(logits).__name__}; a classifier gives one tensor, "
+            f"{model} gives a {type(logits).__name__}; a classifier gives one tensor, "
             "(images, classes): wrap it in a module that returns that"
         )
+
+
+def require_logits(logits: object, labels: Tensor) -> None:
+    """Raise an error for what is no classifier's answer; warn of probabilities."""
+    require_tensor(logits, "the model")
     if logits.shape[:-1] != labels.shape:
         raise ValueError(
             f"the model gives {tuple(logits.shape)} for {len(labels)} images; a classifier "

@@ -204,6 +204,10 @@ def test_last_batch_of_one_is_an_error_before_training_only_if_it_must_be():
         train_test.fit(model, (shuffled, loaders.test), RECIPE, device=CPU)
     whole = DataLoader(own, batch_size=8, drop_last=True)
     train_test.fit(model, (whole, loaders.test), RECIPE, device=CPU)
+    one = [tuple(part[:1] for part in batch) for batch in loaders.test]
+    train_test.fit(
+        model, (whole, one), RECIPE, device=CPU
+    )  # to test on one is possible
 
 
 IMAGE = torch.zeros(8, 3, 32, 32)
@@ -235,6 +239,20 @@ def test_model_that_answers_in_a_dict_is_told_to_give_a_tensor():
     model = Wrapped(lambda logits: {"logits": logits})
     with pytest.raises(TypeError, match="the model gives a dict; a classifier gives"):
         train_test.fit(model, ([batch] * 3, [batch]), RECIPE, device=CPU)
+
+
+def test_model_that_answers_otherwise_in_training_is_told_so_before():
+    class Auxiliary(Wrapped):
+        def forward(self, images):
+            logits = super().forward(images)
+            return (logits, logits) if self.training else logits
+
+    batch = IMAGE, torch.arange(8)
+    said = "in training the model gives a tuple; a classifier gives one tensor"
+    with pytest.raises(TypeError, match=said):
+        train_test.fit(
+            Auxiliary(nn.Identity()), ([batch] * 3, [batch]), RECIPE, device=CPU
+        )
 
 
 def test_model_made_without_the_recipes_logit_scale_is_refused():
