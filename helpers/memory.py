@@ -15,15 +15,16 @@ from torch.optim import Adam
 from helpers.preflight import pair
 from helpers.processes import Processes
 
-# In a RuntimeError: torch's on a CPU, cuBLAS's, cuDNN 9's, CUDA's own, and that of a
-# convolution which has memory for its output and none to work in.
+# In a RuntimeError: torch's on a CPU, cuBLAS's, cuDNN 9's, CUDA's own.
 SIGNS = (
     "DefaultCPUAllocator",
     "STATUS_ALLOC_FAILED",
     "ALLOCATION_FAILED",
     "CUDA error: out of memory",
-    "unable to find an engine",
 )
+# Of a convolution which has memory for its output and none to work in, but also of a
+# cuDNN that doesn't work at all.
+NO_ENGINE = "unable to find an engine"
 # glibc's malloc.h: numbers of three settings; see mallopt(3).
 TRIM_THRESHOLD, MMAP_THRESHOLD, MMAP_MAX = -1, -3, -4
 KEEPING = {TRIM_THRESHOLD: -1, MMAP_MAX: 0}
@@ -71,6 +72,8 @@ def explaining_memory_of_answers(device: torch.device) -> Iterator[None]:
     except (RuntimeError, MemoryError) as error:
         if not is_lack_of_memory(error):
             raise
+        # The caller may keep the error, and with it the batch that was too large.
+        traceback.clear_frames(error.__traceback__)
         raise MemoryError(
             f"answering a batch needs more memory than {device} has; give the loader that "
             "is evaluated a smaller batch_size"
@@ -88,7 +91,8 @@ def explaining_memory(
     try:
         yield
     except (RuntimeError, MemoryError) as error:
-        if not is_lack_of_memory(error):
+        no_engine = NO_ENGINE in str(error)
+        if not (no_engine or is_lack_of_memory(error)):
             raise
         # The failed step's tensors, which its frames hold, are in the way of the trials.
         traceback.clear_frames(error.__traceback__)
@@ -100,6 +104,8 @@ def explaining_memory(
                 f"{what}, and batch_size is that of all processes together: halve it"
             ) from error
         fits = fitting_batch(model, images, labels, dtype=dtype, device=device)
+        if no_engine and not fits:
+            raise
         raise MemoryError(
             f"{what}; "
             + (f"one of {fits} fits: make batch_size {fits}" if fits else "none fits")

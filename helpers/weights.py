@@ -24,7 +24,7 @@ def main(arguments: list[str] | None = None) -> None:
     options = parse(arguments)
     try:
         check(options.record, options.data)
-    except (ValueError, OSError, ModuleNotFoundError) as error:
+    except (ValueError, OSError, MemoryError, ModuleNotFoundError) as error:
         raise SystemExit(f"error: {error}") from error
 
 

@@ -153,7 +153,6 @@ def test_smaller_batch_is_also_found_where_labels_are_of_another_type():
     [
         "cuDNN error: CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED",
         "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`",
-        "GET was unable to find an engine to execute this computation",
     ],
 )
 def test_lack_of_memory_that_a_library_of_the_gpu_reports_is_known(said):
@@ -162,6 +161,41 @@ def test_lack_of_memory_that_a_library_of_the_gpu_reports_is_known(said):
         explaining_memory_of_answers(torch.device("cuda")),
     ):
         raise RuntimeError(said)
+
+
+ENGINE = "GET was unable to find an engine to execute this computation"
+
+
+@pytest.mark.parametrize(
+    ("model", "kind", "said"),
+    [
+        (network(), MemoryError, "one of 4 fits"),
+        (nn.Sequential(network(), nn.BatchNorm2d(1)), RuntimeError, f"^{ENGINE}$"),
+    ],
+)
+def test_convolution_without_an_engine_lacks_memory_if_a_smaller_batch_works(
+    model, kind, said
+):
+    batches = [(torch.zeros(8, 3, 32, 32), torch.zeros(8, dtype=torch.int64))]
+    with (
+        pytest.raises(kind, match=said),
+        explaining_memory(model, batches, torch.float32, CPU),
+    ):
+        raise RuntimeError(ENGINE)
+
+
+def test_what_was_too_large_to_answer_is_not_kept_with_the_error():
+    kept = weakref.WeakSet()
+
+    def full(logits):
+        large = logits.clone()
+        kept.add(large)
+        raise MemoryError
+
+    batch = torch.zeros(8, 3, 32, 32), torch.arange(8)
+    with pytest.raises(MemoryError, match="a smaller batch_size") as error:
+        train_test.predict(Wrapped(full), [batch], device=CPU)
+    assert error.value.__cause__ and not kept
 
 
 def test_trial_of_a_smaller_batch_has_the_memory_of_the_failed_one():
