@@ -5,6 +5,7 @@
 
 import itertools
 import json
+import math
 import os
 import statistics
 from collections.abc import Sequence
@@ -188,14 +189,46 @@ def flat_top(records: Sequence[dict[str, Any]]) -> tuple[float, float] | None:
 
     def as_good(rate: float) -> bool:
         shared = found[best].keys() & found[rate].keys()
-        losses = [found[best][seed] - found[rate][seed] for seed in shared]
-        error = statistics.stdev(losses) / len(losses) ** 0.5
-        return statistics.fmean(losses) <= max(ALIKE, 2 * error)
+        gain = Gain.of([found[best][seed] - found[rate][seed] for seed in shared])
+        return gain.mean <= max(ALIKE, 2 * gain.error)
 
     at = rates.index(best)
     above = itertools.takewhile(as_good, rates[at + 1 :])
     below = itertools.takewhile(as_good, reversed(rates[:at]))
     return min([best, *below]), max([best, *above])
+
+
+class Gain(NamedTuple):
+    """By how much accuracy is higher: a mean over n paired seeds.
+
+    All are fractions; error is the standard error of the mean.
+    """
+
+    mean: float
+    error: float
+    n: int
+
+    @classmethod
+    def of(cls, differences: Sequence[float]) -> "Gain":
+        """The gain of one difference a pair."""
+        n = len(differences)
+        mean = statistics.fmean(differences) if n else math.nan
+        error = statistics.stdev(differences) / math.sqrt(n) if n > 1 else math.inf
+        return cls(mean, error, n)
+
+    @property
+    def decided(self) -> bool:
+        return self.n >= 5
+
+    @property
+    def kept(self) -> bool:
+        return self.decided and self.mean > 2 * self.error
+
+    @property
+    def points(self) -> str:
+        if self.n == 1:
+            return f"{100 * self.mean:+.2f}, one pair"
+        return f"{100 * self.mean:+.2f} ± {100 * self.error:.2f}"
 
 
 class Experiment(NamedTuple):
@@ -285,16 +318,11 @@ def against_page(
         if is_page(record)
     }
     gains = [
-        100 * (run["last_epoch_accuracy"] - page[same(run)])
+        run["last_epoch_accuracy"] - page[same(run)]
         for run in runs
         if same(run) in page
     ]
-    if not gains:
-        return NOT_MEASURED
-    if len(gains) == 1:
-        return f"{gains[0]:+.2f}, one pair"
-    error = statistics.stdev(gains) / len(gains) ** 0.5
-    return f"{statistics.fmean(gains):+.2f} ± {error:.2f}"
+    return Gain.of(gains).points if gains else NOT_MEASURED
 
 
 def markdown(

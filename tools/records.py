@@ -10,7 +10,6 @@ run it again. `make readme` draws up the tables.
 
 import argparse
 import math
-import statistics
 import tempfile
 import time
 from collections.abc import Iterator
@@ -19,6 +18,7 @@ from typing import Any, NamedTuple
 
 from helpers import __main__ as program
 from helpers import utils
+from helpers.records import Gain
 
 PROJECT = Path(__file__).resolve().parent.parent
 SEEDS = range(5)
@@ -110,31 +110,6 @@ def other_network() -> list[Run]:
     ]
 
 
-class Gain(NamedTuple):
-    """What an ingredient adds to the last epoch's accuracy: a mean over n paired seeds.
-
-    All are fractions; error is the standard error of the mean.
-    """
-
-    mean: float
-    error: float
-    n: int
-
-    @property
-    def decided(self) -> bool:
-        return self.n >= 5
-
-    @property
-    def kept(self) -> bool:
-        return self.decided and self.mean > 2 * self.error
-
-    @property
-    def points(self) -> str:
-        if self.n == 1:
-            return f"{100 * self.mean:+.2f}, one pair"
-        return f"{100 * self.mean:+.2f} ± {100 * self.error:.2f}"
-
-
 def accuracies(folder: Path, prefix: str) -> dict[int, float]:
     """Last-epoch accuracy by seed."""
     if not folder.is_dir():
@@ -151,11 +126,7 @@ def base_runs(folder: Path) -> list[dict[str, Any]]:
 def gain(folder: Path, without: str, having: str) -> Gain:
     """What the second of two kinds of runs gains over the first."""
     before, tried = (accuracies(folder, f"sweep-{name}") for name in (without, having))
-    differences = [tried[seed] - before[seed] for seed in tried if seed in before]
-    n = len(differences)
-    mean = statistics.fmean(differences) if n else math.nan
-    error = statistics.stdev(differences) / math.sqrt(n) if n > 1 else math.inf
-    return Gain(mean, error, n)
+    return Gain.of([tried[seed] - before[seed] for seed in tried if seed in before])
 
 
 class Trial(NamedTuple):
