@@ -22,6 +22,7 @@ import numpy as np
 from benchmarks.fresh import PROJECT
 from benchmarks.rows import Row, Setup, find, median, seconds
 from helpers import dataset, models, train_test
+from helpers.__main__ import hardware
 
 GROUP = "a whole training"
 TRAINING = "ours, 24 epochs, training alone"
@@ -79,7 +80,13 @@ def measure(setup: Setup, rows: list[Row]) -> list[Row]:
             for done in (ours(setup), cold(setup, failures), rivals(setup, failures)):
                 for label, value in done:
                     found[label].append(value)
-        peak = median(find(rows, "limits", f"matmul peak, {precision(setup)}"))
+        peak = median(
+            find(
+                rows,
+                "limits",
+                f"matmul peak, {hardware(setup.device, 'auto')['precision']}",
+            )
+        )
         flops = median(find(rows, "limits", "CustomResNet, forward and backward"))
         if peak and flops and not setup.smoke:
             work = 24 * 50_000 * flops / 1e3  # TFLOP
@@ -95,11 +102,6 @@ def measure(setup: Setup, rows: list[Row]) -> list[Row]:
         )
         for label, values in found.items()
     ]
-
-
-def precision(setup: Setup) -> str:
-    dtype = train_test.choose_dtype("auto", setup.device)
-    return str(dtype).removeprefix("torch.")
 
 
 def why_not(label: str, setup: Setup) -> str:
