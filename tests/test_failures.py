@@ -198,13 +198,6 @@ def test_what_was_too_large_to_answer_is_not_kept_with_the_error():
     assert error.value.__cause__ and not kept
 
 
-def test_trial_of_a_smaller_batch_has_the_memory_of_the_failed_one():
-    images, labels = torch.zeros(16, 3, 32, 32), torch.zeros(16, dtype=torch.int64)
-    model = Wrapped(Short.apply)
-    fits = fitting_batch(model, images, labels, dtype=torch.float32, device=CPU)
-    assert fits == 2
-
-
 def test_out_of_memory_of_several_processes_tries_nothing_and_says_what_to_halve():
     sets = dataset.synthetic_cifar10(train=16, test=8)
     loader = dataset.make_loaders(

@@ -168,19 +168,9 @@ def test_the_last_pool_of_custom_resnet_sees_88_pixels():
     assert probe(model, ["pool"], 160) == [88]
 
 
-def test_flattened_and_averaged_maps_are_seen_whole():
+def test_flattened_map_is_seen_whole():
     flat = nn.Sequential(nn.Conv2d(3, 2, 3), nn.Flatten(), nn.Linear(2 * 6 * 6, 5))
     assert models.receptive_field_table(flat, (3, 8, 8))[-1].receptive_field == 8
-
-    class Averaged(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.conv, self.linear = nn.Conv2d(3, 2, 3), nn.Linear(2, 5)
-
-        def forward(self, x):
-            return self.linear(self.conv(x).mean((2, 3)))
-
-    assert models.receptive_field_table(Averaged(), (3, 8, 8))[-1].receptive_field == 8
 
 
 class Functional(nn.Module):
@@ -230,18 +220,6 @@ def test_gate_that_sees_the_whole_map_leaves_the_distance_of_its_units():
     assert (row.receptive_field, row.jump) == (10, 1)  # the image, however far it moves
 
 
-class OverChannels(nn.Module):
-    def forward(self, x):
-        return x.mean(1, keepdim=True)
-
-
-def test_mean_over_channels_is_not_taken_for_one_over_the_map():
-    with pytest.raises(
-        NotImplementedError, match="mean is over other dimensions than height"
-    ):
-        models.receptive_field_table(Attention(OverChannels()))
-
-
 @pytest.mark.parametrize(
     ("layer", "named"),
     [
@@ -268,6 +246,10 @@ class Called(nn.Module):
 @pytest.mark.parametrize(
     ("function", "named"),
     [
+        (
+            lambda x: x.mean(1, keepdim=True),
+            "mean is over other dimensions than height",
+        ),
         (lambda x: x.mean(None), "mean is over other dimensions than height"),
         (lambda x: F.avg_pool2d(x, x.size(3)), "its window depends on its input"),
         (

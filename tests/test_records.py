@@ -316,11 +316,6 @@ def test_folder_of_records_that_is_not_there_is_said(tmp_path):
         utils.read_records(tmp_path / "none")
 
 
-def test_mean_and_deviation_stand_where_there_are_several_runs():
-    assert kept.spread([0.9]) == "90.00%"
-    assert kept.spread([0.9, 0.91, 0.92]) == "91.00% ± 1.00"
-
-
 def curve(**accuracies):
     """Records of some seeds for each rate, given in thousandths: r10=[0.9, 0.91]."""
     return [

@@ -951,29 +951,6 @@ def test_seed_may_be_a_numpy_number(tmp_path):
     assert len(train_test.read_history(path).epochs) == 3
 
 
-def test_resume_says_where_it_goes_on(interrupted, capsys):
-    fit(network(), loaders(), recipe(), checkpoint=interrupted, resume=True)
-    lines = capsys.readouterr().out.splitlines()
-    assert "training.pt: going on after epoch 1 of 3" in lines[-3]
-    assert [line[:11] for line in lines[-2:]] == ["epoch   2 |", "epoch   3 |"]
-
-
-@pytest.mark.parametrize("kept", [True, False])
-def test_interrupted_training_says_what_is_kept(kept, tmp_path, capsys):
-    def stop(images):
-        raise KeyboardInterrupt
-
-    train, test = loaders()
-    pair = Failing(train, stop, epoch=1), test
-    path = tmp_path / "training.pt" if kept else None
-    with pytest.raises(KeyboardInterrupt):
-        fit(network(), pair, recipe(), checkpoint=path)
-    last = capsys.readouterr().out.splitlines()[-1]
-    go_on = f"go on from {path} with resume=True (--resume)"
-    held = go_on if kept else "no checkpoint was kept"
-    assert last == f"KeyboardInterrupt in epoch 2; {held}"
-
-
 def test_training_with_other_augmentation_or_normalization_is_not_gone_on_with(
     interrupted,
 ):
@@ -1051,20 +1028,6 @@ def test_another_model_is_an_error(interrupted):
 def test_another_number_of_steps_is_an_error(interrupted):
     train, test = loaders()
     assert "steps" in refusal(interrupted, pair=([*train, *train], test))
-
-
-def test_damaged_checkpoint_is_said_and_the_one_before_it_is_gone_on_from(tmp_path):
-    path, model = tmp_path / "training.pt", network(seed=1)
-    train, test = loaders()
-    pair = Failing(train, interrupt, epoch=2), test
-    with pytest.raises(Interrupted):
-        fit(network(), pair, recipe(), checkpoint=path)
-    path.write_bytes(path.read_bytes()[:1000])
-    with pytest.warns(UserWarning, match=r"training.pt is damaged"):
-        resumed = fit(model, loaders(), recipe(), checkpoint=path, resume=True)
-    straight = network()
-    assert untimed(resumed) == untimed(fit(straight, loaders(), recipe()))
-    assert_same_state(state_of(model), state_of(straight))
 
 
 class Malicious:
