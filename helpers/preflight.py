@@ -84,7 +84,7 @@ def require_model(
     few = few[:1] if smallest == 1 else few[[0, -1]]  # of one, twice that
     try:
         with torch.random.fork_rng(generators), torch.no_grad():
-            logits = tried.train()(few)
+            trained = tried.train()(few)
     except ValueError as error:  # BatchNorm's, which needs two values to compare
         if smallest != 1:
             raise
@@ -93,7 +93,10 @@ def require_model(
             f"{share}the last batch of an epoch has one image and the model can't train on "
             f"one ({error}); choose a batch_size that leaves none or more"
         ) from error
-    require_tensor(logits, "in training the model")
+    except RuntimeError:  # one that splits its batch, say, can't train on two
+        trained = None
+    if trained is not None:
+        require_answer(trained, len(few), "in training the model")
     ranges = [getattr(loader, "label_range", ()) for loader in loaders]
     found = [int(labels.min()), int(labels.max()), *ranges[0], *ranges[1]]
     low, high, classes = min(found), max(found), logits.shape[1]
@@ -127,22 +130,23 @@ def pair(batch: object) -> tuple[Tensor, Tensor]:
     return images, labels.long()  # cross-entropy takes few others
 
 
-def require_tensor(logits: object, model: str) -> None:
+def require_answer(logits: object, images: int, model: str) -> None:
+    """Raise an error for what is no classifier's answer."""
     if not isinstance(logits, Tensor):
         raise TypeError(
             f"{model} gives a {type(logits).__name__}; a classifier gives one tensor, "
             "(images, classes): wrap it in a module that returns that"
         )
+    if logits.ndim != 2 or len(logits) != images:
+        raise ValueError(
+            f"{model} gives {tuple(logits.shape)} for {images} images; a classifier gives "
+            "(images, classes)"
+        )
 
 
 def require_logits(logits: object, labels: Tensor) -> None:
     """Raise an error for what is no classifier's answer; warn of probabilities."""
-    require_tensor(logits, "the model")
-    if logits.shape[:-1] != labels.shape:
-        raise ValueError(
-            f"the model gives {tuple(logits.shape)} for {len(labels)} images; a classifier "
-            "gives (images, classes)"
-        )
+    require_answer(logits, len(labels), "the model")
     sums = logits.float().sum(1)
     if (logits >= 0).all() and torch.allclose(sums, torch.ones_like(sums), atol=1e-3):
         warnings.warn(

@@ -25,6 +25,7 @@ from helpers.memory import (
     explaining_memory_of_answers,
     fitting_batch,
 )
+from helpers.preflight import require_model
 
 PROJECT = Path(__file__).resolve().parent.parent
 CPU = torch.device("cpu")
@@ -232,9 +233,19 @@ def test_last_batch_of_one_is_an_error_before_training_only_if_it_must_be():
     whole = DataLoader(own, batch_size=8, drop_last=True)
     train_test.fit(model, (whole, loaders.test), RECIPE, device=CPU)
     one = [tuple(part[:1] for part in batch) for batch in loaders.test]
-    train_test.fit(
-        model, (whole, one), RECIPE, device=CPU
-    )  # to test on one is possible
+    # To test on one is possible.
+    train_test.fit(model, (whole, one), RECIPE, device=CPU)
+
+
+def test_share_of_the_last_batch_that_is_one_image_is_said_too():
+    sets, model = dataset.synthetic_cifar10(train=18, test=8), network()
+    loaders = dataset.make_loaders(
+        *sets, batch_size=8, device=CPU, augment_on="device", share=(0, 2)
+    )
+    require_model(model, loaders, RECIPE, device=CPU)
+    model.append(nn.BatchNorm1d(10))
+    with pytest.raises(ValueError, match="a process's share of the last batch of an "):
+        require_model(model, loaders, RECIPE, device=CPU)
 
 
 IMAGE = torch.zeros(8, 3, 32, 32)
@@ -268,18 +279,36 @@ def test_model_that_answers_in_a_dict_is_told_to_give_a_tensor():
         train_test.fit(model, ([batch] * 3, [batch]), RECIPE, device=CPU)
 
 
-def test_model_that_answers_otherwise_in_training_is_told_so_before():
-    class Auxiliary(Wrapped):
-        def forward(self, images):
-            logits = super().forward(images)
-            return (logits, logits) if self.training else logits
+class InTraining(Wrapped):
+    """Whose answer is another one in training."""
 
+    def forward(self, images):
+        logits = self.network(images)
+        return self.answer(logits) if self.training else logits
+
+
+@pytest.mark.parametrize(
+    ("answer", "kind", "said"),
+    [
+        (lambda logits: (logits, logits), TypeError, "gives a tuple; a classifier"),
+        (
+            lambda logits: logits[:, 0],
+            ValueError,
+            r"gives \(2,\) for 2 images; a class",
+        ),
+    ],
+)
+def test_model_that_answers_otherwise_in_training_is_told_so_before(answer, kind, said):
     batch = IMAGE, torch.arange(8)
-    said = "in training the model gives a tuple; a classifier gives one tensor"
-    with pytest.raises(TypeError, match=said):
-        train_test.fit(
-            Auxiliary(nn.Identity()), ([batch] * 3, [batch]), RECIPE, device=CPU
-        )
+    with pytest.raises(kind, match=f"^in training the model {said}"):
+        train_test.fit(InTraining(answer), ([batch] * 3, [batch]), RECIPE, device=CPU)
+
+
+def test_model_that_trains_on_parts_of_a_batch_is_trained():
+    model = InTraining(lambda logits: logits.view(-1, 4, 10).flatten(0, 1))
+    batch = IMAGE, torch.arange(8)
+    history = train_test.fit(model, ([batch] * 3, [batch]), RECIPE, device=CPU)
+    assert len(history.epochs) == 3
 
 
 def test_model_made_without_the_recipes_logit_scale_is_refused():

@@ -164,7 +164,7 @@ def test_first_step_is_adams_at_the_first_rate_of_the_plan():
     model, seen = network(), []
 
     def keep(layer, _):
-        if layer.training:
+        if layer is model[-1] and layer.training:  # not a copy's
             seen.append(layer.weight.detach().clone())
 
     model[-1].register_forward_pre_hook(keep)
@@ -670,9 +670,12 @@ def test_evaluation_that_fails_gives_each_layer_its_mode_back():
 def dtypes_of_linear(model):
     """For each pass from now on: whether it is one of training, and its precision."""
     seen = []
-    model[-1].register_forward_hook(
-        lambda layer, _, out: seen.append((layer.training, out.dtype))
-    )
+
+    def tell(layer, _, out):
+        if layer is model[-1]:  # not a copy's
+            seen.append((layer.training, out.dtype))
+
+    model[-1].register_forward_hook(tell)
     return seen
 
 
@@ -793,6 +796,32 @@ def test_failure_later_on_is_located_and_leaves_the_checkpoint_before_it(tmp_pat
     straight = network()
     assert untimed(resumed) == untimed(fit(straight, loaders(), recipe()))
     assert_same_state(state_of(model), state_of(straight))
+
+
+@pytest.mark.parametrize("kept", [False, True])
+def test_failure_is_told_as_it_is_where_no_checkpoint_can_be_named(
+    kept, tmp_path, capsys
+):
+    place = tmp_path / "drive"
+    place.symlink_to(tmp_path)
+
+    def fail(images):
+        # A place of which not even can be asked what is there.
+        place.unlink()
+        place.symlink_to("x" * 300)
+        raise Interrupted
+
+    train, test = loaders()
+    path = place / "training.pt" if kept else None
+    with pytest.raises(Interrupted):
+        fit(
+            network(),
+            (Failing(train, fail, epoch=1), test),
+            recipe(),
+            checkpoint=path,
+        )
+    last = capsys.readouterr().out.splitlines()[-1]
+    assert last == "Interrupted in epoch 2; no checkpoint was kept"
 
 
 def test_first_of_several_losses_that_is_no_number_is_located():
