@@ -119,8 +119,9 @@ def synchronized(model: nn.Module) -> nn.Module:
 def connected() -> Iterator[Processes]:
     """Connect to the processes that torchrun started with this one, if it did.
 
-    On GPUs through NCCL, each process with its own; else through gloo. Raises
-    ConnectionError where they don't find each other in time.
+    On GPUs through NCCL, each process with its own; else through gloo. Of several, one in
+    which an error is raised stays connected, and at its end, with status 1, waits for
+    nobody. Raises ConnectionError where they don't find each other in time.
     """
     if "WORLD_SIZE" not in os.environ:
         yield Processes()
@@ -162,8 +163,10 @@ def connected() -> Iterator[Processes]:
         ) from error
     try:
         yield Processes(rank, size)
-    except BaseException:
-        if size > 1:
+    except BaseException as error:
+        if size == 1 or (isinstance(error, SystemExit) and not error.code):
+            distributed.destroy_process_group()
+        else:
             atexit.register(leave_at_once)
         raise
     distributed.destroy_process_group()
@@ -175,6 +178,8 @@ def leave_at_once() -> None:
     They may be waiting for it, and NCCL's teardown for them: torchrun ends them all as soon
     as this one is gone.
     """
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(1)
+    try:
+        sys.stdout.flush()
+        sys.stderr.flush()
+    finally:  # also where nobody listens any more
+        os._exit(1)

@@ -161,6 +161,17 @@ def test_batchnorm_over_gpus_is_the_models_own_and_leaves_the_model_as_it_was():
         assert theirs[name] is tensor, name
 
 
+# --- one that fails -------------------------------------------------------------------
+
+
+def test_process_that_fails_says_so_and_the_others_that_wait_for_it_end(tmp_path):
+    done = torchrun(2, "tests.together", tmp_path, "failing")
+    assert done.returncode == 1
+    assert "ValueError: what went wrong" in done.stderr
+    assert done.stdout == "said before\n"
+    assert "took leave" not in done.stderr
+
+
 # --- the shares ------------------------------------------------------------------------
 
 
@@ -223,14 +234,6 @@ def test_share_that_would_be_empty_is_refused(share):
         dataset.make_loaders(*IMAGES, batch_size=16, device=CPU, share=share)
 
 
-def test_process_that_fails_says_so_and_the_others_that_wait_for_it_end(tmp_path):
-    done = torchrun(2, "tests.together", tmp_path, "failing")
-    assert done.returncode == 1
-    assert "ValueError: what went wrong" in done.stderr
-    assert done.stdout == "said before\n"
-    assert "took leave" not in done.stderr
-
-
 # --- finding each other ----------------------------------------------------------------
 
 
@@ -244,6 +247,18 @@ def test_process_without_torchrun_is_alone(monkeypatch):
     monkeypatch.delenv("WORLD_SIZE", raising=False)
     with connected() as processes:
         assert processes == Processes.current() == (0, 1)
+
+
+def test_process_that_failed_alone_can_connect_again(monkeypatch):
+    with taken_port() as port:
+        pass
+    place = {"MASTER_ADDR": "localhost", "MASTER_PORT": port}
+    for name, value in {**place, "RANK": "0", "WORLD_SIZE": "1"}.items():
+        monkeypatch.setenv(name, value)
+    for _ in range(2):
+        with pytest.raises(KeyError), connected() as processes:
+            assert processes == Processes.current() == (0, 1)
+            raise KeyError
 
 
 @pytest.mark.parametrize("taken", [True, False])
