@@ -58,9 +58,8 @@ def require_file(path: Path) -> None:
 
 def drop_previous(path: Path) -> None:
     """Remove the spare one: the last of a training that is over holds all there is."""
-    with contextlib.suppress(
-        OSError
-    ):  # a place that no longer lets it costs nothing else
+    # A place that no longer lets it costs nothing else.
+    with contextlib.suppress(OSError):
         previous(path).unlink(missing_ok=True)
 
 
@@ -127,7 +126,10 @@ def load_checkpoint(
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
-    """What `save_checkpoint` wrote. Raises Damaged for anything else."""
+    """What `save_checkpoint` wrote.
+
+    Raises Damaged where the digest doesn't fit, ValueError for anything else.
+    """
     require_file(path)
     content = path.read_bytes()
     body, digest = content[:-DIGEST], content[-DIGEST:]
@@ -139,7 +141,7 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     try:
         state = torch.load(io.BytesIO(body), map_location="cpu", weights_only=True)
     except (RuntimeError, EOFError, pickle.UnpicklingError) as error:
-        raise Damaged(
+        raise ValueError(
             f"{path} is no checkpoint of fit's ({type(error).__name__}); name another file"
         ) from error
     if not isinstance(state, dict) or state.get("format") != FORMAT:

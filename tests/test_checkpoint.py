@@ -92,9 +92,8 @@ def test_newer_format_is_said(path, monkeypatch):
 def test_place_where_nothing_can_be_written_is_said_and_training_may_go_on(tmp_path):
     (tmp_path / "file").touch()
     path = tmp_path / "file" / "training.pt"  # refuses also to be cleaned up
-    gone = tmp_path / (
-        "x" * 300
-    )  # which can't even be asked for, as a lost network drive
+    # Can't even be asked for, as on a network drive that is lost.
+    gone = tmp_path / ("x" * 300)
     sentence = "can't be written .* goes on, and nothing is kept"
     for place in (path, gone):
         with pytest.warns(UserWarning, match=sentence):
