@@ -72,7 +72,7 @@ def explaining_memory_of_answers(device: torch.device) -> Iterator[None]:
     except (RuntimeError, MemoryError) as error:
         if not is_lack_of_memory(error):
             raise
-        # The caller may keep the error, and with it the batch that was too large.
+        # The caller may keep the error, and with it what the layers made of the batch.
         traceback.clear_frames(error.__traceback__)
         raise MemoryError(
             f"answering a batch needs more memory than {device} has; give the loader that "
@@ -99,6 +99,8 @@ def explaining_memory(
         images, labels = pair(next(iter(loader)))
         what = f"a step of {len(labels)} images needs more memory than {device} has"
         if Processes.of(loader).size > 1:
+            if no_engine:
+                raise
             # A trial would wait for processes that had memory enough.
             raise MemoryError(
                 f"{what}, and batch_size is that of all processes together: halve it"

@@ -226,7 +226,7 @@ def predict(
     TF32, with 10 bits of mantissa, unless torch is told otherwise.
 
     Raises ValueError where the loader gives nothing, or batches that are no such pairs,
-    MemoryError where they are too large.
+    MemoryError where they are too large, unless cuDNN says only that it finds no engine.
     """
     device = torch.device(device)
     logits, labels = [], []
