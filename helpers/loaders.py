@@ -254,7 +254,7 @@ class WorkerLoader(Loader):
             pin_memory=self.device.type == "cuda",
             worker_init_fn=ignore_interrupts,
             # Else it draws from the global one, at times that a stop alters.
-            generator=torch.Generator().manual_seed(self.seed or 0),
+            generator=torch.Generator().manual_seed((self.seed or 0) % 2**64),
         )
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
