@@ -80,13 +80,8 @@ def measure(setup: Setup, rows: list[Row]) -> list[Row]:
             for done in (ours(setup), cold(setup, failures), rivals(setup, failures)):
                 for label, value in done:
                     found[label].append(value)
-        peak = median(
-            find(
-                rows,
-                "limits",
-                f"matmul peak, {hardware(setup.device, 'auto')['precision']}",
-            )
-        )
+        precision = hardware(setup.device, "auto")["precision"]
+        peak = median(find(rows, "limits", f"matmul peak, {precision}"))
         flops = median(find(rows, "limits", "CustomResNet, forward and backward"))
         if peak and flops and not setup.smoke:
             work = 24 * 50_000 * flops / 1e3  # TFLOP

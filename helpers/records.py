@@ -218,14 +218,17 @@ class Gain(NamedTuple):
 
     @property
     def decided(self) -> bool:
+        """Whether there are pairs enough, five, to tell."""
         return self.n >= 5
 
     @property
     def kept(self) -> bool:
+        """Whether it is more than two standard errors, over enough pairs."""
         return self.decided and self.mean > 2 * self.error
 
     @property
     def points(self) -> str:
+        """In percentage points, with its standard error."""
         if self.n == 1:
             return f"{100 * self.mean:+.2f}, one pair"
         return f"{100 * self.mean:+.2f} ± {100 * self.error:.2f}"
