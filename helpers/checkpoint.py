@@ -34,8 +34,10 @@ def kept_checkpoints(path: Path) -> list[Path]:
 
 
 def within_reach(path: Path) -> list[Path]:
-    """Those of `kept_checkpoints` that a message can name, whatever became of the place."""
-    return [file for file in (path, previous(path)) if os.path.exists(file)]
+    """Those of `kept_checkpoints`, for a message; none where the place can't be asked."""
+    with contextlib.suppress(OSError):
+        return kept_checkpoints(path)
+    return []
 
 
 def require_free(path: Path) -> None:
@@ -99,6 +101,7 @@ def load_checkpoint(
 ) -> dict[str, Any] | None:
     """The state in `path`, or in the one before it where `path` is damaged, with a warning.
 
+    That one then takes the damaged one's place.
     None where there is neither. It must have been written under the same `plan` for a
     model with the same state dict as `model`. Raises ValueError, saying what differs,
     where it doesn't, and where all that is there is damaged.

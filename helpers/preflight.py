@@ -58,8 +58,7 @@ def require_model(
         )
     tried = copy.deepcopy(model).to(device)
     train, test = loaders
-    generators = [device] if device.type == "cuda" else []
-    with torch.random.fork_rng(generators), torch.no_grad():
+    with torch.random.fork_rng([]), torch.no_grad():
         images, labels = pair(next(iter(test)))
         try:
             few = images[:2].to(device, memory_format=torch.channels_last)
@@ -78,25 +77,7 @@ def require_model(
                 f"({error}); {remedy}"
             ) from error
     require_logits(logits, labels[:2])
-    # On GPUs BatchNorm sees the whole batch.
-    processes = 1 if generators else Processes.of(train).size
-    smallest = last_batch(train) // processes
-    few = few[:1] if smallest == 1 else few[[0, -1]]  # of one, twice that
-    try:
-        with torch.random.fork_rng(generators), torch.no_grad():
-            trained = tried.train()(few)
-    except ValueError as error:  # BatchNorm's, which needs two values to compare
-        if smallest != 1:
-            raise
-        share = "a process's share of " if processes > 1 else ""
-        raise ValueError(
-            f"{share}the last batch of an epoch has one image and the model can't train on "
-            f"one ({error}); choose a batch_size that leaves none or more"
-        ) from error
-    except RuntimeError:  # one that splits its batch, say, can't train on two
-        trained = None
-    if trained is not None:
-        require_answer(trained, len(few), "in training the model")
+    require_trainable(tried, few, train, device=device)
     ranges = [getattr(loader, "label_range", ()) for loader in loaders]
     found = [int(labels.min()), int(labels.max()), *ranges[0], *ranges[1]]
     low, high, classes = min(found), max(found), logits.shape[1]
@@ -105,6 +86,34 @@ def require_model(
             f"the labels run from {low} to {high} and the model tells {classes} classes "
             "apart, from 0; give it as many outputs as there are classes"
         )
+
+
+def require_trainable(
+    model: nn.Module, few: Tensor, loader, *, device: torch.device
+) -> None:
+    """Raise an error for a model that in training gives something else, or can't work.
+
+    model: a copy, which is left in training mode. few: one or two images (B, C, H, W).
+    """
+    cuda = device.type == "cuda"
+    # On GPUs BatchNorm sees the whole batch, and not only this process's share.
+    processes = 1 if cuda else Processes.of(loader).size
+    alone = last_batch(loader) // processes == 1
+    few = few[:1] if alone else few[[0, -1]]  # of one, twice that
+    try:
+        with torch.random.fork_rng([device] if cuda else []), torch.no_grad():
+            logits = model.train()(few)
+    except ValueError as error:  # BatchNorm's, which needs two values to compare
+        if not alone:
+            raise
+        share = "a process's share of " if processes > 1 else ""
+        raise ValueError(
+            f"{share}the last batch of an epoch has one image and the model can't train on "
+            f"one ({error}); choose a batch_size that leaves none or more"
+        ) from error
+    except RuntimeError:  # of one that splits its batch, say, which can't train on two
+        return
+    require_answer(logits, len(few), "in training the model")
 
 
 def pair(batch: object) -> tuple[Tensor, Tensor]:
