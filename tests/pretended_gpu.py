@@ -133,6 +133,7 @@ def pretended_gpu() -> Iterator[list[str]]:
     state = torch.zeros(16, dtype=torch.uint8)
     instead = {
         "is_available": lambda: True,
+        "is_current_stream_capturing": lambda: False,
         "get_device_capability": lambda device=None: (8, 0),
         "get_device_name": lambda device=None: "a pretended GPU",
         "get_rng_state": lambda device=None: state.clone(),
