@@ -140,7 +140,7 @@ def train_one_epoch(
             f"{len(losses)}; the learning rate's schedule needs the true number, from 1"
         )
     require_finite(losses, rates, epoch, 1)
-    # It begins at 65,536 and is halved at each step that is skipped.
+    # The scale begins at 65,536 and is halved at each step that is skipped.
     if scaler.is_enabled() and scaler.get_scale() < 1:
         raise NonFiniteLoss(
             f"the gradients are not finite in epoch {epoch}, and float16 skips such steps; "
@@ -330,7 +330,7 @@ class Training:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         for name in STATEFUL:
-            # That of a scaler which wasn't in use is empty, and one which is refuses it.
+            # A scaler that is off has an empty state, and one that is on refuses that.
             if name != "scaler" or state[name]:
                 getattr(self, name).load_state_dict(state[name])
         here = {"processes": self.processes.size, "precision": self.precision}
@@ -461,6 +461,7 @@ def fit(
     if resume and not checkpoint:
         raise ValueError("resume needs a checkpoint, the file to go on from")
     device, path = torch.device(device), Path(checkpoint) if checkpoint else None
+    choose_dtype(recipe.precision, device)  # raises for a device that won't do
     if not isinstance(loaders, tuple | list) or len(loaders) != 2:
         raise TypeError(
             f"loaders is a {type(loaders).__name__} and must be two, (train, test)"

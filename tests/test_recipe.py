@@ -14,15 +14,12 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.nn import functional as F
 
-from helpers import dataset, models, train_test
+from helpers import models, train_test
 from helpers.checkpoint import previous
 from helpers.train_test import PROFILES, RECIPES, Recipe
 from tests.test_train_test import (
     FIELDS,
-    IMAGES,
-    Failing,
-    Interrupted,
-    interrupt,
+    break_off,
     loaders,
     network,
 )
@@ -165,14 +162,6 @@ def test_full_profile_is_the_assignment_and_the_others_are_smaller():
         assert PROFILES[name].train_images < 50_000
 
 
-def test_augmentation_is_what_make_loaders_takes():
-    changed = tiny(padding=1, flip=0.25, cutout=2)
-    train = dataset.make_loaders(
-        *IMAGES, batch_size=16, device=CPU, augment_on="device", **changed.augmentation
-    ).train
-    assert (train.padding, train.flip, train.cutout) == (1, 0.25, 2)
-
-
 # --- Page's, against dawn.py of github.com/davidcpage/cifar10-fast --------------------
 
 
@@ -244,7 +233,7 @@ def test_without_decay_it_is_adam():
         torch.optim.Adam(other.parameters(), lr=0.01, fused=True),
     ]
     for model, optimizer in zip((one, other), optimizers, strict=True):
-        list(train_test.train_one_epoch(model, loaders().train, optimizer, device=CPU))
+        train_test.train_one_epoch(model, loaders().train, optimizer, device=CPU)
     for a, b in zip(one.parameters(), other.parameters(), strict=True):
         assert torch.equal(a, b)
 
@@ -334,15 +323,10 @@ def test_averaging_leaves_the_epochs_before_it_alone():
 
 
 def test_history_from_before_averaging_comes_with_the_weights_of_then(tmp_path):
-    path, (train, test) = tmp_path / "training.pt", loaders()
-    pair = Failing(train, interrupt, epoch=1), test
-    with pytest.raises(Interrupted):
-        train_test.fit(
-            network(), pair, tiny(average_epochs=1), device=CPU, checkpoint=path
-        )
+    path = break_off(tmp_path / "training.pt", tiny(average_epochs=1))
     other = network(seed=9)
     last = train_test.read_history(path, other).last
-    found = train_test.evaluate(other, test, device=CPU)
+    found = train_test.evaluate(other, loaders().test, device=CPU)
     assert tuple(found) == (last.test_loss, last.test_accuracy)
 
 

@@ -78,15 +78,16 @@ def batches(*sizes):
 IMAGES = dataset.synthetic_cifar10(train=40, test=20)
 
 
-def loaders(*, on="device", seed=0, workers=0):
+def loaders(*, on="device", seed=0, workers=0, device=CPU, **augmentation):
     """Two whole batches and a partial one to train on, augmented."""
     return dataset.make_loaders(
         *IMAGES,
         batch_size=16,
-        device=CPU,
+        device=device,
         augment_on=on,
         seed=seed,
         num_workers=workers,
+        **augmentation,
     )
 
 
@@ -108,9 +109,6 @@ def assert_same_state(one, other):
     assert one.keys() == other.keys()
     for name in one:
         assert torch.equal(one[name], other[name]), name
-
-
-BOTH = pytest.mark.parametrize("on", ["cpu", "device"])
 
 
 # --- the cycle of the learning rate ----------------------------------------------------
@@ -183,19 +181,6 @@ def test_cycle_without_room_to_rise_is_an_error_before_training():
 
 
 # --- training --------------------------------------------------------------------------
-
-
-@BOTH
-def test_seed_decides_weights_and_history_bit_by_bit(on):
-    def weights_and_history(seed):
-        model = network(seed=seed, dropout=0.2)
-        history = fit(model, loaders(on=on, seed=seed), recipe())
-        return state_of(model), untimed(history)
-
-    one, again, other = (weights_and_history(seed) for seed in (0, 0, 1))
-    assert_same_state(one[0], again[0])
-    assert one[1] == again[1]
-    assert other[1] != one[1]
 
 
 def test_few_images_are_learned_by_heart():
@@ -412,6 +397,11 @@ def test_devices_and_precisions_that_do_not_work_are_refused():
         train_test.choose_dtype("auto", "mps")
     with pytest.raises(ValueError, match="not 'bf16'"):
         train_test.choose_dtype("bf16", CPU)
+    model, pair = network(), (batches(16, 16), batches(16))
+    before = state_of(model)
+    with pytest.raises(ValueError, match="device is meta; give cpu or cuda"):
+        train_test.fit(model, pair, recipe(), device="meta")
+    assert_same_state(state_of(model), before)
 
 
 def test_predictions_have_int64_labels_whatever_the_loader_has():
@@ -419,7 +409,6 @@ def test_predictions_have_int64_labels_whatever_the_loader_has():
     for given in (labels.byte(), labels.int(), labels.short()):
         found = train_test.predict(network(), [(images, given)], device=CPU)
         assert found.labels.dtype == torch.int64
-    assert torch.equal(found.answers, found.logits.argmax(1))
 
 
 def lines_of(history):
@@ -525,7 +514,6 @@ def test_without_max_lr_the_range_test_finds_it_and_leaves_the_training_as_it_is
     given = fit(fixed, loaders(), recipe(max_lr=searched.max_lr))
     assert searched.max_lr == found.max_lr
     assert max(searched.learning_rates) == pytest.approx(found.max_lr)
-    assert 1e-5 < searched.max_lr < 1
     assert untimed(searched) == untimed(given)
     assert_same_state(state_of(free), state_of(fixed))
 
@@ -604,7 +592,6 @@ def test_size_of_the_batches_does_not_alter_the_evaluation():
         assert split.accuracy == whole.accuracy
         assert split.loss == pytest.approx(whole.loss, rel=1e-6)
     assert whole == pytest.approx(by_hand(model.eval(), images, labels), rel=1e-6)
-    assert 0 <= whole.accuracy <= 1
 
 
 def test_predictions_can_be_calibrated_by_a_temperature():
@@ -612,23 +599,6 @@ def test_predictions_can_be_calibrated_by_a_temperature():
     temperature = torch.ones(1, requires_grad=True)
     F.cross_entropy(found.logits / temperature, found.labels).backward()
     assert temperature.grad.isfinite().all()
-
-
-def test_accuracy_is_a_fraction_from_0_to_1():
-    images, labels = noise(16)
-
-    class Knows(nn.Module):
-        def __init__(self, shift):
-            super().__init__()
-            self.shift = shift
-
-        def forward(self, images):
-            return 5.0 * F.one_hot((labels + self.shift) % 10, 10)
-
-    right = train_test.evaluate(Knows(0), [(images, labels)], device=CPU)
-    wrong = train_test.evaluate(Knows(1), [(images, labels)], device=CPU)
-    assert (right.accuracy, wrong.accuracy) == (1, 0)
-    assert wrong.loss - right.loss == pytest.approx(5)
 
 
 def test_training_metrics_weight_each_example_alike():
@@ -784,6 +754,25 @@ def interrupt(images):
     raise Interrupted
 
 
+def break_off(path, plan=None, *, epoch=1, dropout=0.0, **how):
+    """Interrupt a training in this epoch, counted from 0; return its checkpoint."""
+    train, test = loaders(**how)
+    pair = Failing(train, interrupt, epoch=epoch), test
+    with pytest.raises(Interrupted):
+        fit(network(dropout=dropout), pair, plan or recipe(), checkpoint=path)
+    return path
+
+
+def assert_as_if_undisturbed(path, plan=None, *, dropout=0.0, workers=0, **how):
+    """Going on from this checkpoint ends as a training does that had no stop."""
+    plan, straight = plan or recipe(), network(dropout=dropout)
+    history = fit(straight, loaders(**how), plan)
+    model, pair = network(seed=9, dropout=dropout), loaders(workers=workers, **how)
+    resumed = fit(model, pair, plan, checkpoint=path, resume=True)
+    assert untimed(resumed) == untimed(history)
+    assert_same_state(state_of(model), state_of(straight))
+
+
 def test_failure_later_on_is_located_and_leaves_the_checkpoint_before_it(tmp_path):
     path = tmp_path / "training.pt"
     rates = train_test.planned_learning_rates(recipe(), max_lr=0.01, steps_per_epoch=3)
@@ -791,11 +780,7 @@ def test_failure_later_on_is_located_and_leaves_the_checkpoint_before_it(tmp_pat
     sentence = f"nan in epoch 3, step 2, at learning rate {rates[7]:.2e}"
     with pytest.raises(train_test.NonFiniteLoss, match=sentence):
         fit(network(), (nans, loaders().test), recipe(), checkpoint=path)
-    model = network(seed=1)
-    resumed = fit(model, loaders(), recipe(), checkpoint=path, resume=True)
-    straight = network()
-    assert untimed(resumed) == untimed(fit(straight, loaders(), recipe()))
-    assert_same_state(state_of(model), state_of(straight))
+    assert_as_if_undisturbed(path)
 
 
 @pytest.mark.parametrize("kept", [False, True])
@@ -824,14 +809,6 @@ def test_failure_is_told_as_it_is_where_no_checkpoint_can_be_named(
     assert last == "Interrupted in epoch 2; no checkpoint was kept"
 
 
-def test_first_of_several_losses_that_is_no_number_is_located():
-    losses = [torch.tensor(value) for value in (1.0, math.nan, math.inf)]
-    with pytest.raises(
-        train_test.NonFiniteLoss, match=r"nan in epoch 3, step 2, .* 2\.00e-01"
-    ):
-        train_test.require_finite(losses, [0.1, 0.2, 0.3], 3, 1)
-
-
 # --- checkpoints -----------------------------------------------------------------------
 
 
@@ -849,70 +826,34 @@ def test_first_of_several_losses_that_is_no_number_is_located():
 def test_interrupted_and_resumed_is_bit_by_bit_as_if_nothing_had_happened(
     changes, on, epoch, tmp_path
 ):
-    straight, path = network(dropout=0.3), tmp_path / "training.pt"
-    plan = recipe(**changes)
-    history = fit(straight, loaders(on=on), plan)
-
-    train, test = loaders(on=on)
-    pair = Failing(train, interrupt, epoch=epoch), test
-    with pytest.raises(Interrupted):
-        fit(network(dropout=0.3), pair, plan, checkpoint=path)
-
-    model = network(seed=9, dropout=0.3)
-    resumed = fit(model, loaders(on=on), plan, checkpoint=path, resume=True)
-    assert untimed(resumed) == untimed(history)
-    assert_same_state(state_of(model), state_of(straight))
+    plan, how = recipe(**changes), {"dropout": 0.3, "on": on}
+    path = break_off(tmp_path / "training.pt", plan, epoch=epoch, **how)
+    assert_as_if_undisturbed(path, plan, **how)
 
 
 def test_resumed_training_does_not_depend_on_the_workers_either(interrupted_cpu):
-    straight = network(dropout=0.3)
-    history = fit(straight, loaders(on="cpu"), recipe())
-    pair, model = loaders(on="cpu", workers=2), network(seed=9, dropout=0.3)
-    resumed = fit(model, pair, recipe(), checkpoint=interrupted_cpu, resume=True)
-    assert untimed(resumed) == untimed(history)
-    assert_same_state(state_of(model), state_of(straight))
+    assert_as_if_undisturbed(interrupted_cpu, dropout=0.3, on="cpu", workers=2)
 
 
 def test_resumed_training_goes_on_at_the_rate_that_was_found(tmp_path):
     plan, path = recipe(max_lr=None, precision="bfloat16"), tmp_path / "training.pt"
-    straight = network()
-    history = fit(straight, loaders(), plan)
-
     train, test = loaders()
     pair = train, Failing(test, interrupt, epoch=1)  # after training, before its record
     with pytest.raises(Interrupted):
         fit(network(), pair, plan, checkpoint=path)
-
-    model = network(seed=9)
-    resumed = fit(model, loaders(), plan, checkpoint=path, resume=True)
-    assert untimed(resumed) == untimed(history)
-    assert_same_state(state_of(model), state_of(straight))
+    assert_as_if_undisturbed(path, plan)
 
 
 @pytest.fixture
 def interrupted(tmp_path):
     """The checkpoint of a training by recipe() that broke off in its second epoch."""
-    path = tmp_path / "training.pt"
-    train, test = loaders()
-    with pytest.raises(Interrupted):
-        fit(
-            network(),
-            (Failing(train, interrupt, epoch=1), test),
-            recipe(),
-            checkpoint=path,
-        )
-    return path
+    return break_off(tmp_path / "training.pt")
 
 
 @pytest.fixture
 def interrupted_cpu(tmp_path):
     """The same of one whose images two workers augmented."""
-    path = tmp_path / "training.pt"
-    train, test = loaders(on="cpu", workers=2)
-    pair = Failing(train, interrupt, epoch=1), test
-    with pytest.raises(Interrupted):
-        fit(network(dropout=0.3), pair, recipe(), checkpoint=path)
-    return path
+    return break_off(tmp_path / "training.pt", dropout=0.3, on="cpu", workers=2)
 
 
 def test_checkpoint_in_the_way_is_an_error_and_stays(interrupted):
@@ -1050,13 +991,14 @@ def test_another_recipe_is_named_field_by_field(interrupted):
 def test_another_model_is_an_error(interrupted):
     other = nn.Sequential(nn.Flatten(), nn.Linear(3 * 32 * 32, 10))
     before = state_of(other)
-    assert "model" in refusal(interrupted, model=other)
+    assert "comes from another model: 0.weight is" in refusal(interrupted, model=other)
     assert_same_state(state_of(other), before)
 
 
 def test_another_number_of_steps_is_an_error(interrupted):
     train, test = loaders()
-    assert "steps" in refusal(interrupted, pair=([*train, *train], test))
+    sentence = "steps_per_epoch is 3 there and 6 here"
+    assert sentence in refusal(interrupted, pair=([*train, *train], test))
 
 
 class Malicious:
@@ -1114,7 +1056,7 @@ def test_failing_write_is_said_and_costs_neither_training_nor_checkpoint(
 
 @pytest.mark.parametrize("renames", [0, 1])
 def test_crash_while_a_checkpoint_is_renamed_loses_at_most_an_epoch(
-    interrupted, renames, monkeypatch
+    interrupted, renames, monkeypatch, capsys
 ):
     """What is there afterwards is gone on from, and isn't overwritten by a new start."""
 
@@ -1131,12 +1073,10 @@ def test_crash_while_a_checkpoint_is_renamed_loses_at_most_an_epoch(
     with monkeypatch.context() as patched, pytest.raises(Crash):
         patched.setattr(os, "replace", crash)
         fit(network(), loaders(), recipe(), checkpoint=interrupted, resume=True)
+    assert "epoch   2 |" not in capsys.readouterr().out  # what is shown is kept
     with pytest.raises(FileExistsError):
         fit(network(), loaders(), recipe(), checkpoint=interrupted)
-    model, straight = network(seed=1), network()
-    resumed = fit(model, loaders(), recipe(), checkpoint=interrupted, resume=True)
-    assert untimed(resumed) == untimed(fit(straight, loaders(), recipe()))
-    assert_same_state(state_of(model), state_of(straight))
+    assert_as_if_undisturbed(interrupted)
 
 
 # --- precision -------------------------------------------------------------------------
