@@ -3,7 +3,8 @@
 What is put on it is marked, by its storage, and computed on the CPU. Like CUDA it refuses
 an operation on marked and unmarked tensors together, but for unmarked scalars and indices;
 and it notes where Python reads from it, for which a program would wait for all that a GPU
-has been given to do. It knows nothing of kernels, memory and speed.
+has been given to do, and where it copies to it and waits for that. It knows nothing of
+kernels, memory and speed.
 """
 
 from collections.abc import Iterator
@@ -17,7 +18,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda", 0)
-COPYING, INDEXING = "aten.copy_", ("aten.index.", "aten._index_put_impl_")
+COPYING, INDEXING = "aten.copy_", ("aten.index.", "aten.index_put", "aten._index_put")
 READING = ("aten._local_scalar_dense", "aten.nonzero", "aten.equal", "aten.is_nonzero")
 
 
@@ -43,7 +44,7 @@ class Operations(TorchDispatchMode):
 
     def __init__(self):
         super().__init__()
-        self.reads: list[str] = []
+        self.waits: list[str] = []
 
     def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
         name, given = str(operation), tensors((args, kwargs))
@@ -58,9 +59,8 @@ class Operations(TorchDispatchMode):
         if strange and not (copies or indexes and is_marked(given[0])):
             raise RuntimeError(f"{name} of tensors on cuda and on the CPU")
         by_mask = indexes and any(t.dtype == torch.bool for t in given[1:])
-        away = copies and not is_marked(given[0])
-        if by_mask or away or name.startswith(READING):
-            self.reads.append(name)
+        if strange or by_mask or name.startswith(READING):
+            self.waits.append(name)
         result = operation(*args, **(kwargs or {}))
         if not copies:
             put(result, True)
@@ -72,7 +72,7 @@ class Calls(TorchFunctionMode):
 
     def __init__(self, operations: Operations):
         super().__init__()
-        self.reads = operations.reads
+        self.waits = operations.waits
 
     def __torch_function__(self, function, types, args=(), kwargs=None):
         kwargs = dict(kwargs or {})
@@ -85,7 +85,7 @@ class Calls(TorchFunctionMode):
         elif name == "numpy" and is_marked(args[0]):
             raise TypeError("can't convert what is on cuda to numpy; use .cpu() first")
         elif name == "tolist" and is_marked(args[0]):
-            self.reads.append(name)
+            self.waits.append(name)
         elif (
             "device" in kwargs and torch.device(kwargs["device"] or CPU).type == "cuda"
         ):
@@ -97,12 +97,14 @@ class Calls(TorchFunctionMode):
     def moved(self, name: str, tensor: Tensor, *args, **kwargs) -> Tensor:
         copy, there = kwargs.pop("copy", False), is_marked(tensor)
         if name == "cpu":
-            device, dtype, layout = CPU, None, None
+            device, dtype, non_blocking, layout = CPU, None, False, None
         else:
-            device, dtype, _, layout = torch._C._nn._parse_to(*args, **kwargs)
+            device, dtype, non_blocking, layout = torch._C._nn._parse_to(
+                *args, **kwargs
+            )
         here = there if device is None else device.type == "cuda"
-        if there and not here:
-            self.reads.append(name)
+        if (there and not here) or (here and not there and not non_blocking):
+            self.waits.append(name)
         options = {"dtype": dtype or tensor.dtype}
         if layout:
             options["memory_format"] = layout
@@ -118,18 +120,18 @@ class Autocast(torch.autocast):
         super().__init__("cpu", *args, **kwargs)
 
 
-def copied(storage: torch.UntypedStorage, memo: dict) -> torch.UntypedStorage:
-    """torch's own copy.deepcopy of a storage, which keeps its mark."""
-    known = memo.setdefault("torch", {})
-    if storage._cdata not in known:
-        known[storage._cdata] = storage.clone()
-        known[storage._cdata].marked = getattr(storage, "marked", False)
-    return known[storage._cdata]
+group = torch.optim.Optimizer._group_tensors_by_device_and_dtype
+
+
+def grouped(lists, with_indices=False):
+    """An optimizer's tensors by what they say of their place, as torch's own sees it."""
+    groups = group(lists, with_indices)
+    return {(found[0][0][0].device, kind): found for (_, kind), found in groups.items()}
 
 
 @contextmanager
 def pretended_gpu() -> Iterator[list[str]]:
-    """torch has one GPU; gives the operations that read from it, as they come."""
+    """torch has one GPU; gives the operations that wait for it, as they come."""
     state = torch.zeros(16, dtype=torch.uint8)
     instead = {
         "is_available": lambda: True,
@@ -139,16 +141,16 @@ def pretended_gpu() -> Iterator[list[str]]:
         "get_rng_state": lambda device=None: state.clone(),
         "set_rng_state": lambda new_state, device=None: None,
     }
+    patches = [(torch.cuda, name, function) for name, function in instead.items()]
+    patches += [(module, "autocast", Autocast) for module in (torch, torch.amp)]
+    grouping = "_group_tensors_by_device_and_dtype"
+    patches += [(torch.optim.Optimizer, grouping, staticmethod(grouped))]
+    # No streams, no pinned memory.
+    patches += [(torch.accelerator, "is_available", lambda: False)]
     operations = Operations()
     with ExitStack() as stack:
-        for name, function in instead.items():
-            stack.enter_context(patch.object(torch.cuda, name, function))
-        # No streams, no pinned memory.
-        stack.enter_context(
-            patch.object(torch.accelerator, "is_available", lambda: False)
-        )
-        stack.enter_context(patch.object(torch, "autocast", Autocast))
-        stack.enter_context(patch.object(torch.UntypedStorage, "__deepcopy__", copied))
+        for where, name, instead in patches:
+            stack.enter_context(patch.object(where, name, instead))
         stack.enter_context(operations)
         stack.enter_context(Calls(operations))
-        yield operations.reads
+        yield operations.waits

@@ -1,153 +1,160 @@
-"""What of a GPU's part can be seen without one: where tensors lie, and who waits."""
+"""What of a GPU's part can be seen without one: where tensors lie, and what waits."""
+
+import math
 
 import pytest
 import torch
 from torch import nn
 
-from helpers import dataset, models, train_test
-from helpers.train_test import RECIPES, Recipe
+from helpers import models, train_test, utils
+from helpers.train_test import RECIPES
 from tests.pretended_gpu import pretended_gpu
+from tests.test_main import Tiny, main
+from tests.test_train_test import (
+    Failing,
+    Interrupted,
+    assert_same_state,
+    interrupt,
+    loaders,
+    network,
+    state_of,
+    untimed,
+)
+from tests.test_train_test import recipe as tiny
 
 # A DataLoader's, where there is no GPU to pin memory for.
 pytestmark = pytest.mark.filterwarnings("ignore:'pin_memory' argument is set as true")
 
-IMAGES = dataset.synthetic_cifar10(train=40, test=20)
-STEPS, ANSWERS = 3, 2  # batches of an epoch, and of an evaluation
-
-
-def network():
-    torch.manual_seed(0)
-    return nn.Sequential(
-        nn.Conv2d(3, 8, 3, padding=1),
-        nn.BatchNorm2d(8),
-        nn.ReLU(),
-        nn.AdaptiveAvgPool2d(4),
-        nn.Flatten(),
-        nn.Linear(8 * 4 * 4, 10),
-    )
-
-
-SMALL = {
-    "epochs": 4,
-    "batch_size": 16,
-    "peak_epoch": 1,
-    "logit_scale": 1,
-    "lr_test_steps": 20,
-    "lr_test_seeds": 2,
-    "precision": "float32",
+STEPS = 3  # of an epoch
+FIELDS = {
+    "page": RECIPES["page"],
+    "averaged": {**RECIPES["ours"], "average_epochs": 3, "final_div_factor": 4},
 }
 
 
 def recipe(name, **changes):
-    return Recipe(**{**RECIPES[name], **SMALL, **changes})
+    # The range test's rate, unless it is given; the small network has no scale.
+    own = {"max_lr": None, **FIELDS[name], "logit_scale": 1}
+    return tiny(**{**own, "epochs": 4, **changes})
 
 
-def loaders(plan, device, on="device"):
-    return dataset.make_loaders(
-        *IMAGES,
-        batch_size=16,
-        device=device,
-        augment_on=on,
-        num_workers=0,
-        **plan.augmentation,
-    )
+def fit(model, plan, device, on="device", pair=None, **options):
+    pair = pair or loaders(on=on, device=device, **plan.augmentation)
+    return train_test.fit(model, pair, plan, device=device, **options)
 
 
-def trained(plan, device, on="device", model=None, **options):
-    """The model and what its training came to, without what a second one can't repeat."""
-    model = model or network()
-    history = train_test.fit(
-        model, loaders(plan, device, on), plan, device=device, **options
-    )
-    rows = [row._replace(seconds=0, images_per_second=0) for row in history.epochs]
-    return model, (history.max_lr, history.learning_rates, rows)
-
-
-def weights(model):
-    return [tensor.cpu() for tensor in model.state_dict().values()]
-
-
-def assert_same(ones, others):
-    assert all(torch.equal(*pair) for pair in zip(ones, others, strict=True))
-
-
-def test_pretended_gpu_refuses_what_lies_elsewhere_and_notes_what_is_read():
-    with pretended_gpu() as reads:
+def test_pretended_gpu_refuses_what_lies_elsewhere_and_notes_what_waits():
+    with pretended_gpu() as waits:
         there, here = torch.ones(2, device="cuda"), torch.ones(2)
         assert (there + 1).device.type == "cuda" and here.device.type == "cpu"
         for wrong in (lambda: there + here, lambda: here @ there, there.numpy):
             with pytest.raises((RuntimeError, TypeError), match="on cuda"):
                 wrong()
-        assert not reads
+        assert here.to("cuda", non_blocking=True).device.type == "cuda"
+        assert not waits
         assert there.cpu().device.type == "cpu" and float(there.sum()) == 2
         assert there[there > 0].tolist() == [1, 1]
-        assert len(reads) == 4
+        assert len(waits) == 4
+        there[torch.tensor([0])] = here.to("cuda")[0]
+        assert len(waits) == 6
 
 
 @pytest.mark.parametrize("on", ["device", "cpu"])
-@pytest.mark.parametrize("name", RECIPES)
+@pytest.mark.parametrize("name", FIELDS)
 def test_training_on_a_gpu_keeps_all_in_its_place_and_computes_the_same(name, on):
-    plan = recipe(name)
-    model, expected = trained(plan, "cpu", on)
+    plan, model, on_gpu = recipe(name), network(), network()
+    expected = fit(model, plan, "cpu", on)
     with pretended_gpu():
-        on_gpu, found = trained(plan, "cuda", on)
-        assert {tensor.device.type for tensor in on_gpu.state_dict().values()} == {
-            "cuda"
-        }
-        assert_same(weights(on_gpu), weights(model))
-    assert found == expected
+        found = fit(on_gpu, plan, "cuda", on)
+        places = {tensor.device.type for tensor in on_gpu.state_dict().values()}
+        assert places == {"cuda"}
+        assert_same_state(state_of(on_gpu.cpu()), state_of(model))
+    assert untimed(found) == untimed(expected)
 
 
+# As on new GPUs, and as on older ones, where a scaler looks for infinite gradients.
+@pytest.mark.parametrize("precision", ["bfloat16", "float16"])
 @pytest.mark.parametrize("on", ["device", "cpu"])
-@pytest.mark.parametrize("name", RECIPES)
-def test_within_an_epoch_nothing_waits_for_the_gpu(name, on):
-    plan, seen = recipe(name, precision="bfloat16", max_lr=0.01), []
-    with pretended_gpu() as reads:
+@pytest.mark.parametrize("name", FIELDS)
+def test_within_an_epoch_nothing_waits_for_the_gpu(name, on, precision):
+    plan, seen = recipe(name, precision=precision, max_lr=0.01), []
+
+    def note(module, _):
+        if module.training:
+            seen.append(len(waits))
+
+    with pretended_gpu() as waits:
         model = network()
-        model.register_forward_pre_hook(
-            lambda module, batch: seen.append((module.training, len(reads)))
-        )
-        trained(plan, "cuda", on, model=model)
-    steps = [
-        seen[at : at + STEPS] for at in range(2, len(seen), STEPS + ANSWERS)
-    ]  # after two trials
-    assert len(steps) == plan.epochs
-    for first, *others in steps:
-        assert first[0]
-        assert others == [first] * (STEPS - 1)
+        model.register_forward_pre_hook(note)
+        fit(model, plan, "cuda", on)
+    steps = seen[1:]  # after the trial before training
+    assert len(steps) == plan.epochs * STEPS
+    for epoch in range(plan.epochs):
+        assert len({*steps[epoch * STEPS : (epoch + 1) * STEPS]}) == 1
 
 
-def test_training_on_a_gpu_goes_on_from_its_checkpoint(tmp_path, monkeypatch):
+def test_training_on_a_gpu_goes_on_from_its_checkpoint(tmp_path):
     # In float16 there is a scaler to keep too.
-    plan = recipe("ours", max_lr=0.01, precision="float16")
-    path = tmp_path / "training.pt"
-
-    def stop(path, state):
-        save(path, state)
-        if len(state["history"]["epochs"]) == 2:
-            raise KeyboardInterrupt
-
-    save = train_test.save_checkpoint
+    plan = recipe("averaged", max_lr=0.01, precision="float16")
+    path, straight, model = tmp_path / "training.pt", network(), network(seed=9)
     with pretended_gpu():
-        whole, expected = trained(plan, "cuda")
-        with monkeypatch.context() as patches:
-            patches.setattr(train_test, "save_checkpoint", stop)
-            with pytest.raises(KeyboardInterrupt):
-                trained(plan, "cuda", checkpoint=path)
-        resumed, found = trained(plan, "cuda", checkpoint=path, resume=True)
-        assert_same(weights(resumed), weights(whole))
-    assert found == expected
+        expected = fit(straight, plan, "cuda")
+        train, test = loaders(device="cuda", **plan.augmentation)
+        pair = Failing(train, interrupt, epoch=2), test
+        with pytest.raises(Interrupted):
+            fit(network(), plan, "cuda", pair=pair, checkpoint=path)
+        found = fit(model, plan, "cuda", checkpoint=path, resume=True)
+        assert_same_state(state_of(model), state_of(straight))
+    assert untimed(found) == untimed(expected)
+
+
+def test_loss_that_is_no_number_is_located_on_a_gpu_too():
+    # There it is seen only after the epoch's last step.
+    plan = recipe("page", max_lr=0.01)
+    with pretended_gpu():
+        train, test = loaders(device="cuda", **plan.augmentation)
+        nans = Failing(train, lambda images: images * math.nan, epoch=2, batch=1)
+        sentence = "nan in epoch 3, step 2, at"
+        with pytest.raises(train_test.NonFiniteLoss, match=sentence):
+            fit(network(), plan, "cuda", pair=(nans, test))
+
+
+class Full(nn.Module):
+    """Has no memory for more than four images to train on."""
+
+    def forward(self, images):
+        if self.training and len(images) > 4:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return images
+
+
+def test_out_of_memory_on_a_gpu_names_a_batch_that_fits():
+    model = nn.Sequential(Full(), network())
+    said = "16 images needs more memory than cuda has; one of 4 fits"
+    with pretended_gpu(), pytest.raises(MemoryError, match=said):
+        fit(model, recipe("page", max_lr=0.01), "cuda")
 
 
 def test_answers_of_a_gpu_come_back_to_the_cpu(tmp_path):
-    path, network = tmp_path / "weights.safetensors", models.CustomResNet().eval()
-    models.save_weights(network, path, classes=IMAGES[0].classes, data="drawn")
-    pair = {}
-    for device in ("cpu", "cuda"):
-        with pretended_gpu():
-            model = models.load_pretrained(path).to(device)
-            test = loaders(recipe("page"), device).test
-            pair[device] = train_test.predict(model, test, device=device, flip_tta=True)
-            assert pair[device].logits.device.type == "cpu"
-            models.save_weights(model, path, classes=model.classes, data="drawn")
-    assert_same(pair["cpu"], pair["cuda"])
+    path, model = tmp_path / "weights.safetensors", models.CustomResNet()
+    facts = {"classes": list("abcdefghij"), "data": "drawn"}
+    digest = models.save_weights(model, path, **facts)
+    model = models.load_pretrained(path)
+    on_cpu = train_test.predict(model, loaders().test, device="cpu", flip_tta=True)
+    with pretended_gpu():
+        model, test = model.to("cuda"), loaders(device="cuda").test
+        found = train_test.predict(model, test, device="cuda", flip_tta=True)
+        assert found.logits.device.type == found.labels.device.type == "cpu"
+        assert models.save_weights(model, path, **facts) == digest
+    assert torch.equal(found.logits, on_cpu.logits)
+
+
+def test_program_takes_the_gpu_and_what_is_fast_on_it(tmp_path, monkeypatch):
+    monkeypatch.setitem(models.MODELS, "Tiny", Tiny)
+    with pretended_gpu():
+        main(tmp_path)
+    (path,) = tmp_path.glob("*.json")
+    record = utils.read_record(path)
+    assert record["augment_on"] == "device"
+    assert record["hardware"]["device"] == "a pretended GPU"
+    assert record["hardware"]["precision"] == "bfloat16"
