@@ -92,7 +92,7 @@ class Handler(BaseHTTPRequestHandler):
 
     def silent(self):
         """Answers too late."""
-        self.server.release.wait(1.5)
+        self.server.release.wait(5)
         self.good()
 
     def hang_up(self):
@@ -105,7 +105,7 @@ class Handler(BaseHTTPRequestHandler):
         """Breaks off in the middle, and goes on too late."""
         rest = self.start()
         self.wfile.write(rest[:HALF])
-        self.server.release.wait(1.5)
+        self.server.release.wait(5)
         self.wfile.write(rest[HALF:])
 
     def crawl(self):
@@ -198,6 +198,7 @@ def site(tmp_path, monkeypatch):
     host = f"127.0.0.1:{server.server_port}"
     monkeypatch.setattr(net, "TIMEOUT", 5)
     monkeypatch.setattr(net, "PATIENCE", 0.15)
+    monkeypatch.setattr(net, "MIN_RATE", 1_000)
 
     def get(*manners):
         urls = [m if "//" in m else f"http://{host}/{m}" for m in manners]
@@ -257,10 +258,10 @@ def test_what_is_there_is_not_downloaded(site):
 # What each failing mirror is asked for, and where the next one goes on; None: from zero.
 FAILURES = {
     "missing": ("HTTP 404 Not Found", [None], None),
-    "silent": ("no answer within 0.3 s", [None], None),
+    "silent": ("no answer within 1 s", [None], None),
     "hang_up": ("Remote end closed", [None], None),
     "empty": ("cut off after 0 bytes", [None], None),
-    "stall": ("no byte for 0.3 s", [None], HALF),
+    "stall": ("no byte for 1 s", [None], HALF),
     "crawl": (r"only \d+ bytes/s", [None], "any"),
     "cut": ("cut off after", [None, HALF, HALF * 3 // 2], HALF * 7 // 4),
     "wrong": (f"MD5 is not {MD5}", [None], None),
@@ -271,8 +272,8 @@ FAILURES = {
 @pytest.mark.parametrize("manner", FAILURES)
 def test_next_mirror(site, capsys, monkeypatch, manner):
     reason, asked, then = FAILURES[manner]
-    if "0.3 s" in reason:
-        monkeypatch.setattr(net, "TIMEOUT", 0.3)
+    if "1 s" in reason:
+        monkeypatch.setattr(net, "TIMEOUT", 1)
     site.get(manner, "good")
     assert site.files() == {"a.tgz": BODY}
     asked = [(manner, n and from_byte(n)) for n in asked]
@@ -357,7 +358,7 @@ def test_part_is_resumed(site):
 
 
 def test_interrupted_download_keeps_its_part(site, monkeypatch):
-    monkeypatch.setattr(net, "TIMEOUT", 0.3)
+    monkeypatch.setattr(net, "TIMEOUT", 1)
     with pytest.raises(DownloadError, match="no byte for"):
         site.get("stall")
     assert site.files() == {"a.tgz.part": BODY[:HALF]}

@@ -365,7 +365,6 @@ class Broken(Dataset):
         return torch.zeros(3, 32, 32), index % 10
 
 
-@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
 def test_worker_that_fails_is_said_and_the_epochs_before_are_kept(tmp_path, capsys):
     trigger, path = tmp_path / "trigger", tmp_path / "training.pt"
 
@@ -389,7 +388,6 @@ def test_worker_that_fails_is_said_and_the_epochs_before_are_kept(tmp_path, caps
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="has no such signal")
-@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
 def test_signal_of_the_stop_button_leaves_the_workers_to_the_next_pass():
     loaders = dataset.make_loaders(*IMAGES, batch_size=8, device=CPU, num_workers=1)
     others = multiprocessing.active_children()
@@ -400,7 +398,6 @@ def test_signal_of_the_stop_button_leaves_the_workers_to_the_next_pass():
     assert len(list(loaders.train)) == 3
 
 
-@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
 @pytest.mark.parametrize("workers", [0, 1])
 def test_pass_of_the_loader_draws_from_no_global_generator(workers):
     loaders = dataset.make_loaders(

@@ -2,6 +2,7 @@
 
 import math
 import random
+import sys
 
 import numpy as np
 import pytest
@@ -159,8 +160,15 @@ def test_range_test_trains_by_the_recipe(change):
     assert losses(**change) != losses()
 
 
+def test_range_test_without_its_package_says_what_to_do(monkeypatch):
+    monkeypatch.setitem(sys.modules, "torch_lr_finder", None)
+    sentence = "pip install torch-lr-finder, or give max_lr"
+    with pytest.raises(ModuleNotFoundError, match=sentence):
+        train_test.lr_range_test(network(), loaders().train, recipe(), device=CPU)
+
+
 def test_range_test_without_images_is_said():
-    with pytest.raises(ValueError, match="batch"):
+    with pytest.raises(ValueError, match="the loader has no batch"):
         train_test.lr_range_test(network(), [], recipe(), device=CPU)
 
 

@@ -301,6 +301,12 @@ def test_every_recipe_option_reaches_the_recipe(tmp_path):
     assert got["hardware"]["precision"] == "bfloat16"
 
 
+@pytest.mark.parametrize(("gpu", "profile"), [(True, "full"), (False, "quick")])
+def test_profile_goes_by_the_hardware(gpu, profile, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu)
+    assert program.parse([]).profile == profile
+
+
 @pytest.mark.parametrize(
     ("text", "value"), [("1e-2", 0.01), ("none", None), ("None", None), ("1", 1)]
 )
@@ -575,16 +581,10 @@ def test_data_that_is_a_file_is_said(tmp_path):
     path.write_text("")
     with pytest.raises(SystemExit, match=r"^error: .*cifar is a file; name the folder"):
         main(tmp_path / "out", "--profile", "quick", "--data", str(path))
+    # Here nothing can be downloaded to.
+    with pytest.raises(SystemExit, match=r"^error: .*below cannot take"):
+        main(tmp_path / "out", "--profile", "quick", "--data", str(path / "below"))
     assert not (tmp_path / "out").exists()
-
-
-def test_data_that_is_nowhere_says_what_to_do(tmp_path, monkeypatch):
-    def unavailable(root, *, download):
-        raise dataset.DatasetUnavailable("no CIFAR-10 here; put one there")
-
-    monkeypatch.setattr(dataset, "fetch_archive", unavailable)
-    with pytest.raises(SystemExit, match=r"^error: no CIFAR-10 here; put one there$"):
-        main(tmp_path / "out", "--profile", "quick", "--data", str(tmp_path / "data"))
 
 
 def test_out_that_is_a_file_is_said_before_training(tmp_path, capsys):

@@ -121,9 +121,8 @@ def test_different_recipes_data_and_whole_loaders_are_refused(several):
         said = found["refused"]
         assert "epochs is 3 in process 0 and 4 in process 1" in said["recipe"]
         assert "images is ['0'," in said["data"]
-        count = len(several[0])
-        if rank:
-            assert f"give make_loaders share=({rank}, {count})" in said["share"]
+        share = f"({rank}, {len(several[0])})"
+        assert f"give make_loaders share={share}" in said["share"]
 
 
 def test_no_thread_outlives_the_connection(several):
@@ -278,3 +277,13 @@ def test_port_in_use_and_missing_process_are_one_sentence(taken, monkeypatch):
         ):
             pass
     assert Processes.current() == (0, 1)
+
+
+def test_process_for_which_there_is_no_gpu_is_said(monkeypatch):
+    for name, value in {"WORLD_SIZE": "2", "LOCAL_RANK": "1"}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    said = "process 1 of this machine has no GPU, there are 1; start 1 processes"
+    with pytest.raises(ValueError, match=said), connected():
+        pass
