@@ -24,6 +24,7 @@ def small(monkeypatch, tmp_path):
     """Makes the records of a plan of two seeds, two trials and one learning rate."""
     monkeypatch.setattr(records, "SEEDS", range(2))
     monkeypatch.setattr(records, "MAX_LRS", (1e-3,))
+    monkeypatch.setattr(records, "HOLDOUT", 16)
     monkeypatch.setattr(records, "KEPT", "")  # Tiny is none of the networks with a file
     for plan, name in (("INGREDIENTS", "weight-decay"), ("CHANGES", "no-cutout")):
         monkeypatch.setattr(records, plan, {name: getattr(records, plan)[name]})
@@ -31,7 +32,7 @@ def small(monkeypatch, tmp_path):
         monkeypatch.setitem(models.MODELS, name, Tiny)
 
     def run(*options):
-        base = ["--out", str(tmp_path), "--holdout", "16", *options]
+        base = ["--out", str(tmp_path), *options]
         records.main([*base, "--", *SMALL, "--peak-epoch", "1"])
 
     return run
@@ -90,7 +91,7 @@ def test_run_that_fails_is_told_and_the_others_are_made(
 
 
 def test_recipes_come_first(tmp_path):
-    names = [run.name for run in records.missing(tmp_path, 16)]
+    names = [run.name for run in records.missing(tmp_path)]
     assert names[0] == "run-page-CustomResNet-seed0"
     assert [name[:3] for name in names[:21]] == ["run"] * 20 + ["swe"]
 

@@ -22,6 +22,7 @@ from helpers.records import Gain
 
 PROJECT = Path(__file__).resolve().parent.parent
 SEEDS = range(5)
+HOLDOUT = 5_000  # training images that the sweeps are tested on
 # Whose network is kept: the first seed's, not the best one's.
 KEPT = "run-ours-CustomResNet-seed0"
 # What short trials chose, all at once: see results/LOG.md.
@@ -58,7 +59,7 @@ def as_options(fields: dict[str, Any]) -> list[str]:
     return [f"--{name.replace('_', '-')}={value}" for name, value in fields.items()]
 
 
-def ingredient_sweep(holdout: int) -> list[Run]:
+def ingredient_sweep() -> list[Run]:
     """The assignment's recipe, TOGETHER, and that but for one thing, on held-out images."""
     tried: dict[str, dict[str, Any]] = {"base": {}, "together": TOGETHER}
     for name, fields in INGREDIENTS.items():
@@ -68,19 +69,19 @@ def ingredient_sweep(holdout: int) -> list[Run]:
     return [
         Run(
             f"sweep-{name}-seed{seed}",
-            [f"--holdout={holdout}", f"--seeds={seed}", *as_options(fields)],
+            [f"--holdout={HOLDOUT}", f"--seeds={seed}", *as_options(fields)],
         )
         for seed in SEEDS  # paired, however many there is time for
         for name, fields in tried.items()
     ]
 
 
-def rate_sweep(holdout: int) -> list[Run]:
+def rate_sweep() -> list[Run]:
     """Learning rates around what the range test chooses, on images held out."""
     return [
         Run(
             f"lr-{rate:.1e}-seed{seed}",
-            [f"--holdout={holdout}", f"--seeds={seed}", f"--max-lr={rate}"],
+            [f"--holdout={HOLDOUT}", f"--seeds={seed}", f"--max-lr={rate}"],
         )
         for seed in SEEDS
         for rate in MAX_LRS
@@ -112,8 +113,6 @@ def other_network() -> list[Run]:
 
 def accuracies(folder: Path, prefix: str) -> dict[int, float]:
     """Last-epoch accuracy by seed."""
-    if not folder.is_dir():
-        return {}
     records = utils.read_records(folder, f"{prefix}-seed*.json")
     return {record["seed"]: record["last_epoch_accuracy"] for record in records}
 
@@ -147,14 +146,9 @@ def trials() -> list[Trial]:
     ]
 
 
-def missing(folder: Path, holdout: int) -> Iterator[Run]:
+def missing(folder: Path) -> Iterator[Run]:
     """Those still to be made, what tells most first."""
-    for run in [
-        *finals(),
-        *ingredient_sweep(holdout),
-        *other_network(),
-        *rate_sweep(holdout),
-    ]:
+    for run in [*finals(), *ingredient_sweep(), *other_network(), *rate_sweep()]:
         if not (folder / f"{run.name}.json").exists():
             yield run
 
@@ -185,14 +179,13 @@ def main(arguments: list[str] | None = None) -> None:
         help="begin no run that would not end within these",
     )
     parser.add_argument("--out", type=Path, default=PROJECT / "results")
-    parser.add_argument("--holdout", type=int, default=5_000)
     parser.add_argument(
         "common", nargs="*", help="options of python -m helpers, for all (after --)"
     )
     options = parser.parse_args(arguments)
     options.out.mkdir(parents=True, exist_ok=True)
     began, longest, failed = time.monotonic(), 0.0, []
-    for run in missing(options.out, options.holdout):
+    for run in missing(options.out):
         start = time.monotonic()
         # The first run begins in any case, or nothing would ever be made.
         if longest and start - began + longest > 60 * options.minutes:
