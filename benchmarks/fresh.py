@@ -8,9 +8,15 @@ import os
 import subprocess
 import sys
 import time
+from contextlib import nullcontext
+from itertools import islice
 from pathlib import Path
 
+import torch
+
+from benchmarks import data
 from benchmarks.rows import Row, Setup, compared, interleaved
+from helpers import dataset
 
 PROJECT = Path(__file__).resolve().parent.parent
 COLD = "from process start to the first batch"
@@ -57,8 +63,6 @@ def child(contender: str, steps: int, setup: Setup) -> dict[str, float]:
 
 
 def measure(setup: Setup) -> list[Row]:
-    from benchmarks import data
-
     build = data.builders(setup.batch_size)
     if setup.device.type == "cpu":
         del build[data.OURS_ON_GPU]
@@ -79,8 +83,6 @@ def memory(setup: Setup) -> list[Row]:
 
     Both load with Albumentations on a CPU, which itself takes 70 MB.
     """
-    from benchmarks import data
-
     cuda = setup.device.type == "cuda"
     ours = data.OURS_ON_GPU if cuda else data.OURS_PER_IMAGE
     what = "torch.cuda.max_memory_allocated" if cuda else "resident memory"
@@ -164,14 +166,6 @@ def peak_resident() -> float:
 
 
 def main(contender: str, source: str, batch_size: int, steps: int) -> None:
-    from contextlib import nullcontext
-    from itertools import islice
-
-    import torch
-
-    from benchmarks import data
-    from helpers import dataset
-
     before = peak_resident()
     if source == "synthetic":
         # Only the size matters here, and drawing 50,000 images takes a while.

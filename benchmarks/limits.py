@@ -15,34 +15,23 @@ def measure(setup: Setup, rows: list[Row]) -> list[Row]:
     """rows: of the training steps, whose share of the peak is told."""
     dtype = train_test.choose_dtype("auto", setup.device)
     size = 256 if setup.smoke else 8192 if setup.device.type == "cuda" else 2048
-    found, peaks = [], {}
+    found, peaks = {}, {}
     for kind in dict.fromkeys((dtype, torch.float32)):
         peaks[kind] = matmul_peak(kind, size, setup)
         name = f"matmul peak, {str(kind).removeprefix('torch.')}"
-        found.append(
-            Row(group=GROUP, name=name, unit="TFLOP/s", values=[peaks[kind] / 1e12])
-        )
-    copied = [copy_bandwidth(16 * size**2, setup) / 1e9]
-    found.append(
-        Row(group=GROUP, name="copy, read and written", unit="GB/s", values=copied)
-    )
+        found[name, "TFLOP/s"] = peaks[kind] / 1e12
+    found["copy, read and written", "GB/s"] = copy_bandwidth(16 * size**2, setup) / 1e9
     for name, network in models.MODELS.items():
         flops = flops_per_image(network)
-        label = f"{name}, forward and backward"
-        found.append(
-            Row(group=GROUP, name=label, unit="GFLOP/image", values=[flops / 1e9])
-        )
+        found[f"{name}, forward and backward", "GFLOP/image"] = flops / 1e9
         step = find(rows, steps.group(name, setup.batch_size), steps.OURS)
         if rate := median(step):
-            share = [100 * rate * flops / peaks[dtype]]
-            found.append(
-                Row(group=GROUP, name=share_name(name), unit="%", values=share)
-            )
-    return found
-
-
-def share_name(model: str) -> str:
-    return f"{model}, our step's share of the matmul peak"
+            share = 100 * rate * flops / peaks[dtype]
+            found[f"{name}, our step's share of the matmul peak", "%"] = share
+    return [
+        Row(group=GROUP, name=name, unit=unit, values=[value])
+        for (name, unit), value in found.items()
+    ]
 
 
 def matmul_peak(dtype: torch.dtype, size: int, setup: Setup) -> float:
