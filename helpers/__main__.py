@@ -340,10 +340,10 @@ def load(
 ) -> tuple[dataset.ImageSet, dataset.ImageSet]:
     """The images to train on and those to evaluate on."""
     if options.data == "synthetic" or options.profile == "smoke":
-        sizes = {"train": recipe.train_images, "test": recipe.test_images}
-        extra = {"train": options.holdout, "test": 0}
-        train, test = dataset.synthetic_cifar10(
-            **{k: v + extra[k] for k, v in sizes.items() if v is not None}
+        # Those held out are drawn besides; None, for all, stays None.
+        size = recipe.train_images and recipe.train_images + options.holdout
+        train, test, _ = dataset.load_or_draw(
+            None, train_images=size, test_images=recipe.test_images
         )
     else:
         train, test = load_once(options.data)

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 FORMAT = 6
-DIGEST = hashlib.sha256().digest_size  # bytes at the end of the file
+DIGEST_BYTES = hashlib.sha256().digest_size  # at the end of the file
 
 
 class Damaged(ValueError):
@@ -135,7 +135,7 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     """
     require_file(path)
     content = path.read_bytes()
-    body, digest = content[:-DIGEST], content[-DIGEST:]
+    body, digest = content[:-DIGEST_BYTES], content[-DIGEST_BYTES:]
     if hashlib.sha256(body).digest() != digest:
         raise Damaged(
             f"{path} is damaged or no checkpoint of fit's; name another file, or remove it "
@@ -147,8 +147,7 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         raise ValueError(
             f"{path} is no checkpoint of fit's ({type(error).__name__}); name another file"
         ) from error
-    if not isinstance(state, dict) or state.get("format") != FORMAT:
-        theirs = state.get("format") if isinstance(state, dict) else "no"
+    if (theirs := state.get("format")) != FORMAT:
         raise ValueError(
             f"{path} is of format {theirs} and this version reads {FORMAT}; use the version "
             "that wrote it, or remove it"
@@ -170,7 +169,7 @@ def require_same_model(
 def evaluated_weights(state: dict[str, Any]) -> dict[str, Tensor]:
     """The state dict of the network that the last epoch was evaluated with."""
     averaged = state["averaged"]
-    if not averaged or not averaged["n_averaged"]:
+    if not averaged.get("n_averaged"):
         return state["model"]
     inner = "module."  # AveragedModel's own prefix
     return {

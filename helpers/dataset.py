@@ -631,7 +631,7 @@ def make_loaders(
     if transform is None:
         numbers = {"padding": int(padding), "flip": float(flip), "cutout": int(cutout)}
         made_with |= numbers
-    augmentation = {"seed": seed, "cutout": cutout, "made_with": made_with}
+    augmentation = {"seed": int(seed), "cutout": cutout, "made_with": made_with}
     if augment_on == "device":
         kind = DeviceLoader
         augmentation |= {"padding": padding, "flip": flip}

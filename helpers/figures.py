@@ -148,7 +148,7 @@ def plot_max_lr(
     figure, axes = new_figure("Accuracy against the peak learning rate", data, 8.5, 4.8)
     if alike:
         low, high = alike
-        text = f"as good as the best: {low:.2g} to {high:.2g}"
+        text = f"not shown to be worse: {low:.2g} to {high:.2g}"
         # Its edges' width (points) shows a single rate too.
         axes.axvspan(low, high, color=SKY_BLUE, alpha=0.3, lw=4, label=text)
     else:

@@ -1,6 +1,5 @@
 """Batches, made in one of two places; dataset.make_loaders chooses which."""
 
-import operator
 import os
 import signal
 from collections.abc import Iterator, Sequence
@@ -36,18 +35,16 @@ class Loader:
     device: torch.device
     mean: tuple[float, ...]
     std: tuple[float, ...]
+    fingerprint: str
     seed: int | None = None
     share: tuple[int, int] = (0, 1)
     cutout: int = 0
     epoch: int = 0
-    fingerprint: str | None = None
     made_with: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.count = len(self.labels)
         self.label_range = int(self.labels.min()), int(self.labels.max())
-        # Python's own int: a checkpoint holds it, and reads back no NumPy numbers.
-        self.seed = None if self.seed is None else operator.index(self.seed)
         # A CPU subtracts and divides long rows of one type 10 times as fast as triples.
         self.mean, self.std = (
             255
@@ -195,7 +192,7 @@ def draw_holes(
 def transformed(transform: Any, image: NDArray[np.uint8]) -> NDArray[np.uint8]:
     """What an albumentations transform makes of an image, if that is another like it."""
     given = transform(image=image)["image"]
-    if getattr(given, "dtype", None) != np.uint8 or given.shape != image.shape:
+    if given.dtype != np.uint8 or given.shape != image.shape:
         raise ValueError(
             f"transform makes {given.dtype} {tuple(given.shape)} of an image, which is "
             f"uint8 {image.shape}, and must keep that; leave Normalize and ToTensorV2 out, "

@@ -225,7 +225,6 @@ def choose_max_lr(
     Raises ValueError where the loss never falls, or is not finite from the start.
     """
     smoothed = [smooth(finite(one), len(learning_rates) // 20) for one in losses]
-    reached = min(len(one) for one in smoothed)
     curve = [statistics.median(step) for step in zip(*smoothed, strict=False)]
     if not curve:
         raise ValueError(
@@ -239,8 +238,8 @@ def choose_max_lr(
             f"{learning_rates[-1]:.0e}; give lr_test_steps more steps, or max_lr"
         )
     rim = bottom + CLIMB * (curve[0] - bottom)
-    beyond = range(curve.index(bottom), reached)
-    step = next((step for step in beyond if curve[step] > rim), reached)
+    beyond = range(curve.index(bottom), len(curve))
+    step = next((step for step in beyond if curve[step] > rim), len(curve))
     diverged = step < len(learning_rates)
     edge = learning_rates[step] if diverged else learning_rates[-1]
     return LRRangeTest(

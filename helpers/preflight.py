@@ -99,7 +99,7 @@ def require_trainable(
     # On GPUs BatchNorm sees the whole batch, and not only this process's share.
     processes = 1 if cuda else Processes.of(loader).size
     alone = last_batch(loader) // processes == 1
-    few = few[:1] if alone else few[[0, -1]]  # of one, twice that
+    few = few[:1] if alone else few[[0, -1]]  # where there is one image, that one twice
     try:
         with torch.random.fork_rng([device] if cuda else []), torch.no_grad():
             logits = model.train()(few)

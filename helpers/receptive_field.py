@@ -142,9 +142,7 @@ def layer_of(node: fx.Node, traced: fx.GraphModule) -> nn.Module | None:
     if node.target not in FUNCTIONS:
         return None
     options = {name: value for name, value in node.kwargs.items() if name != "input"}
-    computed = []
-    fx.map_arg((node.args[1:], options), computed.append)
-    if computed:
+    if len(node.all_input_nodes) > 1:  # others than the map itself
         raise NotImplementedError(
             f"layer {node.name}: its window depends on its input; name it in numbers, or "
             "take AdaptiveAvgPool2d(1) for one over the whole map"

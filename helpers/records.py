@@ -16,7 +16,13 @@ from typing import Any, NamedTuple
 from helpers.recipe import PROFILES, RECIPES, Recipe
 
 FORMAT = 2
-TOLD = {"epochs", "batch_size", "train_images", "test_images", "max_lr"}  # elsewhere
+IN_COLUMNS = {
+    "epochs",
+    "batch_size",
+    "train_images",
+    "test_images",
+    "max_lr",
+}  # in columns of their own
 NOT_MEASURED = "not measured"
 # Of accuracy: twice what the seed alone is assumed to make of networks like these after
 # 24 epochs (0.15 points). Short runs vary more, and two standard errors decide.
@@ -147,7 +153,7 @@ def results_markdown(records: Sequence[dict[str, Any]]) -> str:
 def how_trained(record: dict[str, Any]) -> str:
     """The recipe's name, with what the run had otherwise than that recipe has it today."""
     name, had = record["recipe_name"], record["recipe"]
-    fields = asdict(Recipe()).keys() - TOLD
+    fields = asdict(Recipe()).keys() - IN_COLUMNS
     profile = PROFILES.get(record.get("profile"), Recipe())
     # Of a recipe that is no more, nothing can be said.
     today = {**asdict(profile), **RECIPES.get(name, had)}

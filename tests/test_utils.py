@@ -513,10 +513,10 @@ def test_rates_that_do_as_well_as_the_best_are_shaded_and_the_chosen_marked():
     assert list(chosen.get_ydata()) == pytest.approx([88.25, 88.3])
     ticks = [label.get_text() for label in axes.get_xticklabels()]
     assert ticks == ["0.0003", "0.002", "0.003", "0.01"]
-    assert "as good as the best: 0.003 to 0.003" in texts(axes.figure)
+    assert "not shown to be worse: 0.003 to 0.003" in texts(axes.figure)
     unclear = texts(FIGURES["max_lr, one seed"]())
     assert "too few seeds yet to tell which rates do as well" in unclear
-    assert not any("as good as" in text for text in unclear)
+    assert not any("shown to be worse" in text for text in unclear)
 
 
 def test_plan_alone_is_drawn_where_no_step_is_known():
