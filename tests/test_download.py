@@ -198,7 +198,8 @@ def site(tmp_path, monkeypatch):
     host = f"127.0.0.1:{server.server_port}"
     monkeypatch.setattr(net, "TIMEOUT", 5)
     monkeypatch.setattr(net, "PATIENCE", 0.15)
-    monkeypatch.setattr(net, "MIN_RATE", 1_000)
+    for rate in ("FAST", "MIN_RATE"):
+        monkeypatch.setattr(net, rate, 1_000)
 
     def get(*manners):
         urls = [m if "//" in m else f"http://{host}/{m}" for m in manners]
@@ -262,7 +263,7 @@ FAILURES = {
     "hang_up": ("Remote end closed", [None], None),
     "empty": ("cut off after 0 bytes", [None], None),
     "stall": ("no byte for 1 s", [None], HALF),
-    "crawl": (r"only \d+ bytes/s", [None], "any"),
+    "crawl": (r"only [\d,]+ bytes/s", [None], "any"),
     "cut": ("cut off after", [None, HALF, HALF * 3 // 2], HALF * 7 // 4),
     "wrong": (f"MD5 is not {MD5}", [None], None),
     "bigger": ("announces 1024001 bytes instead of 1024000", [None], None),
@@ -288,6 +289,19 @@ def test_next_mirror(site, capsys, monkeypatch, manner):
     assert (
         len([line for line in lines if re.search(f"given up: .*{reason}", line)]) == 1
     )
+
+
+@pytest.mark.parametrize("other", ["good", "missing"])
+def test_slow_mirror_is_left_for_a_faster_one_and_taken_where_there_is_none(
+    site, monkeypatch, other
+):
+    monkeypatch.setattr(net, "FAST", 5_000_000)
+    site.get("steady", other)
+    assert site.files() == {"a.tgz": BODY}
+    manners = [manner for manner, _ in site.log]
+    last = {"good": [], "missing": ["steady"]}[other]
+    assert manners == ["steady", other, *last]
+    assert int(site.log[-1][1][6:-1]) > 0  # and goes on from what there was
 
 
 def test_progress_is_told_in_lines_where_nobody_sees_a_bar(site, capsys, monkeypatch):
