@@ -16,13 +16,8 @@ from typing import Any, NamedTuple
 from helpers.recipe import PROFILES, RECIPES, Recipe
 
 FORMAT = 2
-IN_COLUMNS = {
-    "epochs",
-    "batch_size",
-    "train_images",
-    "test_images",
-    "max_lr",
-}  # in columns of their own
+# In columns of their own.
+IN_COLUMNS = {"epochs", "batch_size", "train_images", "test_images", "max_lr"}
 NOT_MEASURED = "not measured"
 # Of accuracy: twice what the seed alone is assumed to make of networks like these after
 # 24 epochs (0.15 points). Short runs vary more, and two standard errors decide.
@@ -179,8 +174,8 @@ def accuracy_by_rate(
 def flat_top(records: Sequence[dict[str, Any]]) -> tuple[float, float] | None:
     """Return the lowest and the highest max_lr that do as well as the best one.
 
-    None as long as a rate has no two seeds in common with the best one: that is no
-    comparison yet.
+    None as long as one that may be among them has no two seeds in common with the best:
+    that is no comparison yet.
 
     records: of runs that differ in max_lr and seed alone. A rate does as well if over the
     seeds that it shares with the best its accuracy is, on average, at most 0.3 points
@@ -190,18 +185,19 @@ def flat_top(records: Sequence[dict[str, Any]]) -> tuple[float, float] | None:
     rates = list(found)
     best = max(rates, key=lambda rate: statistics.fmean(found[rate].values()))
 
-    if any(len(found[best].keys() & seeds.keys()) < 2 for seeds in found.values()):
-        return None
-
-    def as_good(rate: float) -> bool:
+    def lost(rate: float) -> Gain:
         shared = found[best].keys() & found[rate].keys()
-        gain = Gain.of([found[best][seed] - found[rate][seed] for seed in shared])
-        return gain.mean <= max(ALIKE, 2 * gain.error)
+        return Gain.of([found[best][seed] - found[rate][seed] for seed in shared])
+
+    def may_be_as_good(rate: float) -> bool:
+        mean, error, pairs = lost(rate)
+        return pairs < 2 or mean <= max(ALIKE, 2 * error)
 
     at = rates.index(best)
-    above = itertools.takewhile(as_good, rates[at + 1 :])
-    below = itertools.takewhile(as_good, reversed(rates[:at]))
-    return min([best, *below]), max([best, *above])
+    sides = rates[at + 1 :], rates[:at][::-1]
+    above, below = ([*itertools.takewhile(may_be_as_good, side)] for side in sides)
+    top = [best, *above, *below]
+    return None if any(lost(rate).n < 2 for rate in top) else (min(top), max(top))
 
 
 class Gain(NamedTuple):

@@ -90,6 +90,14 @@ def test_run_that_fails_is_told_and_the_others_are_made(
     assert names == {f"lr-1.0e-03-seed{seed}.json" for seed in range(2)}
 
 
+def test_plan_ends_where_there_is_no_dataset_for_any_run(tmp_path, capsys):
+    (file := tmp_path / "file").write_text("")  # no folder for a download
+    run = ["--", "--profile=quick", f"--data={file / 'below'}"]
+    with pytest.raises(SystemExit, match="below cannot take"):
+        records.main(["--out", str(tmp_path / "out"), *run])
+    assert capsys.readouterr().out.count("---") == 1
+
+
 def test_recipes_come_first(tmp_path):
     names = [run.name for run in records.missing(tmp_path)]
     assert names[0] == "run-page-CustomResNet-seed0"
@@ -342,7 +350,10 @@ def test_flat_top_compares_the_same_seeds():
 
 
 def test_curve_that_was_cut_off_is_no_comparison_yet(tmp_path):
-    assert kept.flat_top(curve(r3=[0.90, 0.93], r1=[0.89])) is None
+    steady = {"r3": [0.90, 0.93], "r10": [0.80, 0.83]}
+    assert kept.flat_top(curve(**steady, r1=[0.89])) is None
+    # What lies beyond a rate that is worse isn't asked: most runs there may diverge.
+    assert kept.flat_top(curve(**steady, r30=[0.70])) == (0.003, 0.003)
     base = {**made("assignment", 0, 0.9), "max_lr": 3.2e-3}
     (tmp_path / "sweep-base-seed0.json").write_text(json.dumps(base))
     (tmp_path / "lr-3.2e-03-seed0.json").write_text(json.dumps(base))

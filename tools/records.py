@@ -194,7 +194,8 @@ def main(arguments: list[str] | None = None) -> None:
         try:
             make(run, options.out, options.common)
         except SystemExit as error:
-            if isinstance(error.code, int):  # Ctrl-C
+            # Ctrl-C, and what the others need as well: dataset, disk.
+            if isinstance(error.code, int) or isinstance(error.__cause__, OSError):
                 raise
             # A rate that is too high, say: the others' records don't depend on it.
             print(error)
