@@ -9,6 +9,7 @@ import base64
 import json
 import re
 import statistics
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -79,15 +80,22 @@ def by_class(records: list[dict[str, Any]]) -> str:
         )
         for name in records[0]["class_accuracy"]
     ]
-    heads, abouts = [], []
+    heads, abouts, machines = [], [], machine_of(groups)
     for runs in groups:
         ran = Experiment.of(runs[0])
-        heads.append(f"{ran.model}, {how_trained(runs[0])}, runs: {len(runs)}")
+        how = how_trained(runs[0]) + machines(runs)
+        heads.append(f"{ran.model}, {how}, runs: {len(runs)}")
         abouts.append(f"{ran.epochs} epochs, {ran.source}")
     if differ := len({*abouts}) > 1:
         heads = [f"{head}, {text}" for head, text in zip(heads, abouts, strict=True)]
     table = markdown(["class", *heads], lines)
     return table if differ else f"{abouts[0]}\n\n{table}"
+
+
+def machine_of(groups: list[list[dict[str, Any]]]) -> Callable[[list], str]:
+    """Of some runs the device to be named, where it tells them from others."""
+    devices = {Experiment.of(runs[0]).device for runs in groups}
+    return lambda runs: f", {Experiment.of(runs[0]).device}" * (len(devices) > 1)
 
 
 def ingredients(folder: Path, trials: list[sweeps.Trial]) -> str:
@@ -206,11 +214,13 @@ def headline(records: list[dict[str, Any]]) -> str:
         and record["recipe"]["epochs"] == epochs
         and record["model"] == "CustomResNet"
     ]
-    found = []
-    for runs in experiments(alike):
+    found, groups = [], experiments(alike)
+    machines = machine_of(groups)
+    for runs in groups:
         accuracy = spread([run["last_epoch_accuracy"] for run in runs])
         seeds = f"{len(runs)} seeds" if len(runs) > 1 else "one seed"
-        found.append(f"- {how_trained(runs[0])}: **{accuracy}** ({seeds})")
+        how = how_trained(runs[0]) + machines(runs)
+        found.append(f"- {how}: **{accuracy}** ({seeds})")
     missing = unmeasured(records)
     about = (
         f"Test accuracy after the last of {epochs} epochs on {data['source']}, "
@@ -255,6 +265,8 @@ def speed() -> str:
             f"{hardware['precision']}, commit `{short(record['commit'])}`"
         )
         found = {}
+        names = [row["name"] for row in record["rows"]]
+        each = "GPU" if any(name.endswith("a GPU each") for name in names) else "thread"
         for target in record["targets"]:
             aims[target["text"]] = f"{target['sign']} {target['bound']:g}"
             if target["value"] is not None:
@@ -262,7 +274,7 @@ def speed() -> str:
                 found[target["text"]] = f"{target['value']:.3g}{missed}"
         for row in record["rows"]:
             if row["name"] in ("speed of 2 over that of 1", "efficiency"):
-                text = f"2 processes of one thread each: {row['name']}, {row['unit']}"
+                text = f"2 processes, a {each} each: {row['name']}, {row['unit']}"
                 aims[text] = ""
                 found[text] = f"{statistics.median(row['values']):.3g}"
         columns.append(found)
