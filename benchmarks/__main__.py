@@ -27,7 +27,7 @@ from benchmarks import (
 from benchmarks.fresh import PROJECT
 from benchmarks.rows import Row, Setup, find, table, target_table
 from benchmarks.targets import targets
-from helpers import utils
+from helpers import dataset, utils
 from helpers.__main__ import commit, hardware
 from helpers.loaders import usable_cores
 
@@ -48,6 +48,11 @@ GROUPS = {
 def main(arguments: list[str] | None = None) -> None:
     options = parse(arguments)
     setup = make_setup(options)
+    if setup.data != "synthetic" and {"whole", "fresh"} & {*options.only}:
+        try:  # before anything is measured
+            dataset.load_cifar10(setup.data)
+        except dataset.DatasetUnavailable as error:
+            raise SystemExit(f"error: {error}") from error
     records, images = PROJECT / "results", PROJECT / "Images"
     if options.out or setup.smoke:
         records = images = options.out or PROJECT / "build" / "bench"
