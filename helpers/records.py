@@ -190,8 +190,9 @@ def flat_top(records: Sequence[dict[str, Any]]) -> tuple[float, float] | None:
         return Gain.of([found[best][seed] - found[rate][seed] for seed in shared])
 
     def may_be_as_good(rate: float) -> bool:
-        mean, error, pairs = lost(rate)
-        return pairs < 2 or mean <= max(ALIKE, 2 * error)
+        gain = lost(rate)
+        # Without a pair the mean is nan; of one the error is infinite.
+        return not gain.mean > max(ALIKE, 2 * gain.error)
 
     at = rates.index(best)
     sides = rates[at + 1 :], rates[:at][::-1]

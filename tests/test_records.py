@@ -352,6 +352,8 @@ def test_flat_top_compares_the_same_seeds():
 def test_curve_that_was_cut_off_is_no_comparison_yet(tmp_path):
     steady = {"r3": [0.90, 0.93], "r10": [0.80, 0.83]}
     assert kept.flat_top(curve(**steady, r1=[0.89])) is None
+    other_seed = {"max_lr": 0.001, "seed": 2, "last_epoch_accuracy": 0.89}
+    assert kept.flat_top([*curve(**steady), other_seed]) is None
     # What lies beyond a rate that is worse isn't asked: most runs there may diverge.
     assert kept.flat_top(curve(**steady, r30=[0.70])) == (0.003, 0.003)
     base = {**made("assignment", 0, 0.9), "max_lr": 3.2e-3}
