@@ -149,8 +149,8 @@ def pretended_gpu() -> Iterator[list[str]]:
     patches += [(torch.accelerator, "is_available", lambda: False)]
     operations = Operations()
     with ExitStack() as stack:
-        for where, name, instead in patches:
-            stack.enter_context(patch.object(where, name, instead))
+        for where, name, new in patches:
+            stack.enter_context(patch.object(where, name, new))
         stack.enter_context(operations)
         stack.enter_context(Calls(operations))
         yield operations.waits
