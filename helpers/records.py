@@ -296,11 +296,9 @@ def spread(values: Sequence[float | None]) -> str:
 def is_page(record: dict[str, Any]) -> bool:
     """Whether a run is by Page's recipe as it is, with which the others are compared."""
     whole = {**asdict(Recipe()), **RECIPES["page"]}
-    decided = {field for recipe in RECIPES.values() for field in recipe}
-    as_it_is = all(
-        record["recipe"].get(field) == whole[field]
-        for field in decided | {"padding", "flip"}
-    )
+    fields = {field for recipe in RECIPES.values() for field in recipe}
+    fields |= {"padding", "flip", "average_epochs", "final_div_factor"}
+    as_it_is = all(record["recipe"].get(field) == whole[field] for field in fields)
     by_name = (record["model"], record["recipe_name"]) == ("CustomResNet", "page")
     return by_name and as_it_is
 

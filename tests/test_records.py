@@ -26,7 +26,7 @@ def small(monkeypatch, tmp_path):
     monkeypatch.setattr(records, "MAX_LRS", (1e-3,))
     monkeypatch.setattr(records, "HOLDOUT", 16)
     monkeypatch.setattr(records, "KEPT", "")  # Tiny is none of the networks with a file
-    for plan, name in (("INGREDIENTS", "weight-decay"), ("CHANGES", "no-cutout")):
+    for plan, name in (("INGREDIENTS", "label-smoothing"), ("CHANGES", "no-cutout")):
         monkeypatch.setattr(records, plan, {name: getattr(records, plan)[name]})
     for name in models.MODELS:
         monkeypatch.setitem(models.MODELS, name, Tiny)
@@ -43,17 +43,17 @@ def test_all_records_are_made_once(small, tmp_path, capsys):
     names = {path.name for path in tmp_path.iterdir()}  # and nothing else is left
     assert len(names) == 2 * (4 + 1 + 5)
     assert "--- run-page-CustomResNet-seed0" in capsys.readouterr().out
-    for name, decay, smoothing, cutout in (
-        ("base", 0, 0, 8),
-        ("together", 0.2, 0.1, 8),
-        ("no-weight-decay", 0, 0.1, 8),
-        ("no-cutout", 0.2, 0.1, 0),
+    for name, scale, smoothing, cutout in (
+        ("base", 1, 0, 8),
+        ("together", 0.125, 0.1, 8),
+        ("no-label-smoothing", 0.125, 0, 8),
+        ("no-cutout", 0.125, 0.1, 0),
     ):
         held = json.loads((tmp_path / f"sweep-{name}-seed1.json").read_text())
         assert held["data"]["evaluated_on"] == "held-out training images"
-        fields = ("weight_decay", "label_smoothing", "cutout")
+        fields = ("logit_scale", "label_smoothing", "cutout")
         found = tuple(held["recipe"][field] for field in fields)
-        assert found == (decay, smoothing, cutout), name
+        assert found == (scale, smoothing, cutout), name
     final = json.loads((tmp_path / "run-page-CustomResNet-seed0.json").read_text())
     assert (final["recipe_name"], final["max_lr"]) == ("page", 0.4)
     assert final["data"]["evaluated_on"] == "test set"
@@ -156,11 +156,14 @@ def test_every_trial_is_of_a_recipe():
 
 
 def test_ours_is_what_the_records_have_chosen():
-    assert records.gain(readme.TOGETHER, "base", "half-decay").kept
-    (half,) = utils.read_records(readme.TOGETHER, "sweep-half-decay-seed0.json")
-    tried = {field: half["recipe"][field] for field in records.TOGETHER}
-    assert tried == records.TOGETHER
-    assert RECIPES["ours"] == records.TOGETHER
+    kept_fields = {}
+    for trial in readme.LEFT_OUT + readme.ASKED_AGAIN:
+        if records.gain(readme.TOGETHER, trial.without, trial.having).kept:
+            kept_fields |= trial.fields
+    assert RECIPES["ours"] == kept_fields
+    assert records.gain(readme.TOGETHER, "base", "no-averaging").kept
+    (tried,) = utils.read_records(readme.TOGETHER, "sweep-no-averaging-seed0.json")
+    assert kept.how_trained(tried) == "`ours`"
 
 
 # --- what records say ------------------------------------------------------------------

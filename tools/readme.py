@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from helpers import models, train_test, utils
+from helpers.recipe import RECIPES
 from helpers.records import (
     NOT_MEASURED,
     Experiment,
@@ -49,15 +50,27 @@ FIRST: dict[str, Any] = {
 GROUPS = [
     sweeps.Trial("together", FIRST, "base", "together"),
     sweeps.Trial("half-decay", FIRST | {"weight_decay": 0.2}, "base", "half-decay"),
+    sweeps.Trial("no-averaging", RECIPES["ours"], "base", "no-averaging"),
+    sweeps.Trial("two", {"label_smoothing": 0.1, "logit_scale": 0.125}, "base", "two"),
 ]
 VARIANTS = [
     sweeps.Trial("half-rate", {"max_lr": "half of that"}, "together", "half-rate"),
     sweeps.Trial("half-decay", {"weight_decay": 0.2}, "together", "half-decay"),
     sweeps.Trial("double-decay", {"weight_decay": 0.8}, "together", "double-decay"),
 ]
+# Of half-decay, which was `ours` then.
 LEFT_OUT = [
     sweeps.Trial(name, fields, f"no-{name}", "half-decay")
-    for name, fields in sweeps.INGREDIENTS.items()
+    for name, fields in {
+        "weight-decay": {"weight_decay": 0.2},
+        "label-smoothing": {"label_smoothing": 0.1},
+        "logit-scale": {"logit_scale": 0.125},
+        "averaging": {"average_epochs": 3, "final_div_factor": 4},
+    }.items()
+]
+# Once averaging was dropped.
+ASKED_AGAIN = [
+    sweeps.Trial("weight-decay", {"weight_decay": 0.2}, "two", "no-averaging")
 ]
 BETA2 = [sweeps.Trial("beta2", {"beta2": 0.99}, "half-decay", "beta2")]
 IMAGES = PROJECT / "Images"
@@ -324,6 +337,7 @@ def render_log(text: str) -> str:
             "together": ingredients(TOGETHER, GROUPS),
             "variants": ingredients(TOGETHER, VARIANTS),
             "left-out": ingredients(TOGETHER, LEFT_OUT),
+            "asked-again": ingredients(TOGETHER, ASKED_AGAIN),
             "beta2": ingredients(TOGETHER, BETA2),
             "runs": each_run(utils.read_records(RESULTS, RUNS)),
             "learning-rates": learning_rates(),
