@@ -101,10 +101,11 @@ def load_checkpoint(
 ) -> dict[str, Any] | None:
     """The state in `path`, or in the one before it where `path` is damaged, with a warning.
 
-    That one then takes the damaged one's place.
-    None where there is neither. It must have been written under the same `plan` for a
-    model with the same state dict as `model`. Raises ValueError, saying what differs,
-    where it doesn't, and where all that is there is damaged.
+    That one then takes the damaged one's place. None where there is neither.
+
+    It must have been written under the same `plan` for a model with the same state dict as
+    `model`. Raises ValueError, saying what differs, where it doesn't, and where all that is
+    there is damaged.
     """
     kept = kept_checkpoints(path)
     for file in kept:

