@@ -79,7 +79,7 @@ def train_one_epoch(
     scheduler: LRScheduler,
     device: torch.device,
 ) -> tuple[float, float]:
-    """float32, channels-first, and three numbers read from the device at each step."""
+    """float32, channels-first, and two numbers read from the device at each step."""
     model.train()
     losses, correct, processed = [], 0, 0
     for images, labels in loader:

@@ -96,8 +96,7 @@ def plot_augmentations(
 def plot_lr_range_test(search: Any, *, data: str) -> Figure:
     """Draw loss (nats per example) against learning rate, and what the rule read off it.
 
-    Range test: L. N. Smith, "Cyclical learning rates for training neural networks",
-    WACV 2017.
+    Range test: L. N. Smith, "Cyclical Learning Rates for Training Neural Networks", 2015.
     """
     rates = np.asarray(search.learning_rates, float)
     raw = [np.asarray(losses, float) for losses in search.losses]

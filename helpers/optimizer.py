@@ -68,7 +68,7 @@ def make_optimizer(
 def make_scheduler(
     optimizer: Optimizer, recipe: Recipe, *, max_lr: float, steps_per_epoch: int
 ) -> OneCycleLR:
-    """One cycle (Smith, 2018), to be stepped after each batch.
+    """One cycle (Smith and Topin, 2017), to be stepped after each batch.
 
     Up to max_lr at the last step of peak_epoch, then down to almost nothing at the last
     step of all.
