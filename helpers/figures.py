@@ -271,7 +271,7 @@ def plot_class_accuracy(rows: list[ClassAccuracy], *, data: str) -> Figure:
         axes.axvline(mean, color=VERMILLION, ls="--", label=f"all images: {mean:.2f}%")
     for place, row in zip(places, ranked):
         axes.text(101.5, place, f"{row.correct} / {row.count}", va="center", size=SMALL)
-    axes.set_yticks(places, [row.name for row in ranked])
+    axes.set_yticks(places, [verbatim(row.name) for row in ranked])
     axes.set(xlim=(0, 100), ylim=(-0.6, places[-1] + 0.6))
     dress(axes, "accuracy (%), with correct / count at the right", "class")
     legend_below(figure)
@@ -310,7 +310,7 @@ def plot_confusion_matrix(
                 column, row, counts[row, column], ha="center", va="center", **look
             )
     shown = range(0, size, math.ceil(size / 36))  # more names would overlap
-    names = [classes[index] for index in shown]
+    names = [verbatim(classes[index]) for index in shown]
     look = {"rotation": 90 if size > 20 else 45, "rotation_mode": "anchor"}
     axes.set_xticks(shown, names, ha="right", va="center", **look)
     axes.set_yticks(shown, names)
@@ -388,7 +388,7 @@ def plot_misclassified(
         axes.imshow(pixels[mistake.index], interpolation="nearest")
         # Long names would run into their neighbours'.
         names = f"{classes[mistake.label]} → {classes[mistake.prediction]}"
-        names = textwrap.fill(names, 24)
+        names = verbatim(textwrap.fill(names, 24))
         sure = f"{100 * mistake.probability:.2f}%"
         sure = "> 99.99%" if sure == "100.00%" else sure  # no softmax is certain
         axes.set_title(f"{names}\n{sure}", size=SMALL)
@@ -410,8 +410,13 @@ def new_figure(
     """Return a figure of that size in inches, outside pyplot's global state, and axes."""
     figure = Picture(figsize=(width, height), layout="constrained")
     figure.get_layout_engine().set(w_pad=0.08, h_pad=0.08)  # inches
-    figure.suptitle(f"{title}\n{data}")
+    figure.suptitle(f"{title}\n{verbatim(data)}")
     return figure, figure.subplots(lines, columns)
+
+
+def verbatim(text: str) -> str:
+    """Dollars as they are, between which Matplotlib would set mathematics."""
+    return str(text).replace("$", r"\$")
 
 
 def dress(axes: Axes, x_label: str, y_label: str) -> None:
@@ -451,7 +456,7 @@ def image_grid(
         (axes.xaxis, column_names, width),
     ):
         centres = np.arange(len(labels)) * (side + gap) + (side - 1) / 2
-        axis.set_ticks(centres, labels)
+        axis.set_ticks(centres, [verbatim(label) for label in labels])
     axes.tick_params(length=0, top=True, labeltop=True, labelbottom=False)
     axes.spines[:].set_visible(False)
     return figure

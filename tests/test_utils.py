@@ -654,6 +654,23 @@ def test_titles_of_misclassified_images_do_not_run_into_each_other():
         assert left.x1 < right.x0
 
 
+def test_dollars_in_names_are_no_mathematics():
+    names, images = ("$1", "US$ {x and C$"), pictures(30)
+    figures = [
+        utils.plot_misclassified(images, mistakes(3), names, data="from $ to $"),
+        utils.plot_samples(images, np.arange(30) % 2, names, data=DATA),
+        utils.plot_confusion_matrix(np.ones((2, 2), int), names, data=DATA),
+        utils.plot_class_accuracy(
+            utils.class_accuracy([0, 1], [0, 1], names), data=DATA
+        ),
+    ]
+    for figure in figures:
+        figure.draw_without_rendering()
+        drawn = [text.get_text() for text in figure.findobj(Text)]
+        assert any(r"US\$ {x" in text for text in drawn)
+    assert figures[0].get_suptitle().endswith(r"from \$ to \$")
+
+
 def test_misclassified_figure_says_that_there_are_none():
     assert "There are no misclassified images." in texts(misclassified_figure(0))
 
