@@ -211,7 +211,7 @@ def load_cifar10(
     written, ValueError, naming the file, for an image folder that is not as described, and
     ModuleNotFoundError without torchvision, but for an image folder.
     """
-    root = Path(root)
+    root = Path(root).expanduser()
     if root.exists() and not root.is_dir():
         raise ValueError(
             f"{root} is a file; name the folder the dataset is in or goes to"

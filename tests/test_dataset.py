@@ -353,6 +353,14 @@ def test_broken_image_folder_is_one_sentence_that_names_the_place(
         dataset.load_cifar10(folder)
 
 
+def test_root_in_the_home_folder_is_found(folder, monkeypatch):
+    monkeypatch.setenv(
+        "HOME" if os.name == "posix" else "USERPROFILE", str(folder.parent)
+    )
+    train, _ = dataset.load_cifar10(f"~/{folder.name}", download=False)
+    assert len(train) == 20
+
+
 def test_root_that_is_a_file_is_said(tmp_path):
     (tmp_path / "data").write_text("")
     with pytest.raises(ValueError, match="data is a file"):
