@@ -62,7 +62,8 @@ def drop_previous(path: Path) -> None:
     """Remove the spare one: the last of a training that is over holds all there is."""
     # A place that no longer lets it costs nothing else.
     with contextlib.suppress(OSError):
-        previous(path).unlink(missing_ok=True)
+        if path.exists():
+            previous(path).unlink(missing_ok=True)
 
 
 def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
@@ -90,7 +91,8 @@ def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
             new.unlink(missing_ok=True)
         kept = within_reach(path)
         warnings.warn(
-            f"{path} can't be written ({error.strerror}): training goes on, and "
+            f"{path} can't be written after epoch {len(state['history']['epochs'])} "
+            f"({error.strerror}): training goes on, and "
             + (f"{kept[0]} is kept" if kept else "nothing is kept"),
             stacklevel=3,
         )
