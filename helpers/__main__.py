@@ -14,6 +14,7 @@ import re
 import subprocess
 import tempfile
 import time
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -193,10 +194,15 @@ def run(
     checkpoint = None if options.no_checkpoint else checkpoint_of(options, seed)
     if options.resume and (done := processes.broadcast(find_done(record, checkpoint))):
         if processes.first:
-            rate = utils.read_record(done)["max_lr"]
+            past = utils.read_record(done)
             print(
-                f"{done} is the record of seed {seed}, max_lr {rate:.2e}, which is passed over"
+                f"{done} is the record of seed {seed}, max_lr {past['max_lr']:.2e}, which is "
+                "passed over"
             )
+            if options.save_weights and "weights" not in past:
+                print(
+                    "it has no weights: without --resume it is trained again, for them"
+                )
         return
     if processes.first:
         print(utils.describe_run(options.profile, train.source, device))
@@ -258,10 +264,14 @@ def find_done(record: dict[str, Any], checkpoint: Path) -> Path | None:
     alike = ("recipe", "augment_on", "data")
     asked = record["recipe"]["max_lr"]
     for path in sorted(checkpoint.parent.glob(f"*-{checkpoint.stem}.json")):
-        past = utils.read_record(path)
+        try:
+            past = utils.read_record(path)
+        except ValueError as error:
+            warnings.warn(f"{error}; it doesn't count as done", stacklevel=2)
+            continue
         if asked is not None and past.get("asked_max_lr") == asked:
             past["recipe"]["max_lr"] = asked  # it went on with what it had begun with
-        if all(past[part] == record[part] for part in alike):
+        if all(past.get(part) == record[part] for part in alike):
             return path
     return None
 

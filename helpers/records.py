@@ -84,6 +84,8 @@ def read_records(
 ) -> list[dict[str, Any]]:
     """Return all records of `folder` whose names match, by name; see `read_record`.
 
+    pattern: run-*.json for this project's results, which also has its benchmarks' records.
+
     Raises FileNotFoundError also where there is no such folder.
     """
     if not Path(folder).is_dir():

@@ -491,6 +491,29 @@ def test_seeds_that_are_done_are_passed_over_when_the_next_goes_on(
     )
 
 
+def test_files_that_are_no_records_of_this_version_are_not_taken_for_done(
+    ran, tmp_path, capsys
+):
+    shutil.copytree(ran, tmp_path, dirs_exist_ok=True)
+    (written,) = tmp_path.glob("*.json")
+    for number, content in enumerate(("", '{"format": 99}', '{"format": 2}')):
+        written.with_name(f"{number}-{written.name.split('-', 2)[2]}").write_text(
+            content
+        )
+    with pytest.warns(UserWarning, match="it doesn't count as done") as warned:
+        main(tmp_path, "--resume", "--seeds=3")
+    assert len(warned) == 2  # the third is a record, of nothing like it
+    assert f"{written} is the record of seed 3" in capsys.readouterr().out
+
+
+def test_weights_that_are_asked_for_too_late_are_not_passed_over_in_silence(
+    ran, tmp_path, capsys
+):
+    shutil.copytree(ran, tmp_path, dirs_exist_ok=True)
+    main(tmp_path, "--resume", "--seeds=3", "--save-weights")
+    assert "it has no weights: without --resume" in capsys.readouterr().out
+
+
 def test_seed_that_is_done_and_begun_again_goes_on(ran, interrupted, capsys):
     shutil.copytree(ran, interrupted, dirs_exist_ok=True)
     (checkpoint,) = checkpoints(interrupted)

@@ -130,6 +130,10 @@ def test_the_cell_for_several_gpus_gives_history_and_weights_and_one_record(
     monkeypatch.setenv("PYTHONPATH", str(PROJECT))
     path = tmp_path / "cell.py"
     path.write_text(cell, encoding="utf-8")
+    other = (
+        tmp_path / "runs" / "together" / "9-CustomResNet-of another recipe-seed0.json"
+    )
+    utils.write_record(other, {"recipe": {"epochs": 3}})
     before = {  # what the notebook's cells before it have made
         "sys": sys,
         "Path": Path,
@@ -146,6 +150,7 @@ def test_the_cell_for_several_gpus_gives_history_and_weights_and_one_record(
         "model": models.CustomResNet(),
     }
     names = runpy.run_path(str(path), before)
+    other.unlink()
     (written,) = (tmp_path / "runs" / "together").glob("*.json")
     record = utils.read_record(written)
     processes = torch.cuda.device_count() or 2
