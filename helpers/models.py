@@ -295,16 +295,16 @@ def facts_of(model: nn.Module) -> dict[str, Any]:
         plain = None
     if layers_of(model) != plain:
         raise ValueError(
-            f"model is a {names[0]} with other layers than its own, which load_pretrained "
-            "could not build; keep it with torch.save(model.state_dict(), path)"
+            f"model is a {names[0]} with other layers or buffers than its own, which "
+            "load_pretrained could not build; keep it with torch.save(model.state_dict(), path)"
         )
     return {"model": names[0], **options}
 
 
-def layers_of(model: nn.Module) -> str:
-    """All layers, less what only training uses."""
+def layers_of(model: nn.Module) -> tuple[str, list[str]]:
+    """All layers, less what only training uses, and the names of what they hold."""
     shown = repr(model).replace("SyncBatchNorm(", "BatchNorm2d(")
-    return re.sub(r"momentum=[^,]+, |inplace=True", "", shown)
+    return re.sub(r"momentum=[^,]+, |inplace=True", "", shown), [*model.state_dict()]
 
 
 def as_stored(model: nn.Module) -> dict[str, Tensor]:

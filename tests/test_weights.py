@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load, save, save_file
 from torch import nn
+from torch.nn.utils import prune
 
 from helpers import dataset, models, train_test, weights
 
@@ -220,12 +221,22 @@ def replaced(model):
     model.prep = nn.Conv2d(3, 64, 3)
 
 
-@pytest.mark.parametrize("alter", [pooled, without_bias, dropping, replaced])
+def holding(model):
+    model.register_buffer("mean", torch.zeros(3))
+
+
+def pruned(model):
+    prune.l1_unstructured(model.linear, "weight", 0.5)
+
+
+@pytest.mark.parametrize(
+    "alter", [pooled, without_bias, dropping, replaced, holding, pruned]
+)
 def test_network_with_other_layers_than_its_own_is_refused(alter, tmp_path):
     model = models.CustomResNet(num_classes=3)
     alter(model)
     with pytest.raises(
-        ValueError, match="a CustomResNet with other layers than its own"
+        ValueError, match="a CustomResNet with other layers or buffers than"
     ):
         models.save_weights(model, tmp_path / "x.safetensors", classes="abc", data=DATA)
     assert not list(tmp_path.iterdir())
