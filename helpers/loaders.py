@@ -258,7 +258,8 @@ class WorkerLoader(Loader):
         self.asked.now = list(self.keys())
         for batch in self.loader:
             images, labels, holes = (
-                part.to(self.device, non_blocking=True) for part in batch
+                part.to(self.device, non_blocking=self.device.type == "cuda")
+                for part in batch  # elsewhere it may be gone before it is copied
             )
             yield self.cut_out(self.normalized(images), *holes), labels
 

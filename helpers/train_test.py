@@ -110,10 +110,11 @@ def train_one_epoch(
     steps = len(loader)
     losses, rates, sizes = [], [], []
     correct = torch.zeros((), dtype=torch.int64, device=device)
+    cuda = device.type == "cuda"  # elsewhere a batch may be gone before it is copied
     for batch in step_bar(loader, f"epoch {epoch}", processes.first):
         images, labels = pair(batch)
-        images = images.to(device, non_blocking=True, memory_format=torch.channels_last)
-        labels = labels.to(device, non_blocking=True)
+        images = images.to(device, non_blocking=cuda, memory_format=torch.channels_last)
+        labels = labels.to(device, non_blocking=cuda)
         optimizer.zero_grad()  # before the forward pass, where memory is scarcest
         with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
             logits = model(images)
@@ -234,7 +235,9 @@ def predict(
         for batch in loader:
             images, truth = pair(batch)
             images = images.to(
-                device, non_blocking=True, memory_format=torch.channels_last
+                device,
+                non_blocking=device.type == "cuda",
+                memory_format=torch.channels_last,
             )
             # A copy: a compiled model may use the memory of its output again.
             answers = model(images).to(torch.float32, copy=True)
