@@ -516,6 +516,11 @@ def fit(
             left = "no checkpoint was kept"
             if path and (kept := within_reach(path)):
                 left = f"go on from {kept[0]} with resume=True (--resume)"
+                if isinstance(error, NonFiniteLoss):
+                    left = (
+                        f"{kept[0]} goes on with the same max_lr; for another, train "
+                    )
+                    left += "anew with another file (--out)"
             print(f"{type(error).__name__} in epoch {epoch}; {left}")
         raise
     if path and processes.first:

@@ -785,13 +785,19 @@ def assert_as_if_undisturbed(path, plan=None, *, dropout=0.0, workers=0, **how):
     assert_same_state(state_of(model), state_of(straight))
 
 
-def test_failure_later_on_is_located_and_leaves_the_checkpoint_before_it(tmp_path):
+def test_failure_later_on_is_located_and_leaves_the_checkpoint_before_it(
+    tmp_path, capsys
+):
     path = tmp_path / "training.pt"
     rates = train_test.planned_learning_rates(recipe(), max_lr=0.01, steps_per_epoch=3)
     nans = Failing(loaders().train, lambda images: images * math.nan, epoch=2, batch=1)
     sentence = f"nan in epoch 3, step 2, at learning rate {rates[7]:.2e}"
     with pytest.raises(train_test.NonFiniteLoss, match=sentence):
         fit(network(), (nans, loaders().test), recipe(), checkpoint=path)
+    assert capsys.readouterr().out.splitlines()[-1] == (
+        f"NonFiniteLoss in epoch 3; {path} goes on with the same max_lr; for another, "
+        "train anew with another file (--out)"
+    )
     assert_as_if_undisturbed(path)
 
 
@@ -1056,7 +1062,7 @@ def test_failing_write_is_said_and_costs_neither_training_nor_checkpoint(
     expected = untimed(fit(straight, loaders(), recipe()))
     with monkeypatch.context() as patched:
         patched.setattr(failing, refuse)
-        with pytest.warns(UserWarning, match="training.pt can't be written .No space"):
+        with pytest.warns(UserWarning, match="training.pt can't be written .*No space"):
             done = fit(model, loaders(), recipe(), checkpoint=interrupted, resume=True)
     assert untimed(done) == expected
     assert_same_state(state_of(model), state_of(straight))
@@ -1064,6 +1070,26 @@ def test_failing_write_is_said_and_costs_neither_training_nor_checkpoint(
     assert interrupted.read_bytes() == content
     resumed = fit(network(), loaders(), recipe(), checkpoint=interrupted, resume=True)
     assert untimed(resumed) == expected
+
+
+def test_the_only_checkpoint_that_is_left_outlives_the_training(
+    interrupted, monkeypatch
+):
+    rename = os.replace
+
+    def refuse(source, target):
+        if Path(source).suffix == ".new":  # as a virus scanner that reads it does
+            raise PermissionError(13, "Permission denied")
+        rename(source, target)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "replace", refuse)
+        with pytest.warns(UserWarning, match="training.pt.previous is kept"):
+            fit(network(), loaders(), recipe(), checkpoint=interrupted, resume=True)
+    assert list(interrupted.parent.iterdir()) == [
+        interrupted.with_name("training.pt.previous")
+    ]
+    assert_as_if_undisturbed(interrupted)
 
 
 @pytest.mark.parametrize("renames", [0, 1])
