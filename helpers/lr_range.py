@@ -4,7 +4,6 @@ The test is Leslie Smith's ("Cyclical Learning Rates for Training Neural Network
 train for some steps while the learning rate grows exponentially, and watch the loss.
 """
 
-import copy
 import io
 import itertools
 import math
@@ -20,6 +19,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from helpers.copies import copy_of
 from helpers.memory import explaining_memory, keeping_freed_memory
 from helpers.optimizer import choose_dtype, make_optimizer
 from helpers.preflight import pair, require_model
@@ -133,10 +133,11 @@ def run_tests(
             torch.manual_seed(seed)
             if told_epoch(loader) is not None:
                 loader.set_epoch(seed)
-            tried = copy.deepcopy(model).to(device, memory_format=torch.channels_last)
+            tried = copy_of(model).to(device, memory_format=torch.channels_last)
+            tried.train()
             name = f"range test {seed + 1} of {seeds}"
             rates, one = sweep(
-                tried.train(), loader, recipe, device=device, dtype=dtype, name=name
+                tried, loader, recipe, device=device, dtype=dtype, name=name
             )
         losses.append(one)
     return rates, losses

@@ -1,6 +1,5 @@
 """Memory kept from step to step on a CPU; where it runs out, the batch that would fit."""
 
-import copy
 import ctypes
 import platform
 import traceback
@@ -12,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim import Adam
 
+from helpers.copies import copy_of
 from helpers.preflight import pair
 from helpers.processes import Processes
 
@@ -147,7 +147,8 @@ def step(
     device: torch.device,
 ) -> None:
     """A training step of a copy; in a frame of its own, which can be cleared."""
-    tried = copy.deepcopy(model).to(device).train()
+    tried = copy_of(model).to(device)
+    tried.train()
     optimizer = Adam(tried.parameters())  # its moments take memory too
     with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
         loss = F.cross_entropy(tried(images.to(device)), labels.to(device))

@@ -1,6 +1,5 @@
 """The assignment's two networks, trained ones as files, and what can be read off any."""
 
-import copy
 import hashlib
 import json
 import os
@@ -12,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from helpers.copies import copy_of
 from helpers.receptive_field import Row, receptive_field_table, taking
 
 __all__ = [
@@ -182,7 +182,7 @@ def summarize(model: nn.Module, image_size: tuple[int, int, int] = (3, 32, 32)) 
     from torchsummary import summary
 
     with torch.random.fork_rng(devices=[]), taking(image_size):
-        summary(copy.deepcopy(model).cpu(), image_size, device="cpu")
+        summary(copy_of(model).cpu(), image_size, device="cpu")
 
 
 # --------------------------------------------------------------------------------------

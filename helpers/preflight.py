@@ -1,12 +1,12 @@
 """What would fail in hours, or be wrong, said before."""
 
-import copy
 import warnings
 
 import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, IterableDataset
 
+from helpers.copies import copy_of
 from helpers.processes import Processes
 from helpers.recipe import Recipe
 
@@ -41,6 +41,20 @@ def require_fitting(loaders, recipe: Recipe) -> None:
             )
 
 
+def require_scale(model: nn.Module, logit_scale: float) -> None:
+    """Raise ValueError where the model, or what is wrapped in it, has another."""
+    layers = [layer for layer in model.modules() if hasattr(layer, "logit_scale")]
+    scales = [layer.logit_scale for layer in layers] or [1]
+    # What is no number, a parameter say, is the model's own affair.
+    numbers = all(isinstance(scale, int | float) for scale in scales)
+    if numbers and logit_scale not in scales:
+        raise ValueError(
+            f"the recipe's logit_scale is {logit_scale} and the model's {scales[0]}; "
+            "make the model with logit_scale=recipe.logit_scale (one of your own holds it "
+            "as .logit_scale and multiplies its outputs by it), or the recipe with 1"
+        )
+
+
 def require_model(
     model: nn.Module, loaders, recipe: Recipe, *, device: torch.device
 ) -> None:
@@ -48,21 +62,15 @@ def require_model(
 
     Warns of one that gives probabilities.
     """
-    scale = getattr(model, "logit_scale", 1)
-    # What is no number, a parameter say, is the model's own affair.
-    if isinstance(scale, int | float) and scale != recipe.logit_scale:
-        raise ValueError(
-            f"the recipe's logit_scale is {recipe.logit_scale} and the model's {scale}; "
-            "make the model with logit_scale=recipe.logit_scale (one of your own holds it "
-            "as .logit_scale and multiplies its outputs by it), or the recipe with 1"
-        )
-    tried = copy.deepcopy(model).to(device)
+    require_scale(model, recipe.logit_scale)
+    tried = copy_of(model).to(device)
+    tried.eval()
     train, test = loaders
     with torch.random.fork_rng([]), torch.no_grad():
         images, labels = pair(next(iter(test)))
         try:
             few = images[:2].to(device, memory_format=torch.channels_last)
-            logits = tried.eval()(few)  # there is memory for two
+            logits = tried(few)  # there is memory for two
         except RuntimeError as error:
             if images.dtype != torch.float32:
                 remedy = ".float() converts"
@@ -102,16 +110,17 @@ def require_trainable(
     few = few[:1] if alone else few[[0, -1]]  # where there is one image, that one twice
     try:
         with torch.random.fork_rng([device] if cuda else []), torch.no_grad():
-            logits = model.train()(few)
+            model.train()
+            logits = model(few)
     except ValueError as error:  # BatchNorm's, which needs two values to compare
-        if not alone:
-            raise
+        if not alone:  # as of a model that splits its batch, for several GPUs say
+            return
         share = "a process's share of " if processes > 1 else ""
         raise ValueError(
             f"{share}the last batch of an epoch has one image and the model can't train on "
             f"one ({error}); choose a batch_size that leaves none or more"
         ) from error
-    except RuntimeError:  # of one that splits its batch, say, which can't train on two
+    except RuntimeError:
         return
     require_answer(logits, len(few), "in training the model")
 

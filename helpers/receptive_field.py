@@ -6,7 +6,6 @@ torch.fx finds: for the first unit of each feature map, the first and the last i
 pixel that it sees, and how far apart neighbouring units look.
 """
 
-import copy
 import functools
 import operator
 from collections.abc import Iterator
@@ -17,6 +16,8 @@ import torch
 from torch import fx, nn
 from torch.fx.passes.shape_prop import ShapeProp
 from torch.nn import functional as F
+
+from helpers.copies import copy_of
 
 
 class Row(NamedTuple):
@@ -216,7 +217,9 @@ def receptive_field_table(
     """
     if len(image_size) != 3:
         raise ValueError(f"image_size must be (C, H, W), not {image_size}")
-    traced = fx.symbolic_trace(copy.deepcopy(model).eval())
+    tried = copy_of(getattr(model, "_orig_mod", model))  # that of a compiled one
+    tried.eval()
+    traced = fx.symbolic_trace(tried)
     parameter = next(model.parameters(), torch.empty(0))
     image = parameter.new_zeros(1, *image_size)
     with taking(image_size):

@@ -27,6 +27,7 @@ from helpers.checkpoint import (
     save_checkpoint,
     within_reach,
 )
+from helpers.copies import copy_of
 from helpers.history import Epoch, History, Metrics
 from helpers.lr_range import LRRangeTest, find_max_lr, lr_range_test
 from helpers.memory import (
@@ -40,7 +41,13 @@ from helpers.optimizer import (
     make_scheduler,
     planned_learning_rates,
 )
-from helpers.preflight import pair, require_fitting, require_model, require_shared
+from helpers.preflight import (
+    pair,
+    require_fitting,
+    require_model,
+    require_scale,
+    require_shared,
+)
 from helpers.processes import Processes, connected
 from helpers.progress import step_bar
 from helpers.recipe import PROFILES, RECIPES, Recipe
@@ -301,7 +308,7 @@ class Training:
         self.wrapped = processes.wrap(model, device)
         self.model = model
         averages = recipe.average_epochs > 0
-        self.averaged = AveragedModel(model) if averages else NO_AVERAGE
+        self.averaged = AveragedModel(copy_of(model)) if averages else NO_AVERAGE
         self.optimizer = make_optimizer(model, recipe, lr=history.max_lr)
         # Before the optimizer's state is loaded: building it resets the learning rate.
         self.scheduler = make_scheduler(
@@ -547,5 +554,6 @@ def read_history(checkpoint: str | PathLike, model: nn.Module | None = None) -> 
     state = read_checkpoint(path)
     if model:
         require_same_model(path, state, model.state_dict())
+        require_scale(model, state["plan"]["logit_scale"])
         model.load_state_dict(evaluated_weights(state))
     return History.from_dict(state["history"])

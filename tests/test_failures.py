@@ -17,6 +17,7 @@ import pytest
 import torch
 from jupyter_client.manager import start_new_kernel
 from torch import nn
+from torch.nn.utils import prune
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 from helpers import dataset, train_test
@@ -304,10 +305,52 @@ def test_model_that_answers_otherwise_in_training_is_told_so_before(answer, kind
         train_test.fit(InTraining(answer), ([batch] * 3, [batch]), RECIPE, device=CPU)
 
 
-def test_model_that_trains_on_parts_of_a_batch_is_trained():
-    model = InTraining(lambda logits: logits.view(-1, 4, 10).flatten(0, 1))
+class Halved(Wrapped):
+    """With BatchNorm, and on two GPUs: it normalizes each half of a batch."""
+
+    def __init__(self):
+        super().__init__(nn.BatchNorm1d(10))
+
+    def forward(self, images):
+        return torch.cat(
+            [super(Halved, self).forward(half) for half in images.chunk(2)]
+        )
+
+
+@pytest.mark.parametrize(
+    "model",
+    [InTraining(lambda logits: logits.view(-1, 4, 10).flatten(0, 1)), Halved()],
+)
+def test_model_that_trains_on_parts_of_a_batch_is_trained(model):
     batch = IMAGE, torch.arange(8)
     history = train_test.fit(model, ([batch] * 3, [batch]), RECIPE, device=CPU)
+    assert len(history.epochs) == 3
+
+
+class Mute(Wrapped):
+    """Whose mode is set by a method that gives nothing back."""
+
+    def train(self, mode=True):
+        super().train(mode)
+
+
+def pruned():
+    model = network()
+    prune.l1_unstructured(model[0], "weight", 0.5)
+    return model
+
+
+def keeping():
+    model = Wrapped(lambda logits: setattr(model, "kept", logits) or logits)
+    model(IMAGE)  # what it keeps has a history, which torch refuses to copy
+    return model
+
+
+@pytest.mark.parametrize("make", [lambda: Mute(lambda logits: logits), pruned, keeping])
+def test_model_that_torch_alone_would_train_is_tried_averaged_and_trained(make):
+    model, batch = make(), (IMAGE, torch.arange(8))
+    recipe = replace(RECIPE, max_lr=None, average_epochs=1, lr_test_steps=10)
+    history = train_test.fit(model, ([batch] * 3, [batch]), recipe, device=CPU)
     assert len(history.epochs) == 3
 
 
@@ -317,7 +360,9 @@ def test_model_made_without_the_recipes_logit_scale_is_refused():
     with pytest.raises(ValueError, match=r"logit_scale is 0\.125 and the model's 1;"):
         train_test.fit(model, ([batch] * 3, [batch]), recipe, device=CPU)
     model.logit_scale = 0.125
-    train_test.fit(model, ([batch] * 3, [batch]), recipe, device=CPU)
+    # As in DataParallel, or behind a layer that normalizes.
+    for fitting in (model, nn.Sequential(nn.Identity(), model)):
+        train_test.fit(fitting, ([batch] * 3, [batch]), recipe, device=CPU)
 
 
 def test_model_that_ends_in_softmax_is_trained_and_warned_of():

@@ -7,6 +7,7 @@ import torch
 import torchvision
 from torch import nn
 from torch.nn import functional as F
+from torch.nn.utils import prune
 
 from helpers import models, utils
 
@@ -310,3 +311,25 @@ def test_reading_a_model_leaves_no_trace(capsys):
     assert all(torch.equal(before[k], v) for k, v in model.state_dict().items())
     assert torch.equal(random, torch.get_rng_state())
     assert model.training
+
+
+def pruned():
+    model = models.CustomResNet()
+    prune.l1_unstructured(model.prep[0], "weight", 0.5)
+    return model
+
+
+def mute():
+    model = models.CustomResNet()
+    # As in a `train` that doesn't return the model, which torch's `eval` passes on.
+    model.train = lambda mode=True: None
+    return model
+
+
+@pytest.mark.parametrize(
+    "make", [lambda: torch.compile(models.CustomResNet()), pruned, mute]
+)
+def test_what_else_a_network_can_be_does_not_hinder_reading_it(make):
+    fields = [row.receptive_field for row in models.receptive_field_table(make())]
+    plain = models.receptive_field_table(models.CustomResNet())
+    assert fields == [row.receptive_field for row in plain]

@@ -346,6 +346,9 @@ def test_checkpoint_gives_history_and_the_weights_that_were_evaluated(
         train_test.read_history(tmp_path / "nothing.pt")
     with pytest.raises(ValueError, match="training.pt.*comes from another model"):
         train_test.read_history(path, nn.Linear(3, 3))
+    other.logit_scale = 8
+    with pytest.raises(ValueError, match="logit_scale is 1 and the model's 8; make"):
+        train_test.read_history(path, other)
 
 
 # --- any recipe at all -----------------------------------------------------------------
