@@ -524,10 +524,9 @@ def fit(
             if path and (kept := within_reach(path)):
                 left = f"go on from {kept[0]} with resume=True (--resume)"
                 if isinstance(error, NonFiniteLoss):
-                    left = (
-                        f"{kept[0]} goes on with the same max_lr; for another, train "
+                    left += (
+                        ", which keeps the max_lr; another needs another file (--out)"
                     )
-                    left += "anew with another file (--out)"
             print(f"{type(error).__name__} in epoch {epoch}; {left}")
         raise
     if path and processes.first:

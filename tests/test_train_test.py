@@ -795,8 +795,8 @@ def test_failure_later_on_is_located_and_leaves_the_checkpoint_before_it(
     with pytest.raises(train_test.NonFiniteLoss, match=sentence):
         fit(network(), (nans, loaders().test), recipe(), checkpoint=path)
     assert capsys.readouterr().out.splitlines()[-1] == (
-        f"NonFiniteLoss in epoch 3; {path} goes on with the same max_lr; for another, "
-        "train anew with another file (--out)"
+        f"NonFiniteLoss in epoch 3; go on from {path} with resume=True (--resume), which "
+        "keeps the max_lr; another needs another file (--out)"
     )
     assert_as_if_undisturbed(path)
 
