@@ -21,6 +21,7 @@ import helpers
 from helpers import __main__ as program
 from helpers import dataset, models, train_test, utils, weights
 from helpers.train_test import PROFILES, Recipe
+from tools.records import as_options
 
 PROJECT = Path(__file__).parent.parent
 FIELDS = [field.name for field in dataclasses.fields(Recipe)]
@@ -53,10 +54,6 @@ def tiny():
         patched.setitem(models.MODELS, "Tiny", Tiny)
         patched.setattr(utils, "get_device", lambda: torch.device("cpu"))
         yield
-
-
-def as_options(values):
-    return [f"--{name.replace('_', '-')}={value}" for name, value in values.items()]
 
 
 def main(out, *options):
@@ -193,15 +190,6 @@ def test_record_agrees_with_itself(ran, images):
     assert total == pytest.approx(got["last_epoch_accuracy"])
 
 
-def test_checkpoint_of_a_record_is_the_network_it_is_about(ran, images):
-    (path,) = ran.glob("*.pt")
-    model = Tiny()
-    model.load_state_dict(torch.load(path, weights_only=True)["model"])
-    test = dataset.make_loaders(*images, batch_size=16, device="cpu").test
-    accuracy = train_test.evaluate(model, test, device="cpu").accuracy
-    assert accuracy == record(ran)["last_epoch_accuracy"]
-
-
 def test_run_prints_what_it_is_about_and_what_came_of_it(tmp_path, capsys):
     main(tmp_path)
     first, second, third, *epochs, last = capsys.readouterr().out.splitlines()
@@ -314,27 +302,6 @@ def test_numbers_are_read_as_people_write_them(text, value):
     altered = program.parse(["--max-lr", text])
     assert altered.max_lr == value
     assert type(altered.max_lr) is type(value)
-
-
-@pytest.mark.parametrize("where", ["cpu", "device"])
-def test_augmentation_options_reach_the_images(where, tmp_path, monkeypatch, images):
-    made = []
-
-    def keep(*args, **options):
-        made.append(real(*args, **options))
-        return made[-1]
-
-    real = dataset.make_loaders
-    monkeypatch.setattr(dataset, "make_loaders", keep)
-    main(tmp_path, "--augment-on", where, "--padding=0", "--flip=0", "--cutout=0")
-    # Nothing is left but the order: what comes out is what goes in.
-    train = images[0]
-    plain = real(train, train, batch_size=16, device="cpu", augment_on=where).test
-    seen, expected = (
-        sorted(image.numpy().tobytes() for batch, _ in loader for image in batch)
-        for loader in (made[0].train, plain)
-    )
-    assert seen == expected
 
 
 def test_class_without_images_has_no_accuracy_and_leaves_the_record_json(tmp_path):
@@ -554,14 +521,9 @@ def test_checkpoint_that_could_not_be_written_costs_no_record(tmp_path, monkeypa
 @pytest.mark.parametrize(
     ("options", "sentence"),
     [
-        (["--epochs", "0"], "epochs must be a whole number from 1, not 0"),
-        (["--max-lr", "-1"], "max_lr must be a number above 0, or None"),
-        (["--flip", "1.5"], "flip must be a probability from 0 to 1, not 1.5"),
         (["--flip", "none"], "flip must be a probability from 0 to 1, not None"),
-        (["--peak-epoch", "3"], "peak_epoch must be below epochs, which is 3, not 3"),
         (["--precision", "half"], "precision must be one of auto, float32, .* 'half'"),
         (["--padding", "32"], "padding must be 0 to 31 pixels, not 32"),
-        (["--batch-size", "65"], "batch_size must be 1 to 64"),
         (["--batch-size", "64", "--max-lr", "1e-2"], "peak_epoch 1 "),
         (["--holdout", "-5"], "holdout must be 1 to 58 of 59 images, not -5"),
         (["--seeds", "-1"], "seed is -1; choose one from 0"),
@@ -597,17 +559,6 @@ def test_unknown_choice_is_one_sentence_with_the_usage(
     assert err.startswith("usage: python -m helpers")
     assert sentence in err.splitlines()[-1]
     assert list(tmp_path.iterdir()) == []
-
-
-def test_data_that_is_a_file_is_said(tmp_path):
-    path = tmp_path / "cifar"
-    path.write_text("")
-    with pytest.raises(SystemExit, match=r"^error: .*cifar is a file; name the folder"):
-        main(tmp_path / "out", "--profile", "quick", "--data", str(path))
-    # Here nothing can be downloaded to.
-    with pytest.raises(SystemExit, match=r"^error: .*below cannot take"):
-        main(tmp_path / "out", "--profile", "quick", "--data", str(path / "below"))
-    assert not (tmp_path / "out").exists()
 
 
 def test_out_that_is_a_file_is_said_before_training(tmp_path, capsys):

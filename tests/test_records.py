@@ -136,13 +136,6 @@ def test_ingredient_is_kept_if_it_gains_two_standard_errors_over_five_seeds(
     assert records.gain(tmp_path, "together", "no-cutout").kept == kept
 
 
-def test_gain_of_one_pair_has_no_error(tmp_path):
-    leave(tmp_path, "together", [0.90])
-    leave(tmp_path, "no-cutout", [0.91])
-    found = records.gain(tmp_path, "together", "no-cutout")
-    assert found.points == "+1.00, one pair"
-
-
 def test_trial_without_records_decides_nothing(tmp_path):
     found = records.gain(tmp_path, "no-averaging", "together")
     assert math.isnan(found.mean)

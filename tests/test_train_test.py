@@ -3,7 +3,6 @@
 import copy
 import dataclasses
 import hashlib
-import itertools
 import json
 import math
 import os
@@ -181,28 +180,6 @@ def test_cycle_without_room_to_rise_is_an_error_before_training():
 
 
 # --- training --------------------------------------------------------------------------
-
-
-def test_few_images_are_learned_by_heart():
-    model, train = network(), batches(16, 16)
-    history = fit(model, (train, train), recipe(epochs=30, peak_epoch=5, max_lr=0.03))
-    assert history.last.train_accuracy == 1
-    assert train_test.evaluate(model, train, device=CPU).accuracy == 1
-    assert history.last.train_loss < 0.1 < history.epochs[0].train_loss
-
-
-def test_partial_batch_is_trained_on():
-    whole, partial = batches(16, 3)
-
-    def weights_after(train):
-        model = network()
-        optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
-        train_test.train_one_epoch(model, train, optimizer, device=CPU)
-        return model[-1].weight.detach()
-
-    assert not torch.equal(weights_after([whole, partial]), weights_after([whole]))
-    history = fit(network(), ([whole, partial], [whole]), recipe())
-    assert len(history.learning_rates) == 3 * 2
 
 
 def test_on_step_tells_images_and_rate_of_each_step():
@@ -448,9 +425,6 @@ def test_loader_of_another_batch_size_is_an_error_before_training():
     with pytest.raises(ValueError, match=sentence):
         fit(model, pair, recipe(batch_size=8))
     assert_same_state(state_of(model), before)
-    data = DataLoader(TensorDataset(*noise(40)), batch_size=16)
-    with pytest.raises(ValueError, match=sentence):
-        fit(model, (data, data), recipe(batch_size=8))
 
 
 @pytest.mark.parametrize(("trained", "tested"), [(0, 1), (1, 0)])
@@ -833,9 +807,10 @@ def test_failure_is_told_as_it_is_where_no_checkpoint_can_be_named(
 @pytest.mark.parametrize(
     ("changes", "on", "epoch"),
     [
-        *itertools.product([{}], ["cpu", "device"], [1, 2]),
-        *itertools.product([{"average_epochs": 2}], ["device"], [1, 2]),
-        ({"average_epochs": 2}, "cpu", 2),
+        ({}, "cpu", 1),
+        ({}, "device", 2),
+        ({"average_epochs": 2}, "device", 1),
+        ({"average_epochs": 2}, "device", 2),
         ({"optimizer": "sgd"}, "device", 1),
         ({"precision": "float16"}, "device", 1),
     ],
@@ -1155,7 +1130,6 @@ def test_auto_on_a_cpu_is_float32_where_torch_does_not_tell(monkeypatch):
     [
         ((7, 5), torch.float16),
         ((8, 0), torch.bfloat16),
-        ((9, 0), torch.bfloat16),
         ((12, 0), torch.bfloat16),
     ],
 )

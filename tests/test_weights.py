@@ -488,20 +488,11 @@ def test_other_weights_than_the_records_are_refused(file, saved, record):
         rescore(claim)
 
 
-@pytest.mark.parametrize(
-    ("content", "said"),
-    [
-        ('{"format": 2}', "is a record of a run without weights; name one that"),
-        ('{"format": 3}', "is of format 3 and this version reads up to 2; use the"),
-        ("{", "is no record of a run (JSONDecodeError"),
-    ],
-)
-def test_record_without_weights_is_one_sentence(content, said, tmp_path):
+def test_record_without_weights_is_one_sentence(tmp_path):
     path = tmp_path / "record.json"
-    path.write_text(content)
-    with pytest.raises(SystemExit) as caught:
+    path.write_text('{"format": 2}')
+    with pytest.raises(SystemExit, match="is a record of a run without weights; name"):
         rescore(path)
-    assert str(caught.value).startswith(f"error: {path} {said}")
 
 
 def test_program_says_what_is_wrong_and_fails(tmp_path):
