@@ -127,14 +127,33 @@ def test_rate_that_was_set_is_kept(code, tmp_path, monkeypatch):
     monkeypatch.setenv("S10_PROFILE", "smoke")
     monkeypatch.chdir(PROJECT)
     cells = ["".join(cell["source"]) for cell in code]
-    (after,) = [n for n, text in enumerate(cells) if "lr_range_test(" in text]
+    (after,) = [n for n, text in enumerate(cells) if "train_test.fit(" in text]
     (constants,) = [n for n, text in enumerate(cells) if "\nRECIPE = " in text]
+    fitted = []
+    monkeypatch.setattr(train_test, "fit", lambda *given, **_: fitted.append(given[2]))
     script = tmp_path / "cells.py"
     for given, used in ((None, 3e-3), (0.4, 0.4)):
         setting = f"RECIPE = replace(RECIPE, max_lr={given})"
         some = [*cells[: constants + 1], setting, *cells[constants + 1 : after + 1]]
         script.write_text("\n".join(some), encoding="utf-8")
-        assert runpy.run_path(str(script))["RECIPE"].max_lr == used
+        runpy.run_path(str(script))
+        assert fitted.pop().max_lr == used
+
+
+@pytest.mark.parametrize("changed", ["SEED = 1", "train = train.subset(64)"])
+def test_training_cell_refuses_what_the_cells_before_it_were_not_made_with(
+    changed, code, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(train_test, "fit", None)  # nothing is to be trained
+    monkeypatch.setenv("S10_PROFILE", "smoke")
+    monkeypatch.chdir(PROJECT)
+    cells = ["".join(cell["source"]) for cell in code]
+    some = [text for text in cells if "plot_" not in text or "fit(" in text]
+    (end,) = [n for n, text in enumerate(some) if "train_test.fit(" in text]
+    script = tmp_path / "cells.py"
+    script.write_text("\n".join([*some[:end], changed, some[end]]), encoding="utf-8")
+    with pytest.raises(RuntimeError, match="run all cells from part 2 on again"):
+        runpy.run_path(str(script))
 
 
 def test_with_weights_it_goes_to_the_mistakes_without_training(
