@@ -90,21 +90,23 @@ def students_epoch(model: nn.Module, batches: Batches, device: torch.device):
     )
 
 
-def our_options(device: torch.device) -> dict[str, Any]:
+def our_options(device: torch.device, precision: str = "auto") -> dict[str, Any]:
     """What fit gives train_one_epoch on this device, anew."""
-    dtype = train_test.choose_dtype("auto", device)
+    dtype = train_test.choose_dtype(precision, device)
     scaler = torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
     return {"device": device, "dtype": dtype, "scaler": scaler}
 
 
-def our_epoch(model: nn.Module, batches: Batches, device: torch.device):
+def our_epoch(
+    model: nn.Module, batches: Batches, device: torch.device, precision: str = "auto"
+):
     model.to(device, memory_format=torch.channels_last)
     recipe = train_test.Recipe()
     optimizer = train_test.make_optimizer(model, recipe, lr=RATE)
     scheduler = train_test.make_scheduler(
         optimizer, recipe, max_lr=RATE, steps_per_epoch=100_000
     )
-    options = our_options(device)
+    options = our_options(device, precision)
     return lambda: train_test.train_one_epoch(
         model, batches, optimizer, scheduler=scheduler, **options
     )

@@ -25,6 +25,8 @@ from helpers import models, utils
 GROUP = "variants of the step, CustomResNet"
 POOL = "ours, MaxPool2d(4) for AdaptiveMaxPool2d(1)"
 BARE = "ours, without the biases that BatchNorm subtracts"
+# bfloat16 gets torch's own BatchNorm, float16 cuDNN's.
+HALF = "ours, float16"
 COMPILED = "ours, torch.compile"
 PRICE = "compiling for one size of batch"  # fit has four
 SKIPS = "compiled without CUDA graphs"
@@ -53,6 +55,12 @@ def measure(setup: Setup) -> list[Row]:
         COMPILED: our_epoch(compiled, batches, setup.device),
     }
     missing = []
+    if cuda or setup.smoke:
+        half = models.CustomResNet()
+        works[HALF] = our_epoch(half, batches, setup.device, "float16")
+    else:
+        note = "needs a CUDA device"
+        missing += [Row(group=GROUP, name=HALF, unit="images/s", note=note)]
     # What the libraries need for their own start is no price of compiling.
     works[OURS]()
     # What an earlier process has compiled would make this one's price look lower.
