@@ -50,7 +50,7 @@ readme: $(FOR_TEST)
 # What a failure leaves there would be taken for whole. Links to a Python that is gone, which venv
 # would leave as they are, are removed, and the packages are installed again.
 $(VENV)/bin/python:
-	@$(BASE) -c 'import sys; sys.exit(sys.version_info < (3, 11, 5) and "Python 3.11.5 or newer is needed and " + sys.executable + " is older: make BASE=python3.13, say")'
+	@$(BASE) -c 'import sys; sys.exit(not (3, 11, 5) <= sys.version_info < (3, 15) and "Python 3.11.5 to 3.14 is needed, for which there are all packages, and " + sys.executable + " is another: make BASE=python3.13, say")'
 	@[ ! -e $(VENV)/pyvenv.cfg ] || rm -f $(VENV)/bin/python* $(VENV)/.for-*
 	$(BASE) -m venv $(VENV) || { rm -f $@; exit 1; }
 
