@@ -170,7 +170,14 @@ def plot_max_lr(
     axes.set_xticks(list(found), [f"{rate:.2g}" for rate in found])
     axes.minorticks_off()
     dress(axes, "peak learning rate (max_lr)", "last-epoch accuracy (%)")
-    legend_below(figure)
+    floor = max(means) - 10  # what fails altogether would flatten the rest
+    if min(means) < floor:
+        axes.set_ylim(bottom=floor)
+        for rate, mean in zip(found, means):
+            if mean < floor:
+                text = f"↓ {mean:.1f}%"
+                axes.text(rate, floor + 0.2, text, ha="center", size=SMALL)
+    legend_below(figure, columns=2)
     return figure
 
 
@@ -426,8 +433,8 @@ def dress(axes: Axes, x_label: str, y_label: str) -> None:
     axes.spines[["top", "right"]].set_visible(False)
 
 
-def legend_below(figure: Figure) -> None:
-    figure.legend(loc="outside lower center", ncols=4, frameon=False)
+def legend_below(figure: Figure, *, columns: int = 4) -> None:
+    figure.legend(loc="outside lower center", ncols=columns, frameon=False)
 
 
 def image_grid(

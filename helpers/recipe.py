@@ -112,8 +112,8 @@ class Recipe:
                 raise ValueError(f"{name} must be {allowed}, not {value!r}{remedy}")
         if self.peak_epoch >= self.epochs:
             raise ValueError(
-                f"peak_epoch must be below epochs, which is {self.epochs}, "
-                f"not {self.peak_epoch}"
+                f"peak_epoch is {self.peak_epoch} and must be below epochs, which is "
+                f"{self.epochs}; lower it too, to {self.epochs / 4:g} say"
             )
         if self.average_epochs > self.epochs:
             raise ValueError(

@@ -89,7 +89,9 @@ def read_records(
     Raises FileNotFoundError also where there is no such folder.
     """
     if not Path(folder).is_dir():
-        raise FileNotFoundError(f"{folder} is no folder; name one that holds records")
+        raise FileNotFoundError(
+            f"{folder} is not a folder; name one that holds records"
+        )
     return [read_record(path) for path in sorted(Path(folder).glob(pattern))]
 
 
@@ -133,7 +135,7 @@ def results_markdown(records: Sequence[dict[str, Any]]) -> str:
                 "last epoch": f"**{last}**",
                 "maximum": best,
                 "last epoch, flip TTA": tta,
-                "points above `page`": against_page(runs, records),
+                "difference to `page`, points": against_page(runs, records),
                 "commit": ", ".join(commits),
             }
         )

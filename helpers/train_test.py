@@ -465,17 +465,17 @@ def fit(
     """
     if not isinstance(recipe, Recipe):
         raise TypeError(
-            f"recipe is a {type(recipe).__name__} and must be a Recipe; "
-            "replace(Recipe(), **fields) makes one of one of RECIPES"
+            f"recipe must be a Recipe, not a {type(recipe).__name__}; "
+            'replace(Recipe(), **RECIPES["page"]) makes one, for example'
         )
     if resume and not checkpoint:
         raise ValueError("resume needs a checkpoint, the file to go on from")
     device, path = torch.device(device), Path(checkpoint) if checkpoint else None
     choose_dtype(recipe.precision, device)  # raises for a device that won't do
     if not isinstance(loaders, tuple | list) or len(loaders) != 2:
-        raise TypeError(
-            f"loaders is a {type(loaders).__name__} and must be two, (train, test)"
-        )
+        kind, many = type(loaders).__name__, isinstance(loaders, tuple | list)
+        given = f"{kind} of {len(loaders)}" if many else kind
+        raise TypeError(f"loaders must be two, (train, test), not a {given}")
     processes = Processes.current()
     require_shared(loaders, processes)
     if path and not resume and processes.first:

@@ -123,10 +123,13 @@ def test_values_at_the_edge_of_what_is_allowed_are_taken(changes):
 
 @pytest.mark.parametrize("peak", [24, 24.0, 25])
 def test_peak_that_is_not_below_the_epochs_is_refused(peak):
-    sentence = f"peak_epoch must be below epochs, which is 24, not {peak}"
+    sentence = f"peak_epoch is {peak} and must be below epochs, which is 24; lower it"
     with pytest.raises(ValueError, match=sentence):
         Recipe(peak_epoch=peak)
-    with pytest.raises(ValueError, match="below epochs, which is 5, not 5"):
+    with pytest.raises(
+        ValueError,
+        match="is 5 and must be below epochs, which is 5; lower it too, to 1.25 say",
+    ):
         Recipe(epochs=5)
 
 

@@ -317,7 +317,7 @@ def test_record_of_an_older_format_is_given_what_it_lacks(name, where, tmp_path)
 
 
 def test_folder_of_records_that_is_not_there_is_said(tmp_path):
-    with pytest.raises(FileNotFoundError, match="none is no folder; name one that"):
+    with pytest.raises(FileNotFoundError, match="none is not a folder; name one that"):
         utils.read_records(tmp_path / "none")
 
 

@@ -336,9 +336,11 @@ def test_images_that_the_model_cannot_take_are_said(layer, said):
 
 def test_other_kinds_of_arguments_are_said():
     pair = batches(16), batches(16)
-    with pytest.raises(TypeError, match=r"recipe is a dict .*replace\(Recipe\(\)"):
+    with pytest.raises(
+        TypeError, match=r"must be a Recipe, not a dict; replace\(Recipe"
+    ):
         fit(network(), pair, train_test.RECIPES["page"])
-    with pytest.raises(TypeError, match=r"DataLoader and must be two, \(train, test\)"):
+    with pytest.raises(TypeError, match=r"two, \(train, test\), not a DataLoader$"):
         fit(network(), DataLoader(TensorDataset(*noise(4))), recipe())
     with pytest.raises(ValueError, match="resume needs a checkpoint"):
         fit(network(), pair, recipe(peak_epoch=2), resume=True)

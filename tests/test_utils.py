@@ -519,6 +519,16 @@ def test_rates_that_do_as_well_as_the_best_are_shaded_and_the_chosen_marked():
     assert not any("shown to be worse" in text for text in unclear)
 
 
+def test_rates_that_fail_altogether_do_not_flatten_the_others():
+    runs = [
+        {"max_lr": rate, "seed": 0, "last_epoch_accuracy": accuracy}
+        for rate, accuracy in ((1e-3, 0.9), (1e-2, 0.88), (1e-1, 0.1))
+    ]
+    (axes,) = utils.plot_max_lr(runs, runs[:1], data=DATA).axes
+    assert axes.get_ylim()[0] == pytest.approx(80)
+    assert "↓ 10.0%" in texts(axes.figure)
+
+
 def test_plan_alone_is_drawn_where_no_step_is_known():
     assert not any(
         "actual" in text for text in texts(FIGURES["learning rate, no step"]())

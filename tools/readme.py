@@ -9,6 +9,7 @@ import base64
 import json
 import re
 import statistics
+import string
 from pathlib import Path
 from typing import Any
 
@@ -92,16 +93,14 @@ def by_class(records: list[dict[str, Any]]) -> str:
         )
         for name in records[0]["class_accuracy"]
     ]
-    heads, abouts = [], []
-    for runs in groups:
+    keys = []  # a column's head has no room for what it is about
+    for letter, runs in zip(string.ascii_uppercase, groups):
         ran = Experiment.of(runs[0])
         how = how_trained(runs[0]) + machine(runs, groups)
-        heads.append(f"{ran.model}, {how}, runs: {len(runs)}")
-        abouts.append(f"{ran.epochs} epochs, {ran.source}")
-    if differ := len({*abouts}) > 1:
-        heads = [f"{head}, {text}" for head, text in zip(heads, abouts, strict=True)]
-    table = markdown(["class", *heads], lines)
-    return table if differ else f"{abouts[0]}\n\n{table}"
+        about = f"{ran.epochs} epochs, {ran.source}, runs: {len(runs)}"
+        keys.append(f"- {letter}: {ran.model}, {how}, {about}")
+    table = markdown(["class", *string.ascii_uppercase[: len(groups)]], lines)
+    return "\n".join([*keys, "", table])
 
 
 def machine(runs: list[dict[str, Any]], groups: list[list[dict[str, Any]]]) -> str:
@@ -170,7 +169,7 @@ def each_run(records: list[dict[str, Any]]) -> str:
         for run in runs
     ]
     columns = ["network, recipe", "hardware", "seed", "max_lr", "last epoch"]
-    columns += ["flip TTA", "points above `page`"]
+    columns += ["flip TTA", "difference to `page`, points"]
     return markdown(columns, lines, left=(0, 1))
 
 
@@ -183,14 +182,14 @@ def claims(records: list[dict[str, Any]]) -> str:
         for name, network in models.MODELS.items()
     }
     networks = (
-        f"Two networks. The one with {counts['CustomResNet']} has 8 convolutions; "
+        f"No network has both. The one with {counts['CustomResNet']} has 8 convolutions; "
         f"ResNet-18 for images of this size has {counts['ResNet18']} parameters"
     )
     record = longest(records)
     accuracy = (
-        f"Chosen by the test set, of 24 results. Here {record['maximum_accuracy']:.2%} so, "
-        f"and {record['last_epoch_accuracy']:.2%} in the last of "
-        f"{record['recipe']['epochs']} epochs, recipe `{record['recipe_name']}`, "
+        "The best of 24 test results, so chosen by the test set. Here the best is "
+        f"{record['maximum_accuracy']:.2%}, that of the last of "
+        f"{record['recipe']['epochs']} epochs {record['last_epoch_accuracy']:.2%}, recipe `{record['recipe_name']}`, "
         f"{record['data']['source']}"
     )
     lines = [
@@ -228,17 +227,25 @@ def headline(records: list[dict[str, Any]]) -> str:
     ]
     found, groups = [], experiments(alike)
     for runs in groups:
-        accuracy = spread([run["last_epoch_accuracy"] for run in runs])
-        seeds = f"{len(runs)} seeds" if len(runs) > 1 else "one seed"
-        how = how_trained(runs[0]) + machine(runs, groups)
-        found.append(f"- {how}: **{accuracy}** ({seeds})")
+        accuracies = [run["last_epoch_accuracy"] for run in runs]
+        # Of one or two seeds a mean and its ± would look surer than they are.
+        accuracy = spread(accuracies)
+        if len(runs) < 3:
+            accuracy = " and ".join(f"{accuracy:.2%}" for accuracy in accuracies)
+        name, _, otherwise = how_trained(runs[0]).partition(" with ")
+        if otherwise and len(runs) == 1:
+            continue  # a try of one's own
+        how = name + " with other options" * bool(otherwise) + machine(runs, groups)
+        seeds = "one seed" if len(runs) == 1 else f"{len(runs)} seeds"
+        found.append((how, f"**{accuracy}**", seeds))
     missing = unmeasured(records)
     about = (
         f"Test accuracy after the last of {epochs} epochs on {data['source']}, "
-        f"{data['train_images']:,} training and {data['test_images']:,} test images, by "
-        "recipe (see below):"
+        f"{data['train_images']:,} training and {data['test_images']:,} test images"
     )
-    lines = [about, "", *found, "", f"Not measured yet: {', '.join(missing)}."]
+    about += "." if any(map(is_of_a_gpu, alike)) else ", on CPUs."
+    table = markdown(["recipe (see below)", "test accuracy", "runs"], found)
+    lines = [about, "", table, "", f"Not measured yet: {', '.join(missing)}."]
     return "\n".join(lines if missing else lines[:-2])
 
 
