@@ -118,11 +118,11 @@ class Handler(BaseHTTPRequestHandler):
                 return
 
     def steady(self):
-        """All of it, in 0.4 seconds."""
+        """All of it, in a second."""
         rest = self.start()
         for at in range(0, len(rest), len(BODY) // 20):
             self.wfile.write(rest[at : at + len(BODY) // 20])
-            self.server.release.wait(0.02)
+            self.server.release.wait(0.05)
 
     def cut(self):
         rest = self.start()
@@ -295,7 +295,7 @@ def test_next_mirror(site, capsys, monkeypatch, manner):
 def test_slow_mirror_is_left_for_a_faster_one_and_taken_where_there_is_none(
     site, monkeypatch, other
 ):
-    monkeypatch.setattr(net, "FAST", 5_000_000)
+    monkeypatch.setattr(net, "FAST", 2_000_000)
     site.get("steady", other)
     assert site.files() == {"a.tgz": BODY}
     manners = [manner for manner, _ in site.log]

@@ -2,6 +2,7 @@
 
 import ast
 import json
+import os
 import re
 import runpy
 import subprocess
@@ -81,6 +82,7 @@ def test_compared_cells_hold_what_no_profile_or_device_changes(code):
 def nbval(notebook):
     command = [sys.executable, "-m", "pytest", "--nbval", "--nbval-current-env", "-q"]
     command += [
+        "--color=no",
         "-p",
         "no:cacheprovider",
         "--rootdir",
@@ -88,7 +90,12 @@ def nbval(notebook):
         str(notebook),
     ]
     return subprocess.run(
-        command, capture_output=True, text=True, check=False, cwd=notebook.parent
+        command,
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=notebook.parent,
+        env={**os.environ, "S10_WEIGHTS": ""},
     )
 
 
@@ -124,6 +131,7 @@ def test_rate_that_was_set_is_kept(code, tmp_path, monkeypatch):
         divergence_lr=1e-2,
     )
     monkeypatch.setattr(train_test, "lr_range_test", lambda *_, **__: search)
+    monkeypatch.delenv("S10_WEIGHTS", raising=False)
     monkeypatch.setenv("S10_PROFILE", "smoke")
     monkeypatch.chdir(PROJECT)
     cells = ["".join(cell["source"]) for cell in code]
@@ -145,6 +153,7 @@ def test_training_cell_refuses_what_the_cells_before_it_were_not_made_with(
     changed, code, tmp_path, monkeypatch
 ):
     monkeypatch.setattr(train_test, "fit", None)  # nothing is to be trained
+    monkeypatch.delenv("S10_WEIGHTS", raising=False)
     monkeypatch.setenv("S10_PROFILE", "smoke")
     monkeypatch.chdir(PROJECT)
     cells = ["".join(cell["source"]) for cell in code]
@@ -196,6 +205,7 @@ def test_with_weights_it_goes_to_the_mistakes_without_training(
 def test_with_a_checkpoint_the_training_cell_goes_on(
     code, tmp_path, monkeypatch, capsys
 ):
+    monkeypatch.delenv("S10_WEIGHTS", raising=False)
     monkeypatch.setenv("S10_PROFILE", "smoke")
     monkeypatch.chdir(PROJECT)
     cells = ["".join(cell["source"]) for cell in code]

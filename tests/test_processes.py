@@ -22,6 +22,10 @@ from tests.together import CPU, IMAGES, RECIPE
 PROJECT = Path(__file__).resolve().parent.parent
 
 
+# Also where there is a GPU; and plain text, whatever the environment asks for.
+ON_CPU = {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "NO_COLOR": "1"}
+
+
 def torchrun(processes, *arguments, restarts=0):
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
     command += ["--local-addr=127.0.0.1"]  # the host's own name may lead nowhere
@@ -29,7 +33,7 @@ def torchrun(processes, *arguments, restarts=0):
     return subprocess.run(
         [*command, *map(str, arguments)],
         cwd=PROJECT,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        env={**os.environ, **ON_CPU},
         capture_output=True,
         text=True,
         timeout=300,
@@ -167,7 +171,9 @@ def test_process_that_fails_says_so_and_the_others_that_wait_for_it_end(tmp_path
     done = torchrun(2, "tests.together", tmp_path, "failing")
     assert done.returncode == 1
     assert "ValueError: what went wrong" in done.stderr
-    assert done.stdout == "said before\n"
+    # torch 2.8 adds a line for each connection.
+    lines = [line for line in done.stdout.splitlines() if line[:6] != "[Gloo]"]
+    assert lines == ["said before"]
     assert "took leave" not in done.stderr
 
 

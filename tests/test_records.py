@@ -16,7 +16,7 @@ from tools import readme, records
 
 SMALL = ["--profile", "smoke", "--train-images", "48", "--test-images", "16"]
 SMALL += ["--batch-size", "16", "--epochs", "3", "--augment-on", "device"]
-SMALL += ["--lr-test-steps", "10", "--lr-test-seeds", "1"]
+SMALL += ["--lr-test-steps", "30", "--lr-test-seeds", "1"]
 
 
 @pytest.fixture

@@ -557,7 +557,10 @@ print((after - before) / (2**23 / resource.getpagesize()))
 def test_what_comes_after_training_finds_freed_memory_as_it_would_have_before():
     # In a process whose memory is in one piece, or the block may lie in a gap by chance.
     command = [sys.executable, "-c", AFTERWARDS]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    project = Path(__file__).parent.parent
+    done = subprocess.run(
+        command, cwd=project, capture_output=True, text=True, check=True
+    )
     assert float(done.stdout) < 0.5  # of its pages
 
 
