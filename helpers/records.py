@@ -73,7 +73,7 @@ def write_record(path: str | os.PathLike, record: dict[str, Any]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     new = path.with_name(path.name + ".new")
     try:
-        new.write_text(json.dumps({"format": FORMAT, **record}, indent=1) + "\n")
+        new.write_text(json.dumps({**record, "format": FORMAT}, indent=1) + "\n")
         new.replace(path)
     finally:
         new.unlink(missing_ok=True)
@@ -152,14 +152,13 @@ def results_markdown(records: Sequence[dict[str, Any]]) -> str:
 def how_trained(record: dict[str, Any]) -> str:
     """The recipe's name, with what the run had otherwise than that recipe has it today."""
     name, had = record["recipe_name"], record["recipe"]
-    fields = asdict(Recipe()).keys() - IN_COLUMNS
     profile = PROFILES.get(record.get("profile"), Recipe())
     # Of a recipe that is no more, nothing can be said.
     today = {**asdict(profile), **RECIPES.get(name, had)}
     otherwise = [
         f"`{field}={had[field]}`"
-        for field in sorted(fields & had.keys())
-        if had[field] != today[field]
+        for field in sorted(had.keys() - IN_COLUMNS)
+        if had[field] != today.get(field)  # or a field that is no more
     ]
     return f"`{name}`" + f" with {', '.join(otherwise)}" * bool(otherwise)
 

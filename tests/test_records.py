@@ -256,6 +256,8 @@ def test_row_says_what_the_run_had_otherwise_than_its_recipe_today():
     gone = {**bare, "recipe_name": "of another version"}
     for record in (reported, gone):
         assert kept.how_trained(record) == f"`{record['recipe_name']}`"
+    older = {**run, "recipe": {**run["recipe"], "beta2": 0.99}}  # a field once tried
+    assert kept.how_trained(older) == "`assignment` with `beta2=0.99`"
 
 
 def test_runs_that_differ_in_anything_but_the_seed_are_rows_of_their_own():
@@ -313,7 +315,10 @@ def test_record_of_an_older_format_is_given_what_it_lacks(name, where, tmp_path)
     path.write_text(json.dumps({**old, "hardware": {"device": name}}))
     new = {"recipe_name": "assignment", "flip_tta_accuracy": None, "augment_on": where}
     new["recipe"] = asdict(Recipe()) | {"epochs": 3}
-    assert new.items() <= utils.read_record(path).items()
+    read = utils.read_record(path)
+    assert new.items() <= read.items()
+    utils.write_record(path, read)
+    assert json.loads(path.read_text())["format"] == kept.FORMAT
 
 
 def test_folder_of_records_that_is_not_there_is_said(tmp_path):
