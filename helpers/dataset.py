@@ -120,7 +120,7 @@ class ImageSet:
         return replace(self, images=self.images[indices], labels=self.labels[indices])
 
     def subset(self, size: int | None) -> "ImageSet":
-        """The first `size` images with classes as even as they go; None means all.
+        """The first `size` images, of each class its share; None means all.
 
         Raises ValueError where there are fewer.
         """
@@ -146,9 +146,7 @@ class ImageSet:
                 f"holdout must be 1 to {len(self) - 1:,} of {len(self):,} images, "
                 f"not {holdout}"
             )
-        # Turns are taken from the end, and by shares: in even numbers a rare class would
-        # be held out whole.
-        order = len(self) - 1 - by_turns(self.labels[::-1], shares=True)
+        order = len(self) - 1 - by_turns(self.labels[::-1])  # turns from the end
         held, rest = np.sort(order[:holdout]), np.sort(order[holdout:])
         return self.take(rest), self.take(held)
 
@@ -176,16 +174,16 @@ class ImageSet:
         return digest.hexdigest()[:16]
 
 
-def by_turns(labels: NDArray[np.int64], *, shares: bool = False) -> NDArray[np.int64]:
-    """Indices in an order in which the classes take turns.
+def by_turns(labels: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Indices in an order in which classes take turns, the larger the more often.
 
-    shares: the larger a class, the more often it has one.
+    As often each, a small class would be held out whole.
     """
     turn = np.empty(len(labels))
     for label in np.unique(labels):
         of_class = labels == label
         count = of_class.sum()
-        turn[of_class] = (np.arange(count) + 0.5) / (count if shares else 1)
+        turn[of_class] = (np.arange(count) + 0.5) / count
     return np.argsort(turn, kind="stable")
 
 
@@ -204,8 +202,7 @@ def load_cifar10(
     sorting them by name gives the order, then for the archive; then downloads it.
     Where several processes find nothing, one does, and the others wait.
 
-    An image folder is decoded once and then read from a cache in `root`, if that can be
-    written; nothing else is ever written where the dataset is there.
+    Nothing is written where the dataset is there.
 
     Raises DatasetUnavailable where nothing is there and nothing can be downloaded or
     written, ValueError, naming the file, for an image folder that is not as described, and
@@ -224,8 +221,7 @@ def load_cifar10(
         splits, source = read_image_folder(root, CIFAR10_CLASSES, size=(32, 32))
         train, test = (ImageSet(*split, CIFAR10_CLASSES, source) for split in splits)
         return train, test
-    fetch_archive(root, download=download)
-    return read_batches(root)
+    return fetch_archive(root, download=download)
 
 
 def read_batches(root: Path) -> tuple[ImageSet, ImageSet] | None:
@@ -260,8 +256,8 @@ def require_torchvision() -> None:
         )
 
 
-def fetch_archive(root: Path, *, download: bool) -> None:
-    """Leave the official batches in `root`, extracted from the archive."""
+def fetch_archive(root: Path, *, download: bool) -> tuple[ImageSet, ImageSet]:
+    """The official batches, which are left in `root`, extracted from the archive."""
     from helpers import download as net
 
     archive = root / net.ARCHIVE_NAME
@@ -277,13 +273,14 @@ def fetch_archive(root: Path, *, download: bool) -> None:
         with net.alone(archive):
             # Another process may have made them since; what else is there is said already.
             with warnings.catch_warnings(action="ignore"):
-                made = read_batches(root) is not None
-            if not made:
+                made = read_batches(root)
+            if made is None:
                 asked = {"md5": net.ARCHIVE_MD5, "size": net.ARCHIVE_BYTES}
                 net.download(net.ARCHIVE_URLS, archive, **asked)
                 net.extract(archive, root, "cifar-10-batches-py")
     except OSError as error:  # the network, or a disk that is full or can't be written
         raise DatasetUnavailable(error.strerror or str(error)) from error
+    return made or read_batches(root)
 
 
 def synthetic_cifar10(

@@ -1,8 +1,6 @@
-"""An image folder train/<class>/*, test/<class>/* as arrays, remembered in one file."""
+"""An image folder train/<class>/*, test/<class>/* as arrays."""
 
-import hashlib
 import os
-import tempfile
 import warnings
 from pathlib import Path
 
@@ -12,7 +10,6 @@ from PIL import Image, UnidentifiedImageError
 from tqdm import tqdm
 
 SUFFIXES = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG"}
-CACHE = "image-folder-cache.npz"
 WINDOWS_HIDES = {"thumbs.db", "desktop.ini"}  # by an attribute, and makes them again
 
 Arrays = tuple[NDArray[np.uint8], NDArray[np.int64]]
@@ -24,29 +21,24 @@ def read_image_folder(
     """([(images, labels) of train, of test], source), in the order of the files' names.
 
     Greyscale, palette and transparent images become RGB (alpha is dropped), with one
-    warning when they are decoded. Raises ValueError, naming it, for a split or class that
+    warning. Raises ValueError, naming it, for a split or class that
     is missing, for a file that has no place there, and for an image that can't be read,
     isn't `size` (height, width) or is greyscale of 16 bits. RGB of 16 bits
     loses the lower 8.
     """
     files = {split: list_images(root / split, classes) for split in ("train", "test")}
-    signature = sign(root, files)
-    arrays = read_cache(root / CACHE, signature)
-    if arrays is None:
-        splits = [decode(files[split], size) for split in files]
-        arrays = [(images, labels) for images, labels, _ in splits]
-        # Said when it happens: a later start reads RGB from the cache and converts nothing.
-        converted = [path for *_, paths in splits for path in paths]
-        if converted:
-            warnings.warn(
-                f"{len(converted):,} of {sum(map(len, files.values())):,} images are not "
-                f"RGB and were converted to it, without alpha; the first is {converted[0]}",
-                stacklevel=3,
-            )
-        write_cache(root / CACHE, signature, arrays)
+    splits = [decode(files[split], size) for split in files]
+    converted = [path for *_, paths in splits for path in paths]
+    if converted:
+        warnings.warn(
+            f"{len(converted):,} of {sum(map(len, files.values())):,} images are not RGB "
+            f"and were converted to it, without alpha; the first is {converted[0]}",
+            stacklevel=3,
+        )
     formats = {
         SUFFIXES[path.suffix.lower()] for split in files.values() for path, _ in split
     }
+    arrays = [(images, labels) for images, labels, _ in splits]
     return arrays, f"CIFAR-10, {' and '.join(sorted(formats))} copy"
 
 
@@ -129,56 +121,3 @@ def read_image(path: Path) -> tuple[NDArray[np.uint8], str]:
             f"{path} ({path.stat().st_size:,} bytes) can't be read as PNG or JPEG"
             f"{'' if known else f' ({error})'}; replace or remove it"
         ) from error
-
-
-def sign(root: Path, files: dict[str, list[tuple[Path, int]]]) -> str:
-    """Changes whenever a file is added, removed, renamed, resized or written to."""
-    digest = hashlib.sha256()
-    for split in files.values():
-        for path, label in split:
-            stat = path.stat()
-            name = path.relative_to(root).as_posix()
-            line = f"{name}\0{label}\0{stat.st_size}\0{stat.st_mtime_ns}\n"
-            # A name that is no Unicode, from an old archive say, is a name too.
-            digest.update(line.encode(errors="surrogateescape"))
-    return digest.hexdigest()
-
-
-def read_cache(path: Path, signature: str) -> list[Arrays] | None:
-    try:
-        with open(path, "rb") as file, np.load(file) as cache:
-            if str(cache["signature"]) != signature:
-                return None
-            return [
-                (cache[f"{s}_images"], cache[f"{s}_labels"]) for s in ("train", "test")
-            ]
-    except FileNotFoundError:
-        return None
-    except Exception as error:  # noqa: BLE001 - whatever damage leads np.load to
-        warnings.warn(
-            f"{path} can't be read ({error}); the images are decoded again",
-            stacklevel=4,
-        )
-        return None
-
-
-def write_cache(path: Path, signature: str, arrays: list[Arrays]) -> None:
-    (train_images, train_labels), (test_images, test_labels) = arrays
-    try:
-        # Beside it and then renamed, so that it is whole for whoever reads it, at any time.
-        with tempfile.TemporaryDirectory(prefix=".cache-", dir=path.parent) as scratch:
-            np.savez(
-                Path(scratch, path.name),
-                signature=np.array(signature),
-                train_images=train_images,
-                train_labels=train_labels,
-                test_images=test_images,
-                test_labels=test_labels,
-            )
-            os.replace(Path(scratch, path.name), path)
-    except OSError as error:
-        warnings.warn(
-            f"{path} can't be written ({error.strerror}): the images are in memory, and the "
-            "next start will decode them again",
-            stacklevel=4,
-        )
