@@ -6,7 +6,6 @@ it. Under torchrun, all its processes train one network.
 
 import argparse
 import dataclasses
-import functools
 import importlib.util
 import inspect
 import os
@@ -166,7 +165,13 @@ def run(
 ) -> None:
     """Train once; the first of the processes writes what came of it."""
     recipe = recipe_of(options)
-    train, test = load(options, recipe)
+    train, test = weights.images_of(
+        "synthetic" if options.profile == "smoke" else options.data,
+        train_images=recipe.train_images,
+        test_images=recipe.test_images,
+        holdout=options.holdout,
+    )
+    train = train.subset(recipe.train_images)
     require_writable(options.out)
     if options.save_weights and not importlib.util.find_spec("safetensors"):
         raise ModuleNotFoundError("--save-weights needs safetensors; pip install it")
@@ -343,31 +348,6 @@ def outcome(
         "seconds": sum(row.seconds for row in history.epochs),
         "history": [row._asdict() for row in history.epochs],
     }
-
-
-def load(
-    options: argparse.Namespace, recipe: train_test.Recipe
-) -> tuple[dataset.ImageSet, dataset.ImageSet]:
-    """The images to train on and those to evaluate on."""
-    if options.data == "synthetic" or options.profile == "smoke":
-        # Those held out are drawn besides; None, for all, stays None.
-        size = recipe.train_images and recipe.train_images + options.holdout
-        train, test, _ = dataset.load_or_draw(
-            None, train_images=size, test_images=recipe.test_images
-        )
-    else:
-        train, test = load_once(options.data)
-    if options.holdout:
-        train, test = train.split(options.holdout)
-    else:
-        test = test.subset(recipe.test_images)
-    return train.subset(recipe.train_images), test
-
-
-@functools.cache
-def load_once(root: str) -> tuple[dataset.ImageSet, dataset.ImageSet]:
-    """The dataset, which all seeds and runs of a process share: reading takes seconds."""
-    return dataset.load_cifar10(root)
 
 
 def commit() -> str:

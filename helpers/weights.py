@@ -4,6 +4,7 @@ A program of its own beside `python -m helpers`, of whose options it needs one.
 """
 
 import argparse
+import functools
 import os
 from pathlib import Path
 from typing import Any
@@ -70,10 +71,15 @@ def check(path: Path, data: str) -> None:
     """
     model, record = load_run(path)
     said = record["weights"]
-    images = evaluated_images(record["data"], data)
+    used, count = record["data"], record["data"]["test_images"]
+    _, images = images_of(
+        data,
+        train_images=used["train_images"],
+        test_images=count,
+        holdout=0 if used["evaluated_on"] == "test set" else count,
+    )
     there, here = record["data"]["test_fingerprint"], images.fingerprint()
     accuracy = score(model, images, device=utils.get_device())
-    count = len(images)
     found, recorded = round(accuracy * count), round(said["accuracy"] * count)
     print(
         f"{said['file']}: {record['model']}, trained on {model.trained_on}, SHA-256 as recorded"
@@ -91,17 +97,29 @@ def check(path: Path, data: str) -> None:
     print(f"They agree: {found:,} images are right, {recorded:,} in the record.")
 
 
-def evaluated_images(said: dict[str, Any], root: str) -> dataset.ImageSet:
-    """The images of `root` that stand where those of the record's `data` stood."""
-    count = said["test_images"]
+def images_of(
+    root: str, *, train_images: int | None, test_images: int | None, holdout: int
+) -> tuple[dataset.ImageSet, dataset.ImageSet]:
+    """The training images, of which a run takes a subset, and those it is evaluated on.
+
+    root: the folder of the dataset, or the word synthetic.
+    holdout: this many training images, if any, take the place of the test set.
+    """
     if root == "synthetic":
-        size = said["train_images"] + count  # what a holdout was split from
-        train, test = dataset.synthetic_cifar10(train=size, test=count)
+        # Those held out are drawn besides; None, for all, stays None.
+        size = train_images and train_images + holdout
+        train, test, _ = dataset.load_or_draw(
+            None, train_images=size, test_images=test_images
+        )
     else:
-        train, test = dataset.load_cifar10(root)
-    if said["evaluated_on"] == "test set":
-        return test.subset(count)
-    return train.split(count)[1]
+        train, test = load_once(root)
+    return train.split(holdout) if holdout else (train, test.subset(test_images))
+
+
+@functools.cache
+def load_once(root: str) -> tuple[dataset.ImageSet, dataset.ImageSet]:
+    """The dataset, which all seeds and runs of a process share: reading takes seconds."""
+    return dataset.load_cifar10(root)
 
 
 def score(
