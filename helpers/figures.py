@@ -235,10 +235,9 @@ def plot_history(history: Any, *, data: str) -> Figure:
         axes.set_xlim(epochs[0] - 0.5, epochs[-1] + 0.5)
         dress(axes, "epoch", f"{name} ({unit})")
     # The maximum is chosen by the test set and so flatters: a small, hollow mark.
-    last, best = rows[-1], max(rows, key=lambda row: row.test_accuracy)
     for row, name, size, fill in (
-        (last, "last", 8, BLUE),
-        (best, "maximum", 5, "white"),
+        (history.last, "last", 8, BLUE),
+        (history.best, "maximum", 5, "white"),
     ):
         percent = 100 * row.test_accuracy
         text = f"test, {name} (epoch {row.epoch}): {percent:.2f}%"

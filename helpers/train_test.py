@@ -117,11 +117,8 @@ def train_one_epoch(
     steps = len(loader)
     losses, rates, sizes = [], [], []
     correct = torch.zeros((), dtype=torch.int64, device=device)
-    cuda = device.type == "cuda"  # elsewhere a batch may be gone before it is copied
     for batch in step_bar(loader, f"epoch {epoch}", processes.first):
-        images, labels = pair(batch)
-        images = images.to(device, non_blocking=cuda, memory_format=torch.channels_last)
-        labels = labels.to(device, non_blocking=cuda)
+        images, labels = moved(batch, device)
         optimizer.zero_grad()  # before the forward pass, where memory is scarcest
         with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
             logits = model(images)
@@ -159,6 +156,14 @@ def train_one_epoch(
     sums = processes.all_reduce(torch.stack([loss, correct.double(), weights.sum()]))
     loss, correct, count = sums.tolist()
     return Metrics(loss / count, correct / count)
+
+
+def moved(batch: Any, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Images, channels last, and labels on the device."""
+    images, labels = pair(batch)
+    cuda = device.type == "cuda"  # elsewhere a batch may be gone before it is copied
+    images = images.to(device, non_blocking=cuda, memory_format=torch.channels_last)
+    return images, labels.to(device, non_blocking=cuda)
 
 
 def require_finite(
@@ -240,12 +245,7 @@ def predict(
     logits, labels = [], []
     with evaluating(model), explaining_memory_of_answers(device):
         for batch in loader:
-            images, truth = pair(batch)
-            images = images.to(
-                device,
-                non_blocking=device.type == "cuda",
-                memory_format=torch.channels_last,
-            )
+            images, truth = moved(batch, device)
             # A copy: a compiled model may use the memory of its output again.
             answers = model(images).to(torch.float32, copy=True)
             if flip_tta:
