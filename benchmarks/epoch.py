@@ -128,9 +128,12 @@ def measure(setup: Setup) -> list[Row]:
     if device.type == "cuda" or setup.smoke:
         trace = PROJECT / "build" / f"trace-{device.type}.json.gz"
         recipe = replace(TRACED, batch_size=setup.batch_size)
-        seen = waits_in(trace, models.CustomResNet(), loaders, recipe, device)
-        # An epoch ends with one, when its metrics are read.
-        waits = {"note": NO_WAITS} if seen is None else {"values": [seen]}
+        try:
+            seen = waits_in(trace, models.CustomResNet(), loaders, recipe, device)
+            # An epoch ends with one, when its metrics are read.
+            waits = {"note": NO_WAITS} if seen is None else {"values": [seen]}
+        except Exception as error:  # noqa: BLE001 - the shares are worth having all the same
+            waits = {"note": f"{type(error).__name__}: {error}"}
     return [*rows, Row(group=GROUP, name=SYNCS, unit="in an epoch", **waits)]
 
 

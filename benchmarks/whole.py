@@ -6,6 +6,7 @@ while the images go to the GPU, during a warm-up, and during the tests after eac
 """
 
 import contextlib
+import functools
 import io
 import os
 import re
@@ -136,6 +137,7 @@ def ours(setup: Setup) -> list[tuple[str, float]]:
     ]
 
 
+@functools.cache  # decoding an image folder takes seconds, outside of any clock here
 def load(setup: Setup, recipe: train_test.Recipe):
     if setup.data == "synthetic":
         sizes = {"train": recipe.train_images, "test": recipe.test_images}

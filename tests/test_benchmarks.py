@@ -227,6 +227,18 @@ def test_where_nothing_compiles_the_row_says_why():
     assert rows[variants.POOL].values and variants.PAYS not in rows
 
 
+def test_profiler_that_fails_costs_its_own_row_alone(monkeypatch):
+    def fails(*args):
+        raise ValueError("no profiler here")
+
+    monkeypatch.setattr(epoch, "waits_in", fails)
+    small = {"batch_size": 8, "steps": 2, "repeats": 1, "smoke": True}
+    setup = Setup(device=CPU, data="synthetic", threads=1, **small)
+    rows = {row.name: row for row in epoch.measure(setup)}
+    assert rows[epoch.SYNCS].note == "ValueError: no profiler here"
+    assert rows["data"].values
+
+
 # Adam's first steps are as large for the noise of rounding as for a gradient: at a high
 # rate, trainings that differ in the last bit part at once.
 RATE = 1e-4
