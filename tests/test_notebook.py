@@ -5,6 +5,7 @@ import json
 import os
 import re
 import runpy
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -79,6 +80,32 @@ def test_compared_cells_hold_what_no_profile_or_device_changes(code):
     assert "%" not in compared  # an accuracy would vary
 
 
+def test_first_cell_says_what_it_needs_and_fetches_the_project(
+    code, tmp_path, monkeypatch
+):
+    pytest.importorskip("pip")
+    if not shutil.which("git"):
+        pytest.skip("needs git")
+    (tmp_path / "from" / "helpers").mkdir(parents=True)
+    (tmp_path / "from" / "helpers" / "models.py").touch()
+    (tmp_path / "from" / "requirements.txt").touch()
+    for command in ("init -q", "add .", "commit -qnm project --no-gpg-sign"):
+        git = ["git", "-c", "user.name=n", "-c", "user.email=e", *command.split()]
+        subprocess.run(git, cwd=tmp_path / "from", check=True)
+    (tmp_path / "colab").mkdir()
+    monkeypatch.chdir(tmp_path / "colab")
+    first = tmp_path / "cell.py"
+    first.write_text("".join(code[0]["source"]), encoding="utf-8")
+    monkeypatch.delenv("S10_REPO", raising=False)
+    with pytest.raises(RuntimeError, match="set REPO above to the project's git"):
+        runpy.run_path(str(first))
+    monkeypatch.setenv("S10_REPO", (tmp_path / "from").as_uri())
+    runpy.run_path(str(first))
+    assert Path.cwd() == tmp_path / "colab" / "S10"
+    runpy.run_path(str(first))  # once more changes nothing
+    assert Path.cwd() == tmp_path / "colab" / "S10"
+
+
 def nbval(notebook):
     command = [sys.executable, "-m", "pytest", "--nbval", "--nbval-current-env", "-q"]
     command += [
@@ -120,7 +147,9 @@ def test_nbval_fails_when_one_stored_number_is_changed(tmp_path):
     assert f"1 failed, {count - 1} passed" in lying.stdout
 
 
-def test_rate_that_was_set_is_kept(code, tmp_path, monkeypatch):
+@pytest.fixture
+def found_rate(monkeypatch):
+    """Of a range test that trains nothing: the notebook's own runs with nbval."""
     search = train_test.LRRangeTest(
         learning_rates=[1e-4, 1e-3, 1e-2],
         losses=[[2.3, 2.0, 3.0]],
@@ -131,6 +160,10 @@ def test_rate_that_was_set_is_kept(code, tmp_path, monkeypatch):
         divergence_lr=1e-2,
     )
     monkeypatch.setattr(train_test, "lr_range_test", lambda *_, **__: search)
+    return search.max_lr
+
+
+def test_rate_that_was_set_is_kept(code, tmp_path, monkeypatch, found_rate):
     monkeypatch.delenv("S10_WEIGHTS", raising=False)
     monkeypatch.setenv("S10_PROFILE", "smoke")
     monkeypatch.chdir(PROJECT)
@@ -140,7 +173,7 @@ def test_rate_that_was_set_is_kept(code, tmp_path, monkeypatch):
     fitted = []
     monkeypatch.setattr(train_test, "fit", lambda *given, **_: fitted.append(given[2]))
     script = tmp_path / "cells.py"
-    for given, used in ((None, 3e-3), (0.4, 0.4)):
+    for given, used in ((None, found_rate), (0.4, 0.4)):
         setting = f"RECIPE = replace(RECIPE, max_lr={given})"
         some = [*cells[: constants + 1], setting, *cells[constants + 1 : after + 1]]
         script.write_text("\n".join(some), encoding="utf-8")
@@ -166,7 +199,7 @@ def test_training_cell_refuses_what_the_cells_before_it_were_not_made_with(
 
 
 def test_with_weights_it_goes_to_the_mistakes_without_training(
-    code, tmp_path, monkeypatch, capsys
+    code, tmp_path, monkeypatch, capsys, found_rate
 ):
     tested_on = train_test.PROFILES["smoke"].test_images
     options = ["--profile=smoke", "--epochs=2", "--peak-epoch=1", "--max-lr=1e-3"]

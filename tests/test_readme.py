@@ -12,6 +12,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from benchmarks import __main__ as benchmarks
+from helpers import __main__ as program
 from helpers import dataset, models, train_test, utils
 from tools import readme
 
@@ -167,6 +169,18 @@ def test_the_cell_for_several_gpus_gives_history_and_weights_and_one_record(
     tested = dataset.make_loaders(*sets, batch_size=16, device="cpu").test
     found = train_test.evaluate(names["trained"], tested, device="cpu")
     assert found.accuracy == names["history"].last.test_accuracy
+
+
+def test_commands_have_options_that_there_are(text):
+    for options in re.findall(
+        r"^    python -m helpers (?!--help)(.*)$", text, re.MULTILINE
+    ):
+        program.parse(options.split())
+    said = (PROJECT / "benchmarks" / "README.md").read_text(encoding="utf-8")
+    for options in re.findall(
+        r"^    python -m benchmarks ([^#\n]*)", said, re.MULTILINE
+    ):
+        benchmarks.parse(options.split())
 
 
 def test_each_promise_names_a_test_that_exists():
