@@ -321,9 +321,9 @@ def test_a_short_run_of_the_fast_paths_is_as_accurate_as_the_usual_loop():
     expected = accuracy(usual)
     assert expected > 0.4  # of 10 classes
     for dtype in (torch.float32, torch.bfloat16):
-        # The standard error of 320 images' accuracy is 2.8 points.
+        # Of 320 images' accuracy the standard error is 2.8 points, of a difference 4.
         assert accuracy(functools.partial(fast, dtype)) == pytest.approx(
-            expected, abs=0.03
+            expected, abs=0.08
         )
 
 

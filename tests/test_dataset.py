@@ -72,7 +72,10 @@ def read_only():
                 path.chmod(0o555)
             try:
                 if user == 0:  # whom no permission binds
-                    os.seteuid(65534)
+                    try:
+                        os.seteuid(65534)
+                    except OSError:  # a container that knows no other user
+                        pytest.skip("needs permissions that bind")
                 return function(root, *args, **options)
             finally:
                 os.seteuid(user)
@@ -1018,12 +1021,15 @@ def test_epochs_differ_and_repeat_by_seed_and_number(on, workers):
     assert not torch.equal(epoch(other)[0], first[0])
 
 
-def test_cores_are_those_that_the_process_may_use(monkeypatch):
-    monkeypatch.setattr(os, "cpu_count", lambda: 64)
-    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {3, 5}, raising=False)
-    assert usable_cores() == 2
-    monkeypatch.delattr(os, "sched_getaffinity")  # Linux alone has it
-    assert usable_cores() == 64
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="Linux alone has it")
+def test_cores_are_those_that_the_process_may_use():
+    allowed = os.sched_getaffinity(0)
+    assert usable_cores() == len(allowed)
+    try:
+        os.sched_setaffinity(0, {min(allowed)})
+        assert usable_cores() == 1
+    finally:
+        os.sched_setaffinity(0, allowed)
 
 
 def test_copied_loader_begins_its_own_epochs():

@@ -501,6 +501,13 @@ def bytes_in_memory():
     return pages * resource.getpagesize()
 
 
+# Colab puts another malloc in glibc's place.
+asks_glibc = pytest.mark.skipif(
+    platform.libc_ver()[0] != "glibc" or "LD_PRELOAD" in os.environ,
+    reason="asks glibc's malloc",
+)
+
+
 def train_and_count_page_faults(max_lr):
     import resource
 
@@ -523,7 +530,7 @@ def train_and_count_page_faults(max_lr):
     assert bytes_in_memory() < kept[-1] - 0.7 * 2**26, "it isn't given back at last"
 
 
-@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="asks glibc")
+@asks_glibc
 @pytest.mark.parametrize("max_lr", [0.01, None])
 def test_step_on_a_cpu_finds_the_memory_that_the_one_before_it_freed(max_lr):
     # In a new process: once an allocation has failed, glibc gives its thread another arena,
@@ -553,7 +560,7 @@ print((after - before) / (2**23 / resource.getpagesize()))
 """
 
 
-@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="asks glibc")
+@asks_glibc
 def test_what_comes_after_training_finds_freed_memory_as_it_would_have_before():
     # In a process whose memory is in one piece, or the block may lie in a gap by chance.
     command = [sys.executable, "-c", AFTERWARDS]
