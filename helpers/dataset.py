@@ -537,7 +537,8 @@ def require_shapes(
     require_normalization(mean, std)
     if len(mean) != shape[2]:
         raise ValueError(
-            f"mean {mean} and std {std} must have a value for each of {shape[2]} channels"
+            f"mean {mean} and std {std} must have a value for each of {shape[2]} "
+            "channels; train.mean_std() gives both"
         )
 
 
@@ -574,11 +575,13 @@ def make_loaders(
 
     augment_on: "cpu" is Albumentations in `num_workers` processes (by default none where
         the model computes on the CPU too, up to 8 otherwise); "device" is whole batches
-        at once where the images then already are; "auto" is the device if that is CUDA.
+        at once where the images then already are, several times as fast on a CPU too;
+        "auto" is the device if that is CUDA.
     padding, flip, cutout, mean, std: see `train_transform`.
     transform: an albumentations.Compose of your own, uint8 (H, W, C) to the same, instead
         of padding, flip and cutout, whatever the recipe says of these; "auto" is "cpu"
-        then, and its seed is set for each batch.
+        then, and its seed is set for each batch. A checkpoint doesn't tell two of them
+        apart: give each a file of its own.
     share: (rank, processes) gives this process its part of each batch and of the test
         images, where several train together.
 

@@ -75,10 +75,15 @@ def plot_augmentations(
 ) -> Figure:
     """Draw uint8 originals (R, H, W, C) beside normalized views (R, K, C, H, W) of them.
 
-    Raises ValueError for wrong shapes.
+    Raises ValueError for wrong shapes, and views that aren't normalized.
     """
     first = as_rgb("originals", originals, "R, H, W, C")
     changed = as_array(views)
+    if changed.dtype == np.uint8:  # as a transform of one's own gives them
+        raise ValueError(
+            "views are uint8 and not normalized; of (R, K, H, W, C) pass "
+            "np.moveaxis(views, -1, 2) / 255, with a mean of 0 and a std of 1 a channel"
+        )
     if changed.ndim != 5 or (changed.shape[::3] + changed.shape[4:] != first.shape[:3]):
         raise ValueError(
             f"views has shape {changed.shape} for originals {first.shape[:3]}; "
@@ -96,6 +101,7 @@ def plot_augmentations(
 def plot_lr_range_test(search: Any, *, data: str) -> Figure:
     """Draw loss (nats per example) against learning rate, and what the rule read off it.
 
+    search: what `lr_range_test` gives.
     Range test: L. N. Smith, "Cyclical Learning Rates for Training Neural Networks", 2015.
     """
     rates = np.asarray(search.learning_rates, float)
@@ -216,7 +222,9 @@ def plot_learning_rate(
 def plot_history(history: Any, *, data: str) -> Figure:
     """Draw loss (nats per example) and accuracy (%), train and test, against epoch.
 
-    Raises ValueError for a history without epochs.
+    history: what `fit` gives, or a History of Epochs of your own.
+
+    Raises ValueError for one without epochs.
     """
     rows = history.epochs
     if not rows:

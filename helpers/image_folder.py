@@ -52,7 +52,7 @@ def list_images(folder: Path, classes: tuple[str, ...]) -> list[tuple[Path, int]
         if entry.name not in classes:
             raise ValueError(
                 f"{entry.path} is none of the classes {', '.join(classes)}; rename it or "
-                "move it elsewhere"
+                "move it elsewhere (for other classes make an ImageSet)"
             )
     files = []
     for label, name in enumerate(classes):

@@ -137,7 +137,8 @@ def pair(batch: object) -> tuple[Tensor, Tensor]:
     if images.ndim != 4:
         raise ValueError(
             f"images are {tuple(images.shape)} and must be (B, C, H, W); .unsqueeze(1) adds "
-            "one channel"
+            "one channel to (B, H, W), and vectors (B, N) go as [:, :, None, None], with "
+            "nn.Flatten() first in the model"
         )
     if labels.ndim != 1 or labels.is_floating_point() or labels.dtype == torch.bool:
         raise ValueError(

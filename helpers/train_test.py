@@ -439,6 +439,9 @@ def fit(
 ) -> History:
     """Train `model` by `recipe`, evaluate after each epoch, print a line for each.
 
+    The loss is cross-entropy. What is left in the model are the last epoch's weights, not
+    the best one's.
+
     model: any classifier that takes images in channels-last memory (`.flatten(1)`, not
         `.view`); it is moved to the device, trained in place and left in training mode,
         which `evaluate` and `predict` see to themselves.
@@ -448,7 +451,8 @@ def fit(
         and the model's logit_scale is for whoever makes loaders and model, as in
         `make_loaders(..., batch_size=recipe.batch_size, **recipe.augmentation)`; without
         a max_lr the range test finds one, and a line tells it.
-    checkpoint: a file that is written after each epoch.
+    checkpoint: a file that is written after each epoch; its folder is made if missing,
+        so mount a drive first.
     resume: go on from the checkpoint if it is there; with the same results as without a
         stop where what the loaders draw depends on `set_epoch` or torch's global generator
         alone, as with `make_loaders` and the same augment_on, on a CPU.

@@ -1081,7 +1081,10 @@ def test_greyscale_of_another_size_goes_through_both_ways():
         ({"flip": 1.5}, "flip must be a probability from 0 to 1, not 1.5"),
         ({"cutout": 32}, "cutout must be 0 to 31 pixels, not 32"),
         ({"on": "gpu"}, "augment_on must be auto, cpu or device, not 'gpu'"),
-        ({"mean": (0.5,), "std": (0.5,)}, "a value for each of 3 channels"),
+        (
+            {"mean": (0.5,), "std": (0.5,)},
+            "a value for each of 3 channels; train.mean_std",
+        ),
         ({"mean": (0.5,)}, "must have a value each for every channel"),
         ({"mean": 0.5, "std": 0.2}, "must have a value each for every channel"),
         ({"mean": (125, 123, 114)}, "divide by 255 what is of pixels up to 255"),

@@ -262,6 +262,7 @@ IMAGE = torch.zeros(8, 3, 32, 32)
         ((IMAGE, torch.arange(8)[:, None]), r"\(8, 1\) .* \.squeeze\(1\)"),
         ((IMAGE, torch.eye(8)), r"float32 \(8, 8\) .* \.argmax\(1\)"),
         ((IMAGE[:, 0], torch.arange(8)), r"\(8, 32, 32\) and .* \.unsqueeze\(1\)"),
+        ((IMAGE[:, 0, 0], torch.arange(8)), r"\(8, 32\) .* go as \[:, :, None, None\]"),
         (
             (IMAGE.double(), torch.arange(8)),
             r"can't take the images, torch.float64 .* \.float\(\)",

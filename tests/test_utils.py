@@ -772,6 +772,9 @@ BAD = {
             IMAGES, TENSOR[:, None, ..., :4], MEAN, STD, data=DATA
         )
     ),
+    "views are uint8 and not normalized; of (R, K, H, W, C) pass np.moveaxis": (
+        lambda: utils.plot_augmentations(IMAGES, IMAGES[:, None], MEAN, STD, data=DATA)
+    ),
     "there are 0 records and 1 by the range test; pass at least one of each": (
         lambda: utils.plot_max_lr([], [{}], data=DATA)
     ),
