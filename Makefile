@@ -18,6 +18,9 @@ PYTHON := $(VENV)/bin/python
 FOR_RUN := $(VENV)/.for-run
 FOR_TEST := $(VENV)/.for-test
 FOR_EXAMPLES := $(VENV)/.for-examples
+# Links to a Python that is gone, which venv would leave as they are, are removed, and the packages
+# are installed again: now, as make looks at each file only once.
+$(shell [ -x $(VENV)/bin/python ] || [ ! -e $(VENV)/pyvenv.cfg ] || rm -f $(VENV)/bin/python* $(VENV)/.for-*)
 endif
 
 # Two of its rules at once would install into one folder.
@@ -47,11 +50,9 @@ soak: $(FOR_TEST)
 readme: $(FOR_TEST)
 	$(PYTHON) -m tools.readme
 
-# What a failure leaves there would be taken for whole. Links to a Python that is gone, which venv
-# would leave as they are, are removed, and the packages are installed again.
+# What a failure leaves there would be taken for whole.
 $(VENV)/bin/python:
 	@$(BASE) -c 'import sys; sys.exit(not (3, 11, 5) <= sys.version_info < (3, 15) and "Python 3.11.5 to 3.14 is needed, for which there are all packages, and " + sys.executable + " is another: make BASE=python3.13, say")'
-	@[ ! -e $(VENV)/pyvenv.cfg ] || rm -f $(VENV)/bin/python* $(VENV)/.for-*
 	$(BASE) -m venv $(VENV) || { rm -f $@; exit 1; }
 
 $(VENV)/.for-run: requirements.txt constraints.txt | $(VENV)/bin/python
