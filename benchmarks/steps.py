@@ -36,7 +36,9 @@ def measure(setup: Setup) -> list[Row]:
         ("ResNet18", setup.batch_size),
     ):
         batches = random_batches(batch_size, setup.steps, setup.device)
-        values = interleaved(contenders(name, batches, setup), setup.repeats)
+        values = interleaved(
+            contenders(name, batches, setup), setup.repeats, warm_up=False
+        )
         rows += compared(group(name, batch_size), "images/s", values, against=STUDENTS)
     return rows
 
@@ -64,19 +66,21 @@ def contenders(name: str, batches: Batches, setup: Setup) -> Contenders:
 def contender(
     work: Callable[[], object], batches: Batches, setup: Setup
 ) -> Callable[[], float]:
-    """Images/s of `work`, which is one pass of the batches."""
+    """Images/s of `work`, one pass of the batches, the second of two in a row."""
     count = sum(len(labels) for _, labels in batches)
-    return lambda: count / seconds(work, setup.device)
+
+    def measure() -> float:
+        work()  # the others have left caches and memory as they needed them
+        return count / seconds(work, setup.device)
+
+    return measure
 
 
 def within_fit(measure: Callable[[], float], setup: Setup) -> Callable[[], float]:
-    """On a CPU the second of two in a row, where memory is kept as in fit."""
-    if setup.device.type == "cuda":  # where torch keeps it for all
-        return measure
+    """Where memory is kept as in fit."""
 
     def measure_within() -> float:
         with keeping_freed_memory(setup.device):
-            measure()  # its first steps get their memory anew
             return measure()
 
     return measure_within

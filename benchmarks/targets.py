@@ -1,4 +1,4 @@
-"""What is promised, as ratios within one run, and what was found."""
+"""What is promised, most of it as ratios within one run, and what was found."""
 
 import torch
 
