@@ -42,11 +42,7 @@ def measure(setup: Setup) -> list[Row]:
         for name, found in values.items()
     ]
     times = ratio(rows[1], rows[0])
-    return [
-        *rows,
-        Row(group=GROUP, name=SPEEDUP, unit="×", values=[times]),
-        Row(group=GROUP, name="efficiency", unit="%", values=[100 * times / 2]),
-    ]
+    return [*rows, Row(group=GROUP, name=SPEEDUP, unit="×", values=[times])]
 
 
 def torchrun(
