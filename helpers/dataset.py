@@ -4,7 +4,6 @@ import hashlib
 import importlib.util
 import operator
 import os
-import re
 import warnings
 from dataclasses import dataclass, replace
 from functools import partial
@@ -581,7 +580,8 @@ def make_loaders(
     padding, flip, cutout, mean, std: see `train_transform`.
     transform: an albumentations.Compose of your own, uint8 (H, W, C) to the same, instead
         of padding, flip and cutout, whatever the recipe says of these; "auto" is "cpu"
-        then, and its seed is set for each batch.
+        then, and its seed is set for each batch. A checkpoint doesn't tell two of them
+        apart: give each a file of its own.
     share: (rank, processes) gives this process its part of each batch and of the test
         images, where several train together.
 
@@ -631,9 +631,6 @@ def make_loaders(
     if transform is None:
         numbers = {"padding": int(padding), "flip": float(flip), "cutout": int(cutout)}
         made_with |= numbers
-    else:  # in one line, without the addresses of functions, which each start makes anew
-        text = re.sub(r" at 0x\w+", "", repr(transform))
-        made_with["transform"] = " ".join(text.split())
     augmentation = {"seed": int(seed), "cutout": cutout, "made_with": made_with}
     if augment_on == "device":
         kind = DeviceLoader

@@ -943,21 +943,6 @@ def test_training_with_other_augmentation_or_normalization_is_not_gone_on_with(
     assert sentence in refusal(interrupted, pair=plain)
 
 
-def test_transforms_of_ones_own_are_told_apart_and_known_again():
-    import albumentations as A
-
-    def plan(chance):
-        def invert(image, **_):
-            return 255 - image
-
-        transform = A.Compose([A.Lambda(invert, name="invert"), A.Transpose(p=chance)])
-        loader = {"batch_size": 16, "device": CPU, "transform": transform}
-        return train_test.plan_of(dataset.make_loaders(*IMAGES, **loader), recipe())
-
-    assert plan(0.5) == plan(0.5)
-    assert plan(0.5) != plan(0.25)
-
-
 def test_loader_that_augments_otherwise_than_the_recipe_says_is_warned_of():
     plan = recipe(cutout=2)
     with pytest.warns(
