@@ -56,8 +56,8 @@ def measure(setup: Setup) -> list[Row]:
         del build[OURS_ON_GPU]
     loaders = {name: make(train) for name, make in build.items()}
     if not setup.smoke:
-        # A whole epoch takes them no longer: more images than the CPU's caches hold, and on
-        # a GPU its beginning costs as much as batches do.
+        # A whole epoch takes them hardly longer: more images than the CPU's caches hold,
+        # and on a GPU its beginning costs as much as batches do.
         for name in build.keys() & {OURS_BATCHED, OURS_ON_GPU}:
             loaders[name] = build[name](whole_epoch(train))
 

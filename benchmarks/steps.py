@@ -70,7 +70,7 @@ def contender(
     count = sum(len(labels) for _, labels in batches)
 
     def measure() -> float:
-        work()  # the others have left caches and memory as they needed them
+        work()  # the others have left caches and memory as suits them
         return count / seconds(work, setup.device)
 
     return measure

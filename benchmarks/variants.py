@@ -74,7 +74,8 @@ def measure(setup: Setup) -> list[Row]:
             first_pass = seconds(works[COMPILED], setup.device)
         except Exception as error:  # noqa: BLE001 - no compiler for its code, say
             del works[COMPILED]
-            why = " ".join(str(error).splitlines()[:2])
+            said = " ".join(str(error).splitlines()[:2])
+            why = f"{type(error).__name__}: {said}"
             missing += [Row(group=GROUP, name=COMPILED, unit="images/s", note=why)]
         values = interleaved(
             {

@@ -177,7 +177,7 @@ class ImageSet:
 def by_turns(labels: NDArray[np.int64]) -> NDArray[np.int64]:
     """Indices in an order in which classes take turns, the larger the more often.
 
-    As often each, a small class would be held out whole.
+    If all had equally many, `split` would hold out a small class whole.
     """
     turn = np.empty(len(labels))
     for label in np.unique(labels):

@@ -21,10 +21,9 @@ def read_image_folder(
     """([(images, labels) of train, of test], source), in the order of the files' names.
 
     Greyscale, palette and transparent images become RGB (alpha is dropped), with one
-    warning. Raises ValueError, naming it, for a split or class that
-    is missing, for a file that has no place there, and for an image that can't be read,
-    isn't `size` (height, width) or is greyscale of 16 bits. RGB of 16 bits
-    loses the lower 8.
+    warning. RGB of 16 bits loses the lower 8. Raises ValueError, naming it, for a split or
+    class that is missing, for a file that has no place there, and for an image that can't
+    be read, isn't `size` (height, width) or is greyscale of 16 bits.
     """
     files = {split: list_images(root / split, classes) for split in ("train", "test")}
     splits = [decode(files[split], size) for split in files]

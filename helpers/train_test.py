@@ -439,8 +439,8 @@ def fit(
 ) -> History:
     """Train `model` by `recipe`, evaluate after each epoch, print a line for each.
 
-    The loss is cross-entropy. What is left in the model are the last epoch's weights, not
-    the best one's.
+    The loss is cross-entropy. What is left in the model are the weights that the last epoch
+    was evaluated with, not the best epoch's.
 
     model: any classifier that takes images in channels-last memory (`.flatten(1)`, not
         `.view`); it is moved to the device, trained in place and left in training mode,

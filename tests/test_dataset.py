@@ -93,6 +93,7 @@ def test_image_folder_is_read_in_the_order_of_its_names(folder):
     assert test.labels.tolist() == list(range(10))
     assert train.classes == dataset.CIFAR10_CLASSES
     assert train.source == "CIFAR-10, PNG copy"
+    assert sorted(path.name for path in folder.iterdir()) == ["test", "train"]
 
 
 def test_names_that_differ_in_their_suffix_alone_are_in_order_too(folder):

@@ -86,6 +86,7 @@ def test_first_cell_says_what_it_needs_and_fetches_the_project(
     pytest.importorskip("pip")
     if not shutil.which("git"):
         pytest.skip("needs git")
+    monkeypatch.setenv("PIP_BREAK_SYSTEM_PACKAGES", "1")  # nothing is installed
     (tmp_path / "from" / "helpers").mkdir(parents=True)
     (tmp_path / "from" / "helpers" / "models.py").touch()
     (tmp_path / "from" / "requirements.txt").touch()

@@ -172,14 +172,14 @@ def test_the_cell_for_several_gpus_gives_history_and_weights_and_one_record(
 
 
 def test_commands_have_options_that_there_are(text):
-    for options in re.findall(
-        r"^    python -m helpers (?!--help)(.*)$", text, re.MULTILINE
-    ):
+    given = re.findall(r"^ .*-m helpers (?!--help)(.*)$", text, re.MULTILINE)
+    assert len(given) == 6
+    for options in given:
         program.parse(options.split())
     said = (PROJECT / "benchmarks" / "README.md").read_text(encoding="utf-8")
-    for options in re.findall(
-        r"^    python -m benchmarks ([^#\n]*)", said, re.MULTILINE
-    ):
+    given = re.findall(r"^ .*-m benchmarks ([^#\n]*)", said, re.MULTILINE)
+    assert len(given) == 4
+    for options in given:
         benchmarks.parse(options.split())
 
 
