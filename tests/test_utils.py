@@ -16,6 +16,7 @@ from matplotlib.text import Text
 import helpers
 from helpers import utils
 from helpers.measures import wilson
+from helpers.train_test import Epoch, History
 
 DATA = "made-up data, for a test"
 CLASSES = ["airplane", "automobile", "bird"]
@@ -36,16 +37,19 @@ def normalized(images):
 
 def history(*test_accuracies):
     rows = [
-        SimpleNamespace(
-            epoch=epoch,
+        Epoch(
+            epoch,
             train_loss=2 / epoch,
             train_accuracy=1 - 0.6 / epoch,
             test_loss=1.8 / epoch,
             test_accuracy=accuracy,
+            learning_rate=1e-3,
+            seconds=1.0,
+            images_per_second=100.0,
         )
         for epoch, accuracy in enumerate(test_accuracies, start=1)
     ]
-    return SimpleNamespace(epochs=rows)
+    return History(1e-3, rows)
 
 
 def search(*, divergence=0.4):
