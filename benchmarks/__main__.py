@@ -123,7 +123,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     )
     parser.add_argument(
         "--data",
-        default=os.environ.get("CIFAR10_ROOT", "data"),
+        default=os.environ.get("CIFAR10_ROOT") or "data",
         help="folder of the dataset, or the word synthetic",
     )
     parser.add_argument(

@@ -71,7 +71,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     )
     parser.add_argument(
         "--data",
-        default=os.environ.get("CIFAR10_ROOT", "data"),
+        default=os.environ.get("CIFAR10_ROOT") or "data",
         help="folder the dataset is in or goes to, or the word synthetic; the profile "
         "smoke is always synthetic",
     )
@@ -165,7 +165,7 @@ def run(
 ) -> None:
     """Train once; the first of the processes writes what came of it."""
     recipe = recipe_of(options)
-    train, test = weights.images_of(
+    train, test = dataset.images_of(
         "synthetic" if options.profile == "smoke" else options.data,
         train_images=recipe.train_images,
         test_images=recipe.test_images,

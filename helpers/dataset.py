@@ -1,5 +1,6 @@
 """CIFAR-10, from the disk (or the network) to augmented batches on the device."""
 
+import functools
 import hashlib
 import importlib.util
 import operator
@@ -51,7 +52,7 @@ class DatasetUnavailable(OSError):
     """Nothing on the disk and nothing from the network; the message says what to do."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)  # arrays have no one answer to ==
 class ImageSet:
     """Labelled images in memory, and where they came from.
 
@@ -310,12 +311,13 @@ def load_or_draw(
 ) -> tuple[ImageSet, ImageSet, str | None]:
     """Subsets of CIFAR-10, or of synthetic images and the reason why.
 
-    The third is None with CIFAR-10 itself. Images are drawn where `root` is None or
-    `load_cifar10` raises DatasetUnavailable; what else it raises is raised here too.
+    The third is None with CIFAR-10 itself. Images are drawn where `root` is None or the
+    word synthetic, or `load_cifar10` raises DatasetUnavailable; what else it raises is
+    raised here too.
     """
     reason = "asked for"
     try:
-        if root is not None:
+        if root not in (None, "synthetic"):
             train, test = load_cifar10(root)
             return train.subset(train_images), test.subset(test_images), None
     except DatasetUnavailable as error:
@@ -323,6 +325,29 @@ def load_or_draw(
     sizes = {"train": train_images, "test": test_images}
     sizes = {split: size for split, size in sizes.items() if size is not None}
     return *synthetic_cifar10(**sizes), reason
+
+
+def images_of(
+    root: str, *, train_images: int | None, test_images: int | None, holdout: int
+) -> tuple[ImageSet, ImageSet]:
+    """The training images, of which a run takes a subset, and those it is evaluated on.
+
+    root: the folder of the dataset, or the word synthetic.
+    holdout: this many training images, if any, take the place of the test set.
+    """
+    if root == "synthetic":
+        # Those held out are drawn besides; None, for all, stays None.
+        size = train_images and train_images + holdout
+        train, test, _ = load_or_draw(root, train_images=size, test_images=test_images)
+    else:
+        train, test = load_once(root)
+    return train.split(holdout) if holdout else (train, test.subset(test_images))
+
+
+@functools.cache
+def load_once(root: str) -> tuple[ImageSet, ImageSet]:
+    """The dataset, which all seeds and runs of a process share: reading takes seconds."""
+    return load_cifar10(root)
 
 
 # --------------------------------------------------------------------------------------
@@ -449,7 +474,8 @@ def normalizing(
 
     require = partial(require_shape, size=size, channels=len(mean))
     normalize = A.Normalize(mean=mean, std=std, max_pixel_value=255, p=1)
-    steps = [A.Lambda(image=require, p=1), *steps, normalize, ToTensorV2(p=1)]
+    check = A.Lambda(image=require, name="require_shape", p=1)  # unnamed, no repr
+    steps = [check, *steps, normalize, ToTensorV2(p=1)]
     return A.Compose(steps, seed=seed)
 
 

@@ -4,7 +4,6 @@ A program of its own beside `python -m helpers`, of whose options it needs one.
 """
 
 import argparse
-import functools
 import os
 from pathlib import Path
 from typing import Any
@@ -40,7 +39,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     )
     parser.add_argument(
         "--data",
-        default=os.environ.get("CIFAR10_ROOT", "data"),
+        default=os.environ.get("CIFAR10_ROOT") or "data",
         help="folder the dataset is in or goes to, or the word synthetic",
     )
     return parser.parse_args(arguments)
@@ -72,7 +71,7 @@ def check(path: Path, data: str) -> None:
     model, record = load_run(path)
     said = record["weights"]
     used, count = record["data"], record["data"]["test_images"]
-    _, images = images_of(
+    _, images = dataset.images_of(
         data,
         train_images=used["train_images"],
         test_images=count,
@@ -95,31 +94,6 @@ def check(path: Path, data: str) -> None:
             f"{TOLERANCE} at most; the record, or this code, isn't that of these weights"
         )
     print(f"They agree: {found:,} images are right, {recorded:,} in the record.")
-
-
-def images_of(
-    root: str, *, train_images: int | None, test_images: int | None, holdout: int
-) -> tuple[dataset.ImageSet, dataset.ImageSet]:
-    """The training images, of which a run takes a subset, and those it is evaluated on.
-
-    root: the folder of the dataset, or the word synthetic.
-    holdout: this many training images, if any, take the place of the test set.
-    """
-    if root == "synthetic":
-        # Those held out are drawn besides; None, for all, stays None.
-        size = train_images and train_images + holdout
-        train, test, _ = dataset.load_or_draw(
-            None, train_images=size, test_images=test_images
-        )
-    else:
-        train, test = load_once(root)
-    return train.split(holdout) if holdout else (train, test.subset(test_images))
-
-
-@functools.cache
-def load_once(root: str) -> tuple[dataset.ImageSet, dataset.ImageSet]:
-    """The dataset, which all seeds and runs of a process share: reading takes seconds."""
-    return dataset.load_cifar10(root)
 
 
 def score(

@@ -582,6 +582,12 @@ def test_image_set_is_shown_in_a_line():
     assert shown == "ImageSet(40 images of 32×32×3, 4 classes, noise)"
 
 
+def test_two_image_sets_are_two_whatever_they_hold():
+    data, same = image_set(), image_set()
+    assert data != same
+    assert len({data, same}) == 2
+
+
 @pytest.mark.parametrize("on", ["cpu", "device"])
 def test_images_that_are_views_are_taken_and_are_the_same_images(on):
     data = image_set()
@@ -867,8 +873,9 @@ def test_images_are_drawn_where_cifar10_cannot_be_had_and_the_reason_is_told(
     train, test, reason = dataset.load_or_draw(folder, **sizes)
     assert (len(train), len(test), reason) == (10, 5, None)
     assert train.source == "CIFAR-10, PNG copy"
-    train, test, reason = dataset.load_or_draw(None, **sizes)
-    assert (len(train), len(test), reason) == (10, 5, "asked for")
+    for asked in (None, "synthetic"):
+        train, test, reason = dataset.load_or_draw(asked, **sizes)
+        assert (len(train), len(test), reason) == (10, 5, "asked for")
     monkeypatch.setattr("helpers.download.ARCHIVE_URLS", ("http://127.0.0.1:9/c",))
     empty = tmp_path_factory.mktemp("empty")
     train, test, reason = dataset.load_or_draw(empty, **sizes)
@@ -1111,6 +1118,7 @@ def test_transforms_refuse_images_of_another_shape_and_impossible_colours():
         with pytest.raises(ValueError, match=r"the image is \(.* transform is for \("):
             transform(image=image)
     for kind in (dataset.train_transform, dataset.eval_transform):
+        assert "Normalize" in repr(kind())  # as a cell's last line shows it
         with pytest.raises(ValueError, match="std more than 0"):
             kind(std=(0, 0, 0))
 
