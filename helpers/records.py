@@ -18,6 +18,9 @@ from helpers.recipe import PROFILES, RECIPES, Recipe
 FORMAT = 2
 # In columns of their own.
 IN_COLUMNS = {"epochs", "batch_size", "train_images", "test_images", "max_lr"}
+# What a recipe leaves to profile and machine.
+AMOUNTS = {"epochs", "batch_size", "train_images", "test_images", "peak_epoch"}
+AMOUNTS |= {"lr_test_steps", "lr_test_seeds", "precision"}
 NOT_MEASURED = "not measured"
 # Of accuracy: twice what the seed alone is assumed to make of networks like these after
 # 24 epochs (0.15 points). Short runs vary more, and two standard errors decide.
@@ -299,9 +302,11 @@ def spread(values: Sequence[float | None]) -> str:
 def is_page(record: dict[str, Any]) -> bool:
     """Whether a run is by Page's recipe as it is, with which the others are compared."""
     whole = {**asdict(Recipe()), **RECIPES["page"]}
-    fields = {field for recipe in RECIPES.values() for field in recipe}
-    fields |= {"padding", "flip", "average_epochs", "final_div_factor"}
-    as_it_is = all(record["recipe"].get(field) == whole[field] for field in fields)
+    as_it_is = all(
+        record["recipe"].get(field) == value
+        for field, value in whole.items()
+        if field not in AMOUNTS
+    )
     by_name = (record["model"], record["recipe_name"]) == ("CustomResNet", "page")
     return by_name and as_it_is
 
