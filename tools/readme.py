@@ -110,7 +110,7 @@ def machine(runs: list[dict[str, Any]], groups: list[list[dict[str, Any]]]) -> s
 
 
 def ingredients(folder: Path, trials: list[sweeps.Trial]) -> str:
-    """What each trial's fields gained on images held out, and whether they were kept."""
+    """What each trial's fields gained on images held out, and whether that is enough."""
     lines = []
     for name, fields, without, having in trials:
         gain = sweeps.gain(folder, without, having)
@@ -123,10 +123,10 @@ def ingredients(folder: Path, trials: list[sweeps.Trial]) -> str:
         ]
         seeds = sorted(found[0].keys() & found[1].keys())
         found = [spread([by_seed[seed] for seed in seeds]) for by_seed in found]
-        decision = "kept" if gain.kept else "not kept" if gain.decided else "open"
-        lines.append((name, changes, gain.n, *found, gain.points, decision))
+        passed = "yes" if gain.kept else "no" if gain.decided else "open"
+        lines.append((name, changes, gain.n, *found, gain.points, passed))
     columns = ["tried", "fields", "paired seeds", "without", "with"]
-    columns += ["gain in points ± its standard error", "decision"]
+    columns += ["gain in points ± its standard error", "more than two of those"]
     return markdown(columns, lines, left=(0, 1, 6))
 
 
