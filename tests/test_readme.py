@@ -25,6 +25,11 @@ def text():
     return (PROJECT / "README.md").read_text(encoding="utf-8")
 
 
+@pytest.fixture(scope="module")
+def importing():
+    return (PROJECT / "helpers" / "README.md").read_text(encoding="utf-8")
+
+
 def test_tables_are_what_records_and_networks_give(text):
     assert readme.render(text) == text, "run make readme"
     log = readme.LOG.read_text(encoding="utf-8")
@@ -108,9 +113,9 @@ import helpers.__main__
 
 
 def test_the_example_runs_and_each_module_is_imported_without_packages_it_does_not_need(
-    text,
+    importing,
 ):
-    example, _ = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    example, _ = re.findall(r"```python\n(.*?)```", importing, re.DOTALL)
     optional = ["torchvision", "albumentations", "torch_lr_finder", "torchsummary"]
     optional += ["safetensors", "filelock", "PIL"]
     hide = f"import sys; sys.modules |= dict.fromkeys({optional})\n"
@@ -123,9 +128,9 @@ def test_the_example_runs_and_each_module_is_imported_without_packages_it_does_n
 
 
 def test_the_cell_for_several_gpus_gives_history_and_weights_and_one_record(
-    text, tmp_path, monkeypatch, capfd
+    importing, tmp_path, monkeypatch, capfd
 ):
-    _, cell = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    _, cell = re.findall(r"```python\n(.*?)```", importing, re.DOTALL)
     changes = {"epochs": 2, "train_images": 40, "test_images": 23, "batch_size": 16}
     recipe = replace(train_test.PROFILES["smoke"], **changes, max_lr=1e-3)
     monkeypatch.chdir(tmp_path)
@@ -171,9 +176,13 @@ def test_the_cell_for_several_gpus_gives_history_and_weights_and_one_record(
     assert found.accuracy == names["history"].last.test_accuracy
 
 
-def test_commands_have_options_that_there_are(text):
-    given = re.findall(r"^ .*-m helpers (?!--help)(.*)$", text, re.MULTILINE)
-    assert len(given) == 6
+def test_commands_have_options_that_there_are(text, importing):
+    pattern = r"^ .*-m helpers (?!--help)(.*)$"
+    alone, together = (
+        re.findall(pattern, page, re.MULTILINE) for page in (text, importing)
+    )
+    assert (len(alone), len(together)) == (4, 2)
+    given = alone + together
     for options in given:
         program.parse(options.split())
     said = (PROJECT / "benchmarks" / "README.md").read_text(encoding="utf-8")
@@ -192,19 +201,23 @@ def test_each_promise_names_a_test_that_exists():
     assert [name for name in named if f"def {name}(" not in sources] == []
 
 
-def test_what_it_links_to_and_lists_is_there(text):
-    links = re.findall(r"\]\((?!http)([^)]+)\)", text)
+def test_what_it_links_to_and_lists_is_there(text, importing):
     tree = text.split("## What is where")[1].split("## Sources")[0]
-    listed = re.findall(r"\b[\w.]+\.(?:py|ipynb|txt)\b|\b\w+/", tree)
-    assert len(links) > 6
-    assert len(listed) > 15
-    places = [PROJECT, *(PROJECT / d for d in ("helpers", "tests", "tools"))]
-    missing = [
-        name
-        for name in links + listed
-        if not any((place / name).exists() for place in places)
+    package = importing.split("## What is where")[1]
+    pages = [
+        (text, tree, PROJECT, [PROJECT, PROJECT / "tools"], (6, 12)),
+        (importing, package, PROJECT / "helpers", [PROJECT / "helpers"], (5, 20)),
     ]
-    assert missing == []
+    for page, listing, folder, places, (some_links, some_files) in pages:
+        links = re.findall(r"\]\((?!http)([^)]+)\)", page)
+        listed = re.findall(r"\b[\w.]+\.(?:py|ipynb|txt)\b|\b\w+/", listing)
+        assert len(links) > some_links
+        assert len(listed) > some_files
+        assert [link for link in links if not (folder / link).exists()] == []
+        missing = [
+            name for name in listed if not any((p / name).exists() for p in places)
+        ]
+        assert missing == []
 
 
 def test_figures_are_those_of_the_notebook():
@@ -231,10 +244,10 @@ def test_figures_have_alternative_texts_and_exist(text):
     assert all(len(alternative) > 20 for alternative, _ in figures)
 
 
-def test_public_names_in_its_table_exist(text):
+def test_public_names_in_its_table_exist(importing):
     import importlib
 
-    rows = re.findall(r"^\| `(helpers\.\w+)` \| (.*) \|$", text, re.MULTILINE)
+    rows = re.findall(r"^\| `(helpers\.\w+)` \| (.*) \|$", importing, re.MULTILINE)
     assert len(rows) == 5
     for module, names in rows:
         found = importlib.import_module(module)
