@@ -182,7 +182,9 @@ def test_rate_that_was_set_is_kept(code, tmp_path, monkeypatch, found_rate):
         assert fitted.pop().max_lr == used
 
 
-@pytest.mark.parametrize("changed", ["SEED = 1", "train = train.subset(64)"])
+@pytest.mark.parametrize(
+    "changed", ["SEED = 1", "train = train.subset(64)", 'MODEL = "ResNet18"']
+)
 def test_training_cell_refuses_what_the_cells_before_it_were_not_made_with(
     changed, code, tmp_path, monkeypatch
 ):

@@ -361,7 +361,8 @@ def render_notebook(text: str) -> str:
     (cell,) = (
         cell
         for cell in notebook["cells"]
-        if "utils.results_markdown(" in "".join(cell["source"])
+        if cell["cell_type"] == "code"
+        and "utils.results_markdown(" in "".join(cell["source"])
     )
     (shown,) = (
         output["data"]
