@@ -98,6 +98,16 @@ def test_plan_ends_where_there_is_no_dataset_for_any_run(tmp_path, capsys):
     assert capsys.readouterr().out.count("---") == 1
 
 
+def test_runs_are_of_full_length_also_where_no_gpu_is_found(tmp_path, monkeypatch):
+    def stop(options, *_):
+        raise SystemExit(options.profile)
+
+    monkeypatch.setattr(records.program, "run", stop)
+    (run, *_) = records.finals()
+    with pytest.raises(SystemExit, match="full"):
+        records.make(run, tmp_path, [])
+
+
 def test_recipes_come_first(tmp_path):
     names = [run.name for run in records.missing(tmp_path)]
     assert names[0] == "run-page-CustomResNet-seed0"

@@ -150,8 +150,9 @@ def missing(folder: Path) -> Iterator[Run]:
 
 def make(run: Run, folder: Path, common: list[str]) -> None:
     keep = ["--save-weights"] if run.name == KEPT else []
-    # A run is repeated, not gone on with: a checkpoint would only take time.
-    common = [*common, "--no-checkpoint"]
+    # Of full length, also where no GPU is found: its name doesn't tell. And a run is
+    # repeated, not gone on with: a checkpoint would only take time.
+    common = ["--profile=full", *common, "--no-checkpoint"]
     # Beside the records: what can't be written there is said before training.
     with tempfile.TemporaryDirectory(prefix=".run-", dir=folder) as scratch:
         program.main([*common, *run.options, *keep, "--out", scratch])
