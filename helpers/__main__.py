@@ -11,7 +11,6 @@ import inspect
 import os
 import re
 import subprocess
-import tempfile
 import time
 import warnings
 from pathlib import Path
@@ -156,7 +155,11 @@ def require_seeds(options: argparse.Namespace, processes: train_test.Processes) 
     """Raise before the first seed's hours what a later one would fail for at once."""
     for seed in options.seeds:
         utils.set_seed(seed)
-        if processes.first and not (options.resume or options.no_checkpoint):
+        if processes.first and options.resume:
+            train_test.require_resumable(
+                checkpoint_of(options, seed), recipe_of(options)
+            )
+        elif processes.first and not options.no_checkpoint:
             train_test.require_free(checkpoint_of(options, seed))
 
 
@@ -172,7 +175,7 @@ def run(
         holdout=options.holdout,
     )
     train = train.subset(recipe.train_images)
-    require_writable(options.out)
+    train_test.require_writable(options.out)
     if options.save_weights and not importlib.util.find_spec("safetensors"):
         raise ModuleNotFoundError("--save-weights needs safetensors; pip install it")
     device = utils.get_device()
@@ -279,19 +282,6 @@ def find_done(record: dict[str, Any], checkpoint: Path) -> Path | None:
         if all(past.get(part) == record[part] for part in alike):
             return path
     return None
-
-
-def require_writable(folder: Path) -> None:
-    """Make the folder, and a file in it: before the training, not after."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            pass
-    except OSError as error:
-        raise OSError(
-            f"the folder {folder} can't be written to ({error.strerror}); name another "
-            "with --out"
-        ) from error
 
 
 def setting(

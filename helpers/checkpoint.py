@@ -9,6 +9,7 @@ import hashlib
 import io
 import os
 import pickle
+import tempfile
 import warnings
 from pathlib import Path
 from typing import Any
@@ -48,6 +49,25 @@ def require_free(path: Path) -> None:
             f"{kept[0]} exists; go on from it with resume=True (--resume), or name another "
             "place"
         )
+
+
+def place_of(checkpoint: str | os.PathLike) -> Path:
+    """Where it is: a link's target, which would else be replaced with the link left out."""
+    path = Path(checkpoint).expanduser()
+    return path.resolve() if path.is_symlink() else path
+
+
+def require_writable(folder: Path) -> None:
+    """Make the folder, and a file in it: before the training, not after."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise OSError(
+            f"the folder {folder} can't be written to ({error.strerror}); name another "
+            "one (--out)"
+        ) from error
 
 
 def require_file(path: Path) -> None:
@@ -109,26 +129,28 @@ def load_checkpoint(
     `model`. Raises ValueError, saying what differs, where it doesn't, and where all that is
     there is damaged.
     """
-    kept = kept_checkpoints(path)
-    for file in kept:
+    if not (kept := kept_checkpoints(path)):
+        return None
+    file, state = latest_whole(kept)
+    require_same_plan(file, state["plan"], plan)
+    require_same_model(file, state, model)
+    if file != kept[0]:  # the next save would put the damaged one in its place
+        with contextlib.suppress(OSError):
+            os.replace(file, kept[0])
+    return state
+
+
+def latest_whole(kept: list[Path]) -> tuple[Path, dict[str, Any]]:
+    """The first of these that isn't damaged and what it holds; a warning tells of others.
+
+    Raises Damaged where all are, and what `read_checkpoint` raises.
+    """
+    for file in kept[:-1]:
         try:
-            state = read_checkpoint(file)
+            return file, read_checkpoint(file)
         except Damaged as error:
-            if file == kept[-1]:
-                raise
-            warnings.warn(f"{error}; trying the one before it", stacklevel=3)
-            continue
-        if differing := [*differences(state["plan"], plan)]:
-            raise ValueError(
-                f"{file} comes from another training: {', '.join(differing)}; name another "
-                "file or use that recipe"
-            )
-        require_same_model(file, state, model)
-        if file != kept[0]:  # the next save would put the damaged one in its place
-            with contextlib.suppress(OSError):
-                os.replace(file, kept[0])
-        return state
-    return None
+            warnings.warn(f"{error}; trying the one before it", stacklevel=4)
+    return kept[-1], read_checkpoint(kept[-1])
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
@@ -156,6 +178,14 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
             "that wrote it, or remove it"
         )
     return state
+
+
+def require_same_plan(file: Path, there: dict[str, Any], here: dict[str, Any]) -> None:
+    if differing := [*differences(there, here)]:
+        raise ValueError(
+            f"{file} comes from another training: {', '.join(differing)}; name another "
+            "file or use that recipe"
+        )
 
 
 def require_same_model(

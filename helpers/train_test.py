@@ -20,10 +20,13 @@ from helpers.checkpoint import (
     drop_previous,
     evaluated_weights,
     kept_checkpoints,
+    latest_whole,
     load_checkpoint,
-    read_checkpoint,
+    place_of,
     require_free,
     require_same_model,
+    require_same_plan,
+    require_writable,
     save_checkpoint,
     within_reach,
 )
@@ -176,7 +179,7 @@ def require_finite(
         remedy = (
             "no step was taken yet: look for what is not finite in images or model"
             if epoch == step == 1
-            else "train with a lower max_lr"
+            else "train with a lower max_lr, or look for what is not finite in the images"
         )
         raise NonFiniteLoss(
             f"the loss is {float(losses[at])} in epoch {epoch}, step {step}, at learning "
@@ -418,14 +421,26 @@ def plan_of(loaders, recipe: Recipe) -> dict[str, Any]:
     made_with = getattr(train, "made_with", {})
     fields = asdict(recipe)
     del fields["max_lr"]
+    seed = getattr(train, "seed", None)
     return {
         **fields,
         "max_lr_from": "the recipe" if recipe.max_lr else "the range test",
         "steps_per_epoch": len(train),
         "images": [getattr(loader, "fingerprint", None) for loader in loaders],
-        "seed": getattr(train, "seed", None),
+        "seed": seed if seed is None else int(seed),  # NumPy's isn't read back
         **{f"the loader's {name}": value for name, value in made_with.items()},
     }
+
+
+def require_resumable(path: Path, recipe: Recipe) -> None:
+    """Raise what `fit` would for a checkpoint that is damaged or of another recipe."""
+    if kept := kept_checkpoints(path):
+        file, state = latest_whole(kept)
+        fields = {
+            name: value for name, value in asdict(recipe).items() if name != "max_lr"
+        }
+        there = {name: state["plan"].get(name) for name in fields}
+        require_same_plan(file, there, fields)
 
 
 def fit(
@@ -463,9 +478,10 @@ def fit(
     Raises ValueError for loaders that don't fit the recipe or the model, a checkpoint that
     doesn't fit, processes that differ and devices other than cpu and cuda, TypeError for a
     model that gives no tensor and arguments of other kinds, FileExistsError for a
-    checkpoint in the way, IsADirectoryError for a folder in its place, NonFiniteLoss when
-    training fails, MemoryError, with a batch size that would fit if the process trains
-    alone, and without a max_lr what `lr_range_test` raises.
+    checkpoint in the way, IsADirectoryError for a folder in its place, OSError for a folder
+    that can't be written to, NonFiniteLoss when training fails, MemoryError, with a batch
+    size that would fit if the process trains alone, and without a max_lr what
+    `lr_range_test` raises.
     """
     if not isinstance(recipe, Recipe):
         raise TypeError(
@@ -474,16 +490,26 @@ def fit(
         )
     if resume and not checkpoint:
         raise ValueError("resume needs a checkpoint, the file to go on from")
-    device, path = torch.device(device), Path(checkpoint) if checkpoint else None
+    device, path = torch.device(device), place_of(checkpoint) if checkpoint else None
     choose_dtype(recipe.precision, device)  # raises for a device that won't do
     if not isinstance(loaders, tuple | list) or len(loaders) != 2:
         kind, many = type(loaders).__name__, isinstance(loaders, tuple | list)
         given = f"{kind} of {len(loaders)}" if many else kind
         raise TypeError(f"loaders must be two, (train, test), not a {given}")
+    for loader in loaders:
+        if not (hasattr(loader, "__iter__") and hasattr(loader, "__len__")):
+            raise TypeError(
+                f"a {type(loader).__name__} is no loader, which has batches and their "
+                "number; make_loaders makes both of ImageSets"
+            )
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model must be an nn.Module, not a {type(model).__name__}")
     processes = Processes.current()
     require_shared(loaders, processes)
-    if path and not resume and processes.first:
-        require_free(path)
+    if path and processes.first:
+        if not resume:
+            require_free(path)
+        require_writable(path.parent)
     plan = plan_of(loaders, recipe)
     processes.require_same({**plan, "max_lr": recipe.max_lr, "resume": resume})
     saved = None
@@ -548,13 +574,13 @@ def read_history(checkpoint: str | PathLike, model: nn.Module | None = None) -> 
     Raises FileNotFoundError where there is none, ValueError for a file that is damaged or
     no checkpoint, and for weights that don't fit the model.
     """
-    kept = kept_checkpoints(Path(checkpoint))
+    # Perhaps only the one before it, where a stop came between the renames.
+    kept = kept_checkpoints(place_of(checkpoint))
     if not kept:
         raise FileNotFoundError(
             f"{checkpoint} is not there; name a checkpoint of fit's"
         )
-    path = kept[0]  # the one before it, where a stop came between the renames
-    state = read_checkpoint(path)
+    path, state = latest_whole(kept)
     if model:
         require_same_model(path, state, model.state_dict())
         require_scale(model, state["plan"]["logit_scale"])

@@ -391,6 +391,19 @@ def test_resumed_run_ends_with_the_record_of_an_uninterrupted_one(
     assert checkpoints(interrupted) == {}
 
 
+def test_later_seed_that_can_not_go_on_is_said_before_the_first_is_trained(
+    interrupted, capsys
+):
+    for seeds, change, sentence in (
+        ("4 3", "--padding=2", r"from another training: padding is 4 there and 2 here"),
+        ("4 5", "--padding=4", "seed5.pt is damaged or no checkpoint"),
+    ):
+        (interrupted / "Tiny-smoke-assignment-seed5.pt").write_bytes(b"junk")
+        with pytest.raises(SystemExit, match=sentence):
+            main(interrupted, "--seeds", *seeds.split(), "--resume", change)
+        assert "epoch" not in capsys.readouterr().out
+
+
 def test_other_seed_is_not_in_the_way_of_an_interrupted_run(interrupted):
     before = checkpoints(interrupted)
     main(interrupted, "--seeds=4", "--max-lr=0.01")
@@ -577,7 +590,7 @@ def test_out_that_cannot_be_written_to_is_said_before_training(
         raise OSError(30, "Read-only file system")
 
     monkeypatch.setattr("tempfile.TemporaryFile", refuse)
-    sentence = r"^error: the folder .* can't be written to \(Read-only .* with --out$"
+    sentence = r"^error: the folder .* can't be written to \(Read-only .* \(--out\)$"
     with pytest.raises(SystemExit, match=sentence):
         main(tmp_path)
     assert "epoch" not in capsys.readouterr().out

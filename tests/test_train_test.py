@@ -401,6 +401,22 @@ def test_range_test_and_each_epoch_print_one_line_and_nothing_else(capsys):
     assert printed.err == ""
 
 
+def test_lines_go_to_whatever_stands_in_for_a_terminal(monkeypatch):
+    class Log:
+        def __init__(self):
+            self.text = ""
+
+        def write(self, text):
+            self.text += text
+
+        def flush(self):
+            pass
+
+    monkeypatch.setattr(sys, "stdout", log := Log())
+    history = fit(network(), loaders(), recipe(max_lr=None))
+    assert log.text.splitlines() == lines_of(history)
+
+
 def test_lines_stay_below_a_progress_bar(capsys, monkeypatch):
     monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
     history = fit(network(), loaders(), recipe(max_lr=None))
@@ -868,6 +884,37 @@ def test_checkpoint_in_the_way_is_an_error_and_stays(interrupted):
         fit(model, loaders(), recipe(), checkpoint=interrupted)
     assert interrupted.read_bytes() == content
     assert_same_state(state_of(model), before)
+
+
+@pytest.mark.parametrize("resume", [False, True])
+def test_place_that_takes_no_checkpoint_is_said_before_training(
+    resume, tmp_path, capsys
+):
+    (tmp_path / "file").touch()
+    place = tmp_path / "file" / "training.pt"
+    with pytest.raises(OSError, match=r"the folder .*file can't be written to \("):
+        fit(network(), loaders(), recipe(), checkpoint=place, resume=resume)
+    assert capsys.readouterr().out == ""
+
+
+def test_checkpoint_behind_a_link_is_written_where_that_leads(tmp_path):
+    (drive := tmp_path / "drive").mkdir()
+    link = tmp_path / "training.pt"
+    link.symlink_to(drive / "mine.pt")
+    history = fit(network(), loaders(), recipe(), checkpoint=link)
+    assert link.is_symlink()
+    assert [path.name for path in drive.iterdir()] == ["mine.pt"]
+    assert train_test.read_history(link) == history
+
+
+def test_checkpoint_of_loaders_with_a_seed_of_numpys_can_be_gone_on_with(tmp_path):
+    class Batches(list):
+        seed = np.int64(7)
+
+    pair, path = [Batches(loader) for loader in loaders()], tmp_path / "training.pt"
+    history = fit(network(), pair, recipe(), checkpoint=path)
+    again = fit(network(), pair, recipe(), checkpoint=path, resume=True)
+    assert again == history
 
 
 def test_resume_without_a_checkpoint_starts_anew(tmp_path):
