@@ -6,6 +6,7 @@ import importlib.util
 import operator
 import os
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -59,8 +60,8 @@ class ImageSet:
     images: uint8 (N, H, W, C). labels: int64 (N,), each in [0, len(classes)).
     source: the label that every figure about these images carries.
 
-    Raises TypeError for what is no array, ValueError for arrays of other shapes or types
-    and for labels outside the classes.
+    Raises TypeError for what is no array or no sequence of names, ValueError for arrays of
+    other shapes or types, names that come twice and labels outside the classes.
     """
 
     images: NDArray[np.uint8]
@@ -93,6 +94,17 @@ class ImageSet:
                 f"{self.labels.dtype} {self.labels.shape}; .astype(np.int64) converts, "
                 ".ravel() takes an axis away"
             )
+        if isinstance(self.classes, str) or not isinstance(
+            self.classes, Sequence | np.ndarray
+        ):
+            raise TypeError(
+                f"classes must be a tuple of names, in the order of the labels, not "
+                f"{self.classes!r}"
+            )
+        names = tuple(map(str, self.classes))  # a record holds no NumPy ones
+        if len(set(names)) < len(names):
+            raise ValueError(f"classes must have a name each, not {names}")
+        object.__setattr__(self, "classes", names)
         outside = (self.labels < 0) | (self.labels >= len(self.classes))
         if outside.any():
             first = int(outside.argmax())
@@ -165,7 +177,10 @@ class ImageSet:
                 counts += np.bincount(part[..., channel].ravel(), minlength=256)
             mean = counts @ values / pixels
             means.append(float(mean))
-            deviations.append(float(np.sqrt(counts @ (values - mean) ** 2 / pixels)))
+            # Of one value alone the mean is rounded, and the deviation next to 0, not 0.
+            varies = np.count_nonzero(counts) > 1
+            squares = counts @ (values - mean) ** 2 * varies
+            deviations.append(float(np.sqrt(squares / pixels)))
         return tuple(means), tuple(deviations)
 
     def fingerprint(self) -> str:

@@ -146,6 +146,10 @@ def pair(batch: object) -> tuple[Tensor, Tensor]:
             "integers (B,); .long() converts, .squeeze(1) takes a dimension away, "
             ".argmax(1) undoes one-hot"
         )
+    if len(images) != len(labels):
+        raise ValueError(
+            f"a batch has {len(images)} images and {len(labels)} labels; it needs one each"
+        )
     return images, labels.long()  # cross-entropy takes few others
 
 

@@ -13,7 +13,8 @@ def somebody_watches() -> bool:
     if kernel := getattr(shell, "kernel", None):
         # A front end can ask the person for input; a batch execution says it can't.
         return getattr(kernel, "_allow_stdin", True)
-    return sys.stdout.isatty()
+    # What stands in for a terminal, to write a log say, may have none of its methods.
+    return getattr(sys.stdout, "isatty", bool)()
 
 
 def step_bar(steps: Iterable, name: str, shown: bool = True) -> tqdm:

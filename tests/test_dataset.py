@@ -823,6 +823,28 @@ def assert_in_proportion(part, whole):
         assert np.ptp(have[all_ == size]) <= 1
 
 
+def test_channel_of_one_value_deviates_by_nothing_and_is_refused():
+    images = np.full((7, 9, 9, 1), 127, np.uint8)  # whose mean is rounded
+    data = dataset.ImageSet(images, np.zeros(7, np.int64), ("one",), "blank")
+    mean, std = data.mean_std()
+    assert std == (0,)
+    with pytest.raises(ValueError, match="leave out a channel that is the same"):
+        dataset.make_loaders(data, data, batch_size=2, device="cpu", mean=mean, std=std)
+
+
+def test_classes_are_names_and_each_has_its_own():
+    images, labels = np.zeros((2, 8, 8, 1), np.uint8), np.arange(2)
+    for classes in (np.array(["cat", "dog"]), ["cat", "dog"], ("cat", "dog")):
+        made = dataset.ImageSet(images, labels, classes, "two")
+        assert made.classes == ("cat", "dog")
+    assert dataset.ImageSet(images, labels, range(2), "two").classes == ("0", "1")
+    for classes in ("catdog", {"cat", "dog"}, 2):
+        with pytest.raises(TypeError, match="classes must be a tuple of names"):
+            dataset.ImageSet(images, labels, classes, "two")
+    with pytest.raises(ValueError, match="must have a name each, not .'cat', 'cat'"):
+        dataset.ImageSet(images, labels, ("cat", "cat"), "two")
+
+
 def test_rare_class_is_not_held_out_whole():
     labels = np.array([0] * 50 + [1] * 950)
     images = np.zeros((1000, 1, 1, 1), np.uint8)

@@ -260,6 +260,7 @@ IMAGE = torch.zeros(8, 3, 32, 32)
         ((IMAGE.numpy(), torch.arange(8)), "is not a pair of tensors"),
         ((IMAGE, torch.arange(8).float()), r"float32 \(8,\) .* \.long\(\)"),
         ((IMAGE, torch.arange(8)[:, None]), r"\(8, 1\) .* \.squeeze\(1\)"),
+        ((IMAGE, torch.arange(7)), "8 images and 7 labels"),
         ((IMAGE, torch.eye(8)), r"float32 \(8, 8\) .* \.argmax\(1\)"),
         ((IMAGE[:, 0], torch.arange(8)), r"\(8, 32, 32\) and .* \.unsqueeze\(1\)"),
         ((IMAGE[:, 0, 0], torch.arange(8)), r"\(8, 32\) .* go as \[:, :, None, None\]"),
@@ -272,6 +273,19 @@ IMAGE = torch.zeros(8, 3, 32, 32)
 def test_batch_that_training_cannot_take_is_said_with_the_remedy(batch, sentence):
     with pytest.raises(ValueError, match=sentence):
         train_test.fit(network(), ([batch] * 3, [batch]), RECIPE, device=CPU)
+
+
+def test_what_is_no_loader_or_no_model_is_said_by_its_kind():
+    sets = dataset.synthetic_cifar10(train=16, test=8)
+    with pytest.raises(TypeError, match=r"a ImageSet is no loader.* make_loaders"):
+        train_test.fit(network(), sets, RECIPE, device=CPU)
+    batches = [(IMAGE, torch.arange(8))]
+    with pytest.raises(TypeError, match="a generator is no loader"):
+        train_test.fit(
+            network(), (iter(b for b in batches), batches), RECIPE, device=CPU
+        )
+    with pytest.raises(TypeError, match=r"must be an nn\.Module, not a function"):
+        train_test.fit(keeping, (batches, batches), RECIPE, device=CPU)
 
 
 def test_model_that_answers_in_a_dict_is_told_to_give_a_tensor():
@@ -347,7 +361,22 @@ def keeping():
     return model
 
 
-@pytest.mark.parametrize("make", [lambda: Mute(lambda logits: logits), pruned, keeping])
+def remembering():
+    model, seen = network(), {}
+    model.seen, model.order = seen, []
+
+    def look(layer, _, out):
+        seen["first"] = out
+        model.order[:] = [out + 1]
+
+    model[0].register_forward_hook(look)
+    model(IMAGE)
+    return model
+
+
+@pytest.mark.parametrize(
+    "make", [lambda: Mute(lambda logits: logits), pruned, keeping, remembering]
+)
 def test_model_that_torch_alone_would_train_is_tried_averaged_and_trained(make):
     model, batch = make(), (IMAGE, torch.arange(8))
     recipe = replace(RECIPE, max_lr=None, average_epochs=1, lr_test_steps=10)
@@ -386,7 +415,7 @@ def test_model_that_ends_in_softmax_is_trained_and_warned_of():
 def test_label_beyond_the_outputs_is_found_where_the_images_are_in_order_of_class(
     wide, on
 ):
-    few = replace(IMAGES[0], classes=("name",) * 12)
+    few = replace(IMAGES[0], classes=tuple("abcdefghijkl"))
     labels = np.sort(few.labels)
     labels[-1] = 11
     odd = replace(few, labels=labels)

@@ -668,6 +668,15 @@ def test_titles_of_misclassified_images_do_not_run_into_each_other():
         assert left.x1 < right.x0
 
 
+def test_long_label_stays_within_its_figure():
+    about = "a dataset of a name that takes more room than a line has, " * 4
+    figure = utils.plot_learning_rate([1, 2], [1], data=about, steps_per_epoch=1)
+    figure.canvas.draw()
+    title = figure._suptitle.get_window_extent()
+    assert title.x0 > 0
+    assert title.x1 < figure.bbox.width
+
+
 def test_dollars_in_names_are_no_mathematics():
     names, images = ("$1", "US$ {x and C$"), pictures(30)
     figures = [

@@ -61,6 +61,7 @@ def failure_of(client: NotebookClient) -> str:
 
 
 def main() -> int:
+    sys.stdout.reconfigure(errors="replace")  # not all of Windows' code pages have ×
     BUILD.mkdir(exist_ok=True)
     with tempfile.TemporaryFile(dir=BUILD):  # said before the experiment, not after
         pass
