@@ -202,15 +202,7 @@ def run(
     checkpoint = None if options.no_checkpoint else checkpoint_of(options, seed)
     if options.resume and (done := processes.broadcast(find_done(record, checkpoint))):
         if processes.first:
-            past = utils.read_record(done)
-            print(
-                f"{done} is the record of seed {seed}, max_lr {past['max_lr']:.2e}, which is "
-                "passed over"
-            )
-            if options.save_weights and "weights" not in past:
-                print(
-                    "it has no weights: without --resume it is trained again, for them"
-                )
+            say_passed_over(done, options)
         return
     if processes.first:
         print(utils.describe_run(options.profile, train.source, device))
@@ -240,12 +232,9 @@ def run(
     stem = options.out / name
     utils.write_record(stem.with_suffix(".json"), record)
     if options.save_weights:  # after the record, which a full disk then doesn't cost
+        file = stem.with_suffix(".safetensors")
         record["weights"] = weights.save_scored(
-            model,
-            stem.with_suffix(".safetensors"),
-            test,
-            data=train.source,
-            device=device,
+            model, file, test, data=train.source, device=device
         )
         utils.write_record(stem.with_suffix(".json"), record)
     if checkpoint and checkpoint.exists():
@@ -282,6 +271,16 @@ def find_done(record: dict[str, Any], checkpoint: Path) -> Path | None:
         if all(past.get(part) == record[part] for part in alike):
             return path
     return None
+
+
+def say_passed_over(done: Path, options: argparse.Namespace) -> None:
+    past = utils.read_record(done)
+    print(
+        f"{done} is the record of seed {past['seed']}, max_lr {past['max_lr']:.2e}, which is "
+        "passed over"
+    )
+    if options.save_weights and "weights" not in past:
+        print("it has no weights: without --resume it is trained again, for them")
 
 
 def setting(
