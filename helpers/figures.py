@@ -424,7 +424,7 @@ def new_figure(
     """Return a figure of that size in inches, outside pyplot's global state, and axes."""
     figure = Picture(figsize=(width, height), layout="constrained")
     figure.get_layout_engine().set(w_pad=0.08, h_pad=0.08)  # inches
-    about = textwrap.fill(verbatim(data), int(10 * width))  # an inch holds 10 letters
+    about = textwrap.fill(verbatim(data), int(11.2 * width))  # letters in an inch
     figure.suptitle(f"{title}\n{about}")
     return figure, figure.subplots(lines, columns)
 

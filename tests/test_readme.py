@@ -101,7 +101,6 @@ def test_a_recipe_is_measured_when_five_seeds_of_it_as_it_is_are():
 
 ALONE = """
 import importlib
-del sys.modules["PIL"]  # Matplotlib brings it
 four = ("models", "dataset", "train_test", "utils")
 for name in four:
     for old in [module for module in sys.modules if module.split(".")[0] == "helpers"]:
@@ -117,7 +116,7 @@ def test_the_example_runs_and_each_module_is_imported_without_packages_it_does_n
 ):
     example, _ = re.findall(r"```python\n(.*?)```", importing, re.DOTALL)
     optional = ["torchvision", "albumentations", "torch_lr_finder", "torchsummary"]
-    optional += ["safetensors", "filelock", "PIL"]
+    optional += ["safetensors", "filelock"]  # PIL comes with Matplotlib
     hide = f"import sys; sys.modules |= dict.fromkeys({optional})\n"
     command = [sys.executable, "-c", hide + example + ALONE]
     done = subprocess.run(

@@ -232,10 +232,9 @@ def headline(records: list[dict[str, Any]]) -> str:
         accuracy = spread(accuracies)
         if len(runs) < 3:
             accuracy = " and ".join(f"{accuracy:.2%}" for accuracy in accuracies)
-        name, _, otherwise = how_trained(runs[0]).partition(" with ")
-        if otherwise and len(runs) == 1:
-            continue  # a try of one's own
-        how = name + " with other options" * bool(otherwise) + machine(runs, groups)
+        if " with " in (how := how_trained(runs[0])):
+            continue  # no recipe as it is today
+        how += machine(runs, groups)
         seeds = "one seed" if len(runs) == 1 else f"{len(runs)} seeds"
         found.append((how, f"**{accuracy}**", seeds))
     missing = unmeasured(records)
@@ -244,7 +243,7 @@ def headline(records: list[dict[str, Any]]) -> str:
         f"{data['train_images']:,} training and {data['test_images']:,} test images"
     )
     about += "." if any(map(is_of_a_gpu, alike)) else ", on CPUs."
-    table = markdown(["recipe (see below)", "test accuracy", "runs"], found)
+    table = markdown(["recipe (see Training)", "test accuracy", "runs"], found)
     lines = [about, "", table, "", f"Not measured yet: {', '.join(missing)}."]
     return "\n".join(lines if missing else lines[:-2])
 
