@@ -5,6 +5,7 @@ S10.ipynb itself is not touched.
 """
 
 import functools
+import hashlib
 import os
 import re
 import sys
@@ -60,6 +61,12 @@ def failure_of(client: NotebookClient) -> str:
     return ""
 
 
+def digest_of(notebook: nbformat.NotebookNode) -> str:
+    """What tells whether outputs are of this code: the SHA-256 of all code cells."""
+    code = [cell.source for cell in notebook.cells if cell.cell_type == "code"]
+    return hashlib.sha256("\n\n".join(code).encode()).hexdigest()
+
+
 def main() -> int:
     sys.stdout.reconfigure(errors="replace")  # not all of Windows' code pages have ×
     BUILD.mkdir(exist_ok=True)
@@ -82,6 +89,7 @@ def main() -> int:
             on_cell_start=functools.partial(print_heading, time.perf_counter()),
         )
         failure = failure_of(client)
+    notebook.metadata.code_sha256 = digest_of(notebook)
     nbformat.write(notebook, BUILD / "S10.ipynb")
     page, _ = HTMLExporter().from_notebook_node(notebook)
     (BUILD / "S10.html").write_text(page, encoding="utf-8")
