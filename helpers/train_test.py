@@ -458,8 +458,8 @@ def fit(
     was evaluated with, not the best epoch's.
 
     model: any classifier that takes images in channels-last memory (`.flatten(1)`, not
-        `.view`); it is moved to the device, trained in place and left in training mode,
-        which `evaluate` and `predict` see to themselves.
+        `.view`); it is moved to the device, trained in place and left in evaluation mode,
+        to be called as it is.
     loaders: (train, test), each an iterable with a length, of (images (B, C, H, W),
         labels (B,)); one with `set_epoch` is told which epoch begins.
     recipe: what it says of images, their augmentation (a warning tells of another one)
@@ -563,13 +563,15 @@ def fit(
         drop_previous(path)
     if recipe.average_epochs:
         model.load_state_dict(training.averaged.module.state_dict())
+    model.eval()
     return history
 
 
 def read_history(checkpoint: str | PathLike, model: nn.Module | None = None) -> History:
     """The epochs that the training behind a checkpoint has completed.
 
-    model: is given the weights that the last of them was evaluated with.
+    model: is given the weights that the last of them was evaluated with, and left in
+        evaluation mode.
 
     Raises FileNotFoundError where there is none, ValueError for a file that is damaged or
     no checkpoint, and for weights that don't fit the model.
@@ -585,4 +587,5 @@ def read_history(checkpoint: str | PathLike, model: nn.Module | None = None) -> 
         require_same_model(path, state, model.state_dict())
         require_scale(model, state["plan"]["logit_scale"])
         model.load_state_dict(evaluated_weights(state))
+        model.eval()
     return History.from_dict(state["history"])

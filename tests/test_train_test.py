@@ -194,11 +194,13 @@ def test_on_step_tells_images_and_rate_of_each_step():
     assert steps == [(16, 0.25), (16, 0.25), (3, 0.25)]
 
 
-def test_model_that_was_left_in_evaluation_mode_is_trained_in_training_mode():
-    model = network().eval()
-    fit(model, (batches(16, 16), batches(16)), recipe())
+def test_model_is_trained_in_training_mode_and_left_to_be_called(tmp_path):
+    model, path = network().eval(), tmp_path / "training.pt"
+    fit(model, (batches(16, 16), batches(16)), recipe(), checkpoint=path)
     assert float(model[1].num_batches_tracked) == 3 * 2
-    assert all(module.training for module in model.modules())
+    train_test.read_history(path, again := network())
+    for left in (model, again):
+        assert not any(module.training for module in left.modules())
 
 
 def test_history_tells_each_epoch():
