@@ -112,7 +112,8 @@ def results_markdown(records: Sequence[dict[str, Any]]) -> str:
 
     Accuracies are means in percent, with the standard deviation where there are several
     seeds. The last epoch's is the figure to quote: the maximum was chosen by the test set.
-    Data, lengths and hardware stand above the table where they are the same in all rows.
+    Data, lengths and hardware stand above the table where they are the same in all rows; a
+    column of which nothing was measured is left out.
     """
     lines = []
     for runs in experiments(records):
@@ -147,7 +148,11 @@ def results_markdown(records: Sequence[dict[str, Any]]) -> str:
     conditions = ("data", "training → test images", "epochs × batch", "hardware")
     shared = [name for name in conditions if len({line[name] for line in lines}) == 1]
     above = "; ".join(f"{name}: {lines[0][name]}" for name in shared)
-    columns = [name for name in lines[0] if name not in shared]
+    columns = [
+        name
+        for name in lines[0]
+        if name not in shared and {line[name] for line in lines} != {NOT_MEASURED}
+    ]
     table = markdown(columns, [[line[name] for name in columns] for line in lines])
     return f"{above}\n\n{table}" if above else table
 

@@ -45,7 +45,7 @@ def test_all_records_are_made_once(small, tmp_path, capsys):
     assert "--- run-page-CustomResNet-seed0" in capsys.readouterr().out
     for name, scale, smoothing, cutout in (
         ("base", 1, 0, 8),
-        ("together", 0.125, 0.1, 8),
+        ("ours", 0.125, 0.1, 8),
         ("no-label-smoothing", 0.125, 0, 8),
         ("no-cutout", 0.125, 0.1, 0),
     ):
@@ -141,13 +141,13 @@ def leave(folder, name, accuracies):
 def test_ingredient_is_kept_if_it_gains_two_standard_errors_over_five_seeds(
     tried, kept, tmp_path
 ):
-    leave(tmp_path, "together", [0.90, 0.91, 0.90, 0.91, 0.90])
+    leave(tmp_path, "ours", [0.90, 0.91, 0.90, 0.91, 0.90])
     leave(tmp_path, "no-cutout", tried)
-    assert records.gain(tmp_path, "together", "no-cutout").kept == kept
+    assert records.gain(tmp_path, "ours", "no-cutout").kept == kept
 
 
 def test_trial_without_records_decides_nothing(tmp_path):
-    found = records.gain(tmp_path, "no-averaging", "together")
+    found = records.gain(tmp_path, "no-averaging", "ours")
     assert math.isnan(found.mean)
     assert not found.kept
     assert not found.decided
@@ -161,11 +161,11 @@ def test_every_trial_is_of_a_recipe():
 def test_ours_is_what_the_records_have_chosen():
     kept_fields = {}
     for trial in readme.LEFT_OUT + readme.ASKED_AGAIN:
-        if records.gain(readme.TOGETHER, trial.without, trial.having).kept:
+        if records.gain(readme.TRIALS, trial.without, trial.having).kept:
             kept_fields |= trial.fields
     assert RECIPES["ours"] == kept_fields
-    assert records.gain(readme.TOGETHER, "base", "no-averaging").kept
-    (tried,) = utils.read_records(readme.TOGETHER, "sweep-no-averaging-seed0.json")
+    assert records.gain(readme.TRIALS, "base", "no-averaging").kept
+    (tried,) = utils.read_records(readme.TRIALS, "sweep-no-averaging-seed0.json")
     assert kept.how_trained(tried) == "`ours`"
 
 
@@ -243,6 +243,13 @@ def test_recipe_is_compared_with_pages_on_the_same_images_and_seeds():
     first, second = rows_of(page + ours)  # a line for each recipe
     assert "`ours`" in first and "+2.00 ± 1.00" in first
     assert "**91.00% ± 1.00**" in second
+
+
+def test_without_a_run_of_pages_there_is_no_column_for_it():
+    ours, page = made("ours", 0, 0.91), made("page", 0, 0.90)
+    assert "difference" not in utils.results_markdown([ours])
+    assert "difference" in utils.results_markdown([ours, page])
+    assert "not measured" in utils.results_markdown([made("ours", 1, 0.9), page])
 
 
 def test_two_runs_of_one_seed_are_one_row_of_one_run():
@@ -392,13 +399,13 @@ def test_log_says_whether_the_range_tests_are_on_the_flat_top(tmp_path):
 
 
 def test_log_compares_a_variant_with_what_it_varies_seed_by_seed(tmp_path):
-    tried = {"base": (0.8, 0.8), "together": (0.82, 0.83), "half-rate": (0.83, 0.85)}
-    tried["together"] += (0.99,)  # which has no partner yet
+    tried = {"base": (0.8, 0.8), "ours": (0.82, 0.83), "half-rate": (0.83, 0.85)}
+    tried["ours"] += (0.99,)  # which has no partner yet
     for name, accuracies in tried.items():
         for seed, accuracy in enumerate(accuracies):
             path = tmp_path / f"sweep-{name}-seed{seed}.json"
             path.write_text(json.dumps(made("ours", seed, accuracy)))
-    trial = records.Trial("half-rate", {"max_lr": "half"}, "together", "half-rate")
+    trial = records.Trial("half-rate", {"max_lr": "half"}, "ours", "half-rate")
     (line,) = readme.ingredients(tmp_path, [trial]).splitlines()[2:]
     assert line == (
         "| half-rate | `max_lr=half` | 2 | 82.50% ± 0.71 | 84.00% ± 1.41 | +1.50 ± 0.50 | open |"

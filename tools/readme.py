@@ -36,7 +36,7 @@ NOTEBOOK = PROJECT / "S10.ipynb"
 RESULTS = PROJECT / "results"
 RUNS = "run-*.json"  # on the test set, of those in RESULTS
 SHORT = RESULTS / "short"  # learning rates, tried at the length that a CPU allows
-TOGETHER = RESULTS / "together"  # several ingredients at once, tried as short
+TRIALS = RESULTS / "trials"  # ingredients and recipes, tried at such a length too
 LOG = RESULTS / "LOG.md"
 # First with this weight decay, then with other things, each seed at the rate that its range
 # test had chosen in the first.
@@ -48,15 +48,15 @@ FIRST: dict[str, Any] = {
     "final_div_factor": 4,
 }
 GROUPS = [
-    sweeps.Trial("together", FIRST, "base", "together"),
+    sweeps.Trial("four", FIRST, "base", "four"),
     sweeps.Trial("half-decay", FIRST | {"weight_decay": 0.2}, "base", "half-decay"),
     sweeps.Trial("no-averaging", RECIPES["ours"], "base", "no-averaging"),
     sweeps.Trial("two", {"label_smoothing": 0.1, "logit_scale": 0.125}, "base", "two"),
 ]
 VARIANTS = [
-    sweeps.Trial("half-rate", {"max_lr": "half of that"}, "together", "half-rate"),
-    sweeps.Trial("half-decay", {"weight_decay": 0.2}, "together", "half-decay"),
-    sweeps.Trial("double-decay", {"weight_decay": 0.8}, "together", "double-decay"),
+    sweeps.Trial("half-rate", {"max_lr": "half of that"}, "four", "half-rate"),
+    sweeps.Trial("half-decay", {"weight_decay": 0.2}, "four", "half-decay"),
+    sweeps.Trial("double-decay", {"weight_decay": 0.8}, "four", "double-decay"),
 ]
 # Of half-decay, which was `ours` then.
 LEFT_OUT = [
@@ -262,7 +262,7 @@ def unmeasured(records: list[dict[str, Any]]) -> list[str]:
         "ResNet18": any(r["model"] == "ResNet18" for r in whole),
         "other learning rates over 24 epochs": curve and flat_top(curve),
         "what each ingredient of `ours` adds over 24 epochs": all(
-            sweeps.gain(RESULTS, f"no-{name}", "together").decided
+            sweeps.gain(RESULTS, f"no-{name}", "ours").decided
             for name in sweeps.INGREDIENTS
         ),
     }
@@ -338,11 +338,11 @@ def render_log(text: str) -> str:
         text,
         {
             "ingredients": ingredients(RESULTS, sweeps.trials()),
-            "together": ingredients(TOGETHER, GROUPS),
-            "variants": ingredients(TOGETHER, VARIANTS),
-            "left-out": ingredients(TOGETHER, LEFT_OUT),
-            "asked-again": ingredients(TOGETHER, ASKED_AGAIN),
-            "beta2": ingredients(TOGETHER, BETA2),
+            "at-once": ingredients(TRIALS, GROUPS),
+            "variants": ingredients(TRIALS, VARIANTS),
+            "left-out": ingredients(TRIALS, LEFT_OUT),
+            "asked-again": ingredients(TRIALS, ASKED_AGAIN),
+            "beta2": ingredients(TRIALS, BETA2),
             "runs": each_run(utils.read_records(RESULTS, RUNS)),
             "learning-rates": learning_rates(),
             "learning-rates-short": learning_rates(SHORT),

@@ -27,10 +27,8 @@ HOLDOUT = 5_000  # training images that the sweeps are tested on
 # Whose network is kept: the first seed's, not the best one's.
 KEPT = "run-ours-CustomResNet-seed0"
 # What short trials chose: see results/LOG.md.
-TOGETHER = RECIPES["ours"]
-INGREDIENTS = {
-    field.replace("_", "-"): {field: value} for field, value in TOGETHER.items()
-}
+OURS = RECIPES["ours"]
+INGREDIENTS = {field.replace("_", "-"): {field: value} for field, value in OURS.items()}
 # Each is tried with all of these.
 CHANGES: dict[str, dict[str, Any]] = {
     # Averaging needs steps that still move: the rate ends at 1% of its peak.
@@ -55,12 +53,12 @@ def as_options(fields: dict[str, Any]) -> list[str]:
 
 
 def ingredient_sweep() -> list[Run]:
-    """The assignment's recipe, TOGETHER, and that but for one thing, on held-out images."""
-    tried: dict[str, dict[str, Any]] = {"base": {}, "together": TOGETHER}
+    """The assignment's recipe, OURS, and that but for one thing, on held-out images."""
+    tried: dict[str, dict[str, Any]] = {"base": {}, "ours": OURS}
     for name, fields in INGREDIENTS.items():
-        tried[f"no-{name}"] = {f: TOGETHER[f] for f in TOGETHER if f not in fields}
+        tried[f"no-{name}"] = {f: OURS[f] for f in OURS if f not in fields}
     for name, fields in CHANGES.items():
-        tried[name] = TOGETHER | fields
+        tried[name] = OURS | fields
     return [
         Run(
             f"sweep-{name}-seed{seed}",
@@ -135,9 +133,9 @@ class Trial(NamedTuple):
 def trials() -> list[Trial]:
     """What the sweep compares."""
     return [
-        Trial("all three", TOGETHER, "base", "together"),
-        *(Trial(n, f, f"no-{n}", "together") for n, f in INGREDIENTS.items()),
-        *(Trial(n, f, "together", n) for n, f in CHANGES.items()),
+        Trial("all three", OURS, "base", "ours"),
+        *(Trial(n, f, f"no-{n}", "ours") for n, f in INGREDIENTS.items()),
+        *(Trial(n, f, "ours", n) for n, f in CHANGES.items()),
     ]
 
 
