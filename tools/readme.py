@@ -72,6 +72,11 @@ LEFT_OUT = [
 ASKED_AGAIN = [
     sweeps.Trial("weight-decay", {"weight_decay": 0.2}, "two", "no-averaging")
 ]
+# Page's recipe in place of the assignment's, and ours in place of Page's.
+BESIDE_PAGE = [
+    sweeps.Trial("page", {"recipe": "page"}, "base", "page"),
+    sweeps.Trial("ours", {"recipe": "ours"}, "page", "no-averaging"),
+]
 BETA2 = [sweeps.Trial("beta2", {"beta2": 0.99}, "half-decay", "beta2")]
 IMAGES = PROJECT / "Images"
 NOTEBOOK_FIGURES = {
@@ -342,6 +347,7 @@ def render_log(text: str) -> str:
             "variants": ingredients(TRIALS, VARIANTS),
             "left-out": ingredients(TRIALS, LEFT_OUT),
             "asked-again": ingredients(TRIALS, ASKED_AGAIN),
+            "beside-page": ingredients(TRIALS, BESIDE_PAGE),
             "beta2": ingredients(TRIALS, BETA2),
             "runs": each_run(utils.read_records(RESULTS, RUNS)),
             "learning-rates": learning_rates(),
