@@ -56,6 +56,12 @@ def test_outputs_are_of_one_whole_run_without_errors(code):
     assert NOTEBOOK.stat().st_size < 2_000_000
 
 
+def test_outputs_are_of_the_code_that_is_there():
+    notebook = nbformat.read(NOTEBOOK, as_version=4)
+    executed = notebook.metadata.get("code_sha256")
+    assert executed == run_notebook.digest_of(notebook), "execute it again"
+
+
 def test_first_and_last_printed_lines_say_what_the_outputs_are_about(code):
     printed = "".join(text_of(cell) for cell in code).splitlines()
     assert printed[0].startswith("profile ")
