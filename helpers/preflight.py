@@ -11,6 +11,27 @@ from helpers.processes import Processes
 from helpers.recipe import Recipe
 
 
+def require_kinds(model: object, loaders: object, recipe: object) -> None:
+    """Raise TypeError for arguments of `fit` that are of other kinds."""
+    if not isinstance(recipe, Recipe):
+        raise TypeError(
+            f"recipe must be a Recipe, not a {type(recipe).__name__}; "
+            'replace(Recipe(), **RECIPES["page"]) makes one, for example'
+        )
+    if not isinstance(loaders, tuple | list) or len(loaders) != 2:
+        kind, many = type(loaders).__name__, isinstance(loaders, tuple | list)
+        given = f"{kind} of {len(loaders)}" if many else kind
+        raise TypeError(f"loaders must be two, (train, test), not a {given}")
+    for loader in loaders:
+        if not (hasattr(loader, "__iter__") and hasattr(loader, "__len__")):
+            raise TypeError(
+                f"{type(loader).__name__} is no loader, which has batches and their "
+                "number; make_loaders makes both of ImageSets"
+            )
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model must be an nn.Module, not a {type(model).__name__}")
+
+
 def require_fitting(loaders, recipe: Recipe) -> None:
     """Raise ValueError for loaders that don't fit; warn of other augmentation."""
     train, test = loaders

@@ -47,6 +47,7 @@ from helpers.optimizer import (
 from helpers.preflight import (
     pair,
     require_fitting,
+    require_kinds,
     require_model,
     require_scale,
     require_shared,
@@ -483,27 +484,11 @@ def fit(
     size that would fit if the process trains alone, and without a max_lr what
     `lr_range_test` raises.
     """
-    if not isinstance(recipe, Recipe):
-        raise TypeError(
-            f"recipe must be a Recipe, not a {type(recipe).__name__}; "
-            'replace(Recipe(), **RECIPES["page"]) makes one, for example'
-        )
+    require_kinds(model, loaders, recipe)
     if resume and not checkpoint:
         raise ValueError("resume needs a checkpoint, the file to go on from")
     device, path = torch.device(device), place_of(checkpoint) if checkpoint else None
     choose_dtype(recipe.precision, device)  # raises for a device that won't do
-    if not isinstance(loaders, tuple | list) or len(loaders) != 2:
-        kind, many = type(loaders).__name__, isinstance(loaders, tuple | list)
-        given = f"{kind} of {len(loaders)}" if many else kind
-        raise TypeError(f"loaders must be two, (train, test), not a {given}")
-    for loader in loaders:
-        if not (hasattr(loader, "__iter__") and hasattr(loader, "__len__")):
-            raise TypeError(
-                f"a {type(loader).__name__} is no loader, which has batches and their "
-                "number; make_loaders makes both of ImageSets"
-            )
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"model must be an nn.Module, not a {type(model).__name__}")
     processes = Processes.current()
     require_shared(loaders, processes)
     if path and processes.first:

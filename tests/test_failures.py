@@ -277,10 +277,10 @@ def test_batch_that_training_cannot_take_is_said_with_the_remedy(batch, sentence
 
 def test_what_is_no_loader_or_no_model_is_said_by_its_kind():
     sets = dataset.synthetic_cifar10(train=16, test=8)
-    with pytest.raises(TypeError, match=r"a ImageSet is no loader.* make_loaders"):
+    with pytest.raises(TypeError, match=r"^ImageSet is no loader.* make_loaders"):
         train_test.fit(network(), sets, RECIPE, device=CPU)
     batches = [(IMAGE, torch.arange(8))]
-    with pytest.raises(TypeError, match="a generator is no loader"):
+    with pytest.raises(TypeError, match="^generator is no loader"):
         train_test.fit(
             network(), (iter(b for b in batches), batches), RECIPE, device=CPU
         )
