@@ -57,7 +57,8 @@ class DatasetUnavailable(OSError):
 class ImageSet:
     """Labelled images in memory, and where they came from.
 
-    images: uint8 (N, H, W, C). labels: int64 (N,), each in [0, len(classes)).
+    images: uint8 (N, H, W, C), an array or a tensor on the CPU.
+    labels: integers (N,), each in [0, len(classes)); a list will do. Kept as int64.
     source: the label that every figure about these images carries.
 
     Raises TypeError for what is no array or no sequence of names, ValueError for arrays of
@@ -70,12 +71,14 @@ class ImageSet:
     source: str
 
     def __post_init__(self) -> None:
-        for name in ("images", "labels"):
-            if not isinstance(array := getattr(self, name), np.ndarray):
+        for name, lists in (("images", ()), ("labels", (list, tuple))):
+            values = getattr(self, name)
+            if not (hasattr(values, "__array__") or isinstance(values, lists)):
                 raise TypeError(
-                    f"{name} must be a NumPy array, not a {type(array).__name__}; "
-                    "np.asarray makes one"
+                    f"{name} must be a NumPy array, not a {type(values).__name__}; "
+                    "np.stack makes one of pictures of one size"
                 )
+            object.__setattr__(self, name, np.asarray(values))
         if self.images.ndim != 4 or self.images.dtype != np.uint8:
             raise ValueError(
                 f"images must be uint8 (N, H, W, C), not {self.images.dtype} "
@@ -88,9 +91,10 @@ class ImageSet:
                 f"images must be (N, H, W, C), and {self.images.shape} looks like "
                 "(N, C, H, W); images.transpose(0, 2, 3, 1) turns them"
             )
-        if self.labels.shape != self.images.shape[:1] or self.labels.dtype != np.int64:
+        kind = self.labels.dtype.kind
+        if self.labels.shape != self.images.shape[:1] or kind not in "iu":
             raise ValueError(
-                f"labels must be int64 ({len(self.images)},), one an image, not "
+                f"labels must be integers ({len(self.images)},), one an image, not "
                 f"{self.labels.dtype} {self.labels.shape}; .astype(np.int64) converts, "
                 ".ravel() takes an axis away"
             )
@@ -114,8 +118,8 @@ class ImageSet:
             )
         # What is a view turned round, like torchvision's CIFAR-10 or images[..., ::-1],
         # torch refuses, or copies whole for each batch.
-        for name in ("images", "labels"):
-            array = np.ascontiguousarray(getattr(self, name))
+        for name, dtype in (("images", np.uint8), ("labels", np.int64)):
+            array = np.ascontiguousarray(getattr(self, name), dtype)
             object.__setattr__(self, name, array)
 
     def __len__(self) -> int:

@@ -3,6 +3,8 @@
 Each takes `data`, a label that says what the figure is about, into its title.
 """
 
+from __future__ import annotations  # else help() spells ArrayLike out, in 240 letters
+
 import io
 import math
 import textwrap
@@ -82,7 +84,7 @@ def plot_augmentations(
     if changed.dtype == np.uint8:  # as a transform of one's own gives them
         raise ValueError(
             "views are uint8 and not normalized; of (R, K, H, W, C) pass "
-            "np.moveaxis(views, -1, 2) / 255, with a mean of 0 and a std of 1 a channel"
+            "np.moveaxis(views, -1, 2) / 255, with (0,) * C as mean and (1,) * C as std"
         )
     if changed.ndim != 5 or (changed.shape[::3] + changed.shape[4:] != first.shape[:3]):
         raise ValueError(

@@ -1,5 +1,6 @@
 """What a training leaves: metrics, epoch by epoch, and learning rates."""
 
+import math
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -21,6 +22,9 @@ class Epoch(NamedTuple):
     learning_rate: that of the epoch's last step.
     seconds: of training and evaluation.
     images_per_second: in training alone.
+
+    A loop of one's own may leave the last three out: `Epoch(1, *trained, *tested)`, of two
+    Metrics.
     """
 
     epoch: int
@@ -28,9 +32,9 @@ class Epoch(NamedTuple):
     train_accuracy: float
     test_loss: float
     test_accuracy: float
-    learning_rate: float
-    seconds: float
-    images_per_second: float
+    learning_rate: float = math.nan
+    seconds: float = math.nan
+    images_per_second: float = math.nan
 
     def __str__(self) -> str:
         return (

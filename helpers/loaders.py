@@ -193,10 +193,14 @@ def transformed(transform: Any, image: NDArray[np.uint8]) -> NDArray[np.uint8]:
     """What an albumentations transform makes of an image, if that is another like it."""
     given = transform(image=image)["image"]
     if given.dtype != np.uint8 or given.shape != image.shape:
+        remedy = "crop or resize to that size"
+        if given.dtype != np.uint8:
+            remedy = (
+                "leave Normalize and ToTensorV2 out, as whole batches are normalized"
+            )
         raise ValueError(
             f"transform makes {given.dtype} {tuple(given.shape)} of an image, which is "
-            f"uint8 {image.shape}, and must keep that; leave Normalize and ToTensorV2 out, "
-            "as whole batches are normalized"
+            f"uint8 {image.shape}, and must keep that; {remedy}"
         )
     return given
 

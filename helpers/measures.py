@@ -1,5 +1,7 @@
 """Accuracy by class, calibration and mistakes, from labels and predictions."""
 
+from __future__ import annotations  # else help() spells ArrayLike out, in 240 letters
+
 import itertools
 import math
 from collections.abc import Sequence

@@ -1,6 +1,8 @@
 """What would fail in hours, or be wrong, said before."""
 
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
@@ -76,6 +78,21 @@ def require_scale(model: nn.Module, logit_scale: float) -> None:
         )
 
 
+@contextmanager
+def explaining_layout() -> Iterator[None]:
+    """Say what a model that needs another order in memory is to change."""
+    try:
+        yield
+    except RuntimeError as error:
+        if "view size" not in str(error):
+            raise
+        raise ValueError(
+            f"the model can't take the images ({error}); they are channels-last here: use "
+            ".flatten(1) instead of .view"
+        ) from error
+
+
+@explaining_layout()
 def require_model(
     model: nn.Module, loaders, recipe: Recipe, *, device: torch.device
 ) -> None:
@@ -95,8 +112,6 @@ def require_model(
         except RuntimeError as error:
             if images.dtype != torch.float32:
                 remedy = ".float() converts"
-            elif "view size" in str(error):
-                remedy = "they are channels-last here: use .flatten(1) instead of .view"
             elif "channels" in str(error) or "cannot be multiplied" in str(error):
                 remedy = "make one for images of this size, with as many in_channels"
             else:

@@ -86,7 +86,7 @@ SOFTMAX = (
 )  # fmt: skip
 SAME_FIELD = (
     *SOFTMAX,
-    nn.BatchNorm2d, nn.Dropout, nn.Dropout2d, nn.Flatten, nn.Identity, nn.PReLU, nn.ReLU, nn.ReLU6, nn.LeakyReLU,
+    nn.BatchNorm2d, nn.GroupNorm, nn.InstanceNorm2d, nn.LayerNorm, nn.Dropout, nn.Dropout2d, nn.Flatten, nn.Identity, nn.PReLU, nn.ReLU, nn.ReLU6, nn.LeakyReLU,
     nn.ELU, nn.CELU, nn.GELU, nn.SiLU, nn.Mish, nn.Hardswish, nn.Hardsigmoid, nn.Sigmoid, nn.Tanh, nn.Softplus,
     F.relu, F.relu6, F.leaky_relu, F.gelu, F.silu, F.dropout,
     torch.relu, torch.sigmoid, torch.tanh, torch.flatten, torch.reshape,
@@ -171,8 +171,8 @@ def step(what: object, field: Field, name: str) -> Field:
     label = type(what).__name__ if module else getattr(what, "__name__", what)
     raise NotImplementedError(
         f"layer {name}: the receptive field behind {label} is not known; known are the "
-        "layers Conv2d, BatchNorm2d and Linear, pooling, activations, dropout, flatten, and "
-        "sums or concatenations of these"
+        "layers Conv2d and Linear, normalization, pooling, activations, dropout, flatten, "
+        "and sums or concatenations of these"
     )
 
 
@@ -208,18 +208,27 @@ def receptive_field_table(
 ) -> list[Row]:
     """A row for each layer and each sum of branches, in the order in which they run.
 
-    Where branches meet, the longest path counts. `model` is any network for images of
-    `image_size` (C, H, W) that torch.fx can trace; it is copied, not touched.
+    Where branches meet, the longest path counts. GroupNorm, InstanceNorm2d and LayerNorm
+    take mean and deviation from all of the map; these aren't counted, as is usual.
+
+    model: any network for images of `image_size` (C, H, W) that torch.fx can trace; it is
+        copied, not touched.
 
     Raises ValueError for images that the model can't take, NotImplementedError, naming the
-    layer, for one whose receptive field is not known here, and torch.fx's error for a
-    network whose path depends on the values that it computes.
+    layer, for one whose receptive field is not known here, and for a network whose path
+    depends on the sizes or values of its input.
     """
     if len(image_size) != 3:
         raise ValueError(f"image_size must be (C, H, W), not {image_size}")
     tried = copy_of(getattr(model, "_orig_mod", model))  # that of a compiled one
     tried.eval()
-    traced = fx.symbolic_trace(tried)
+    try:
+        traced = fx.symbolic_trace(tried)
+    except fx.proxy.TraceError as error:
+        raise NotImplementedError(
+            f"the model's path depends on its input ({error}), and torch.fx follows only one "
+            "that doesn't; take asserts, ifs and loops over sizes or values out of forward"
+        ) from error
     parameter = next(model.parameters(), torch.empty(0))
     image = parameter.new_zeros(1, *image_size)
     with taking(image_size):

@@ -45,6 +45,7 @@ from helpers.optimizer import (
     planned_learning_rates,
 )
 from helpers.preflight import (
+    explaining_layout,
     pair,
     require_fitting,
     require_kinds,
@@ -84,6 +85,7 @@ class NonFiniteLoss(FloatingPointError):
     """The loss or the gradients became NaN or infinite; the message says when."""
 
 
+@explaining_layout()
 def train_one_epoch(
     model: nn.Module,
     loader,
@@ -225,6 +227,7 @@ class Predictions(NamedTuple):
 
 
 @torch.no_grad()  # not inference_mode: its tensors are of no use to a later training
+@explaining_layout()
 def predict(
     model: nn.Module,
     loader,
@@ -234,7 +237,7 @@ def predict(
 ) -> Predictions:
     """What `model` says of each image of `loader`, on the CPU; its mode is restored.
 
-    model: on `device` already.
+    model: on `device` already; it is given images in channels-last memory.
     loader: an iterable of (images (B, C, H, W), labels (B,)); where each process has one
         with its share, all of them get the answers of all.
     flip_tta: the logits are the means of those of the image and of its mirror image.

@@ -253,6 +253,7 @@ class Called(nn.Module):
         ),
         (lambda x: x.mean(None), "mean is over other dimensions than height"),
         (lambda x: F.avg_pool2d(x, x.size(3)), "its window depends on its input"),
+        (lambda x: x.relu() if x.size(0) else x, "take asserts, ifs and loops"),
         (
             lambda x: x.flatten(2).softmax(-1),
             "softmax is over other dimensions than ch",
@@ -278,6 +279,15 @@ def test_functions_it_cannot_know_are_named(function, named):
 def test_means_over_the_whole_map_see_all_of_it(function):
     model = nn.Sequential(nn.Conv2d(3, 4, 3), Called(function), nn.Linear(4, 2))
     assert models.receptive_field_table(model)[-1].receptive_field == 32
+
+
+@pytest.mark.parametrize(
+    "norm", [nn.GroupNorm(2, 4), nn.InstanceNorm2d(4), nn.LayerNorm([4, 30, 30])]
+)
+def test_normalization_leaves_the_field_as_it_is(norm):
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), norm, nn.Conv2d(4, 4, 3))
+    fields = [row.receptive_field for row in models.receptive_field_table(model)]
+    assert fields == [3, 3, 5]
 
 
 def test_softmax_over_classes_sees_what_they_see():

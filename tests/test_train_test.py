@@ -336,6 +336,24 @@ def test_images_that_the_model_cannot_take_are_said(layer, said):
         fit(Theirs(), (batches(16), batches(16)), recipe(peak_epoch=2))
 
 
+@pytest.mark.parametrize(
+    "work",
+    [
+        lambda model, loader: train_test.evaluate(model, loader, device="cpu"),
+        lambda model, loader: train_test.train_one_epoch(
+            model, loader, train_test.make_optimizer(model, lr=0.1), device="cpu"
+        ),
+    ],
+)
+def test_view_in_a_loop_of_ones_own_is_explained(work):
+    class Viewing(nn.Sequential):
+        def forward(self, x):
+            return super().forward(x.view(len(x), -1))
+
+    with pytest.raises(ValueError, match="view size .* use .flatten"):
+        work(Viewing(nn.Linear(3 * 8 * 8, 10)), batches(16))
+
+
 def test_other_kinds_of_arguments_are_said():
     pair = batches(16), batches(16)
     with pytest.raises(
