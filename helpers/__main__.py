@@ -200,9 +200,9 @@ def run(
     record["hardware"]["processes"] = processes.size
     record["augment_on"] = loaders.train.augment_on  # what "auto" meant here
     checkpoint = None if options.no_checkpoint else checkpoint_of(options, seed)
-    if options.resume and (done := processes.broadcast(find_done(record, checkpoint))):
-        if processes.first:
-            say_passed_over(done, options)
+    if options.resume and processes.broadcast(
+        processes.first and is_done(record, checkpoint, options)
+    ):
         return
     if processes.first:
         print(utils.describe_run(options.profile, train.source, device))
@@ -225,9 +225,6 @@ def run(
     if not processes.first:
         return
     record |= outcome(history, plain, mirrored, test.classes)
-    if recipe.max_lr is not None:  # of a training that went on: what it began with
-        record["asked_max_lr"] = recipe.max_lr
-        record["recipe"]["max_lr"] = history.max_lr
     name = f"{time.strftime('%Y%m%d-%H%M%S')}-{checkpoint_of(options, seed).stem}"
     stem = options.out / name
     utils.write_record(stem.with_suffix(".json"), record)
@@ -254,33 +251,31 @@ def recipe_of(options: argparse.Namespace) -> train_test.Recipe:
     return dataclasses.replace(train_test.PROFILES[options.profile], **altered)
 
 
-def find_done(record: dict[str, Any], checkpoint: Path) -> Path | None:
-    """The record that a run like this one has left, unless another one was begun since."""
+def is_done(
+    record: dict[str, Any], checkpoint: Path, options: argparse.Namespace
+) -> bool:
+    """Whether a run like this has left its record, and none was begun since; says so."""
     if train_test.kept_checkpoints(checkpoint):
-        return None
-    alike = ("recipe", "augment_on", "data")
-    asked = record["recipe"]["max_lr"]
+        return False
     for path in sorted(checkpoint.parent.glob(f"*-{checkpoint.stem}.json")):
         try:
             past = utils.read_record(path)
         except ValueError as error:
             warnings.warn(f"{error}; it doesn't count as done", stacklevel=2)
             continue
-        if asked is not None and past.get("asked_max_lr") == asked:
-            past["recipe"]["max_lr"] = asked  # it went on with what it had begun with
-        if all(past.get(part) == record[part] for part in alike):
-            return path
-    return None
-
-
-def say_passed_over(done: Path, options: argparse.Namespace) -> None:
-    past = utils.read_record(done)
-    print(
-        f"{done} is the record of seed {past['seed']}, max_lr {past['max_lr']:.2e}, which is "
-        "passed over"
-    )
-    if options.save_weights and "weights" not in past:
-        print("it has no weights: without --resume it is trained again, for them")
+        if all(
+            past.get(part) == record[part] for part in ("recipe", "augment_on", "data")
+        ):
+            print(
+                f"{path} is the record of seed {past['seed']}, max_lr {past['max_lr']:.2e}, "
+                "which is passed over"
+            )
+            if options.save_weights and "weights" not in past:
+                print(
+                    "it has no weights: without --resume it is trained again, for them"
+                )
+            return True
+    return False
 
 
 def setting(

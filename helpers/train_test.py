@@ -437,14 +437,15 @@ def plan_of(loaders, recipe: Recipe) -> dict[str, Any]:
 
 
 def require_resumable(path: Path, recipe: Recipe) -> None:
-    """Raise what `fit` would for a checkpoint that is damaged or of another recipe."""
+    """Raise what `fit` would for a checkpoint that is damaged or of another recipe.
+
+    Also for one of another max_lr than is given, with which `fit` would go on.
+    """
     if kept := kept_checkpoints(path):
         file, state = latest_whole(kept)
-        fields = {
-            name: value for name, value in asdict(recipe).items() if name != "max_lr"
-        }
-        there = {name: state["plan"].get(name) for name in fields}
-        require_same_plan(file, there, fields)
+        rate = recipe.max_lr and state["history"]["max_lr"]
+        fields, there = asdict(recipe), {**state["plan"], "max_lr": rate}
+        require_same_plan(file, {name: there.get(name) for name in fields}, fields)
 
 
 def fit(

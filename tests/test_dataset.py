@@ -589,6 +589,12 @@ def test_class_numbers_of_any_kind_are_taken(kind):
     assert np.array_equal(made.images, data.images)
 
 
+def test_fingerprint_is_what_older_records_and_checkpoints_hold():
+    images = np.arange(2 * 4 * 4 * 3, dtype=np.uint8).reshape(2, 4, 4, 3)
+    data = dataset.ImageSet(images, np.array([1, 0]), ("a", "b"), "counted")
+    assert data.fingerprint() == "b06b4814b21b6dc8"
+
+
 def test_image_set_is_shown_in_a_line():
     shown = repr(image_set())
     assert shown == "ImageSet(40 images of 32×32×3, 4 classes, noise)"
@@ -663,8 +669,10 @@ def test_float_image_is_refused_by_the_transforms():
             transform(image=image.astype(np.float32) / 255)
 
 
-def test_images_with_their_channels_first_are_refused():
-    images, labels = image_set().images.transpose(0, 3, 1, 2), image_set().labels
+@pytest.mark.parametrize("channels", [1, 3])
+def test_images_with_their_channels_first_are_refused(channels):
+    images = image_set().images[..., :channels].transpose(0, 3, 1, 2)
+    labels = image_set().labels
     with pytest.raises(ValueError, match=r"transpose\(0, 2, 3, 1\) turns them"):
         dataset.ImageSet(images, labels, dataset.CIFAR10_CLASSES, "turned")
 
@@ -708,6 +716,12 @@ def test_holes_alone_need_no_albumentations(monkeypatch):
     assert loaders(on="cpu", padding=0, flip=0, cutout=4)
     with pytest.raises(ModuleNotFoundError, match="pip install albumentations"):
         loaders(on="cpu", padding=0)
+
+
+def test_albumentations_is_kept_from_asking_for_its_newest_version(monkeypatch):
+    monkeypatch.delenv("NO_ALBUMENTATIONS_UPDATE")
+    dataset.train_transform()
+    assert os.environ["NO_ALBUMENTATIONS_UPDATE"] == "1"
 
 
 def test_own_transform_stands_in_for_the_augmentation():
@@ -873,6 +887,11 @@ def test_subset_and_split_lose_nothing_and_are_even(data, more):
     assert len(small) == size
     assert small == sorted(set(small))
     assert_in_proportion(data.subset(size), data)
+    for label in range(6):  # the first ones of each class are taken
+        every, taken = (
+            np.array(indices(s))[s.labels == label] for s in (data, data.subset(size))
+        )
+        assert taken.tolist() == every[: len(taken)].tolist()
     rest, held = data.split(more.draw(st.integers(1, len(data) - 1)))
     assert sorted(indices(rest) + indices(held)) == list(range(len(data)))
     assert indices(rest) == sorted(indices(rest))

@@ -23,6 +23,7 @@ from urllib.error import URLError
 
 import pytest
 from filelock import FileLock
+from torchvision.datasets import CIFAR10
 
 from helpers import dataset
 from helpers import download as net
@@ -504,6 +505,13 @@ def test_killed_download_is_resumed_at_once(site, capsys):
     assert site.target.read_bytes() == BODY
     assert site.log == [("killed", None), ("good", from_byte(len(part)))]
     assert capsys.readouterr().out == f"downloading a.tgz from {site.host} …\n"
+
+
+def test_archive_is_the_one_that_torchvision_reads():
+    assert net.ARCHIVE_URLS[0] == CIFAR10.url
+    assert net.ARCHIVE_MD5 == CIFAR10.tgz_md5
+    assert net.ARCHIVE_NAME == CIFAR10.filename
+    assert net.ARCHIVE_BYTES == 170_498_071  # of https://www.cs.toronto.edu/~kriz/
 
 
 def test_lock_is_free_after_an_interruption(site):

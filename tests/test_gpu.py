@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from helpers import models, train_test, utils
+from helpers import dataset, models, train_test, utils
+from helpers.loaders import usable_cores
 from helpers.train_test import RECIPES
 from tests.pretended_gpu import pretended_gpu
 from tests.test_main import Tiny, main
@@ -148,6 +149,16 @@ def test_answers_of_a_gpu_come_back_to_the_cpu(tmp_path):
         assert found.logits.device.type == found.labels.device.type == "cpu"
         assert models.save_weights(model, path, **facts) == digest
     assert torch.equal(found.logits, on_cpu.logits)
+
+
+def test_own_transform_is_for_workers_though_the_model_is_on_a_gpu():
+    with pretended_gpu():
+        train, test = loaders(on="auto", workers=None, device="cuda")
+        assert train.augment_on == test.augment_on == "device"
+        own = dataset.import_albumentations().Compose([])
+        train, test = loaders(on="auto", workers=None, device="cuda", transform=own)
+    assert train.augment_on == "cpu"
+    assert train.num_workers == min(8, usable_cores())
 
 
 def test_program_takes_the_gpu_and_what_is_fast_on_it(tmp_path, monkeypatch):

@@ -103,6 +103,34 @@ def test_range_test_of_a_model_that_fit_refuses_is_refused_before_its_steps():
     assert train.epoch == 0
 
 
+def test_gradients_of_float16_are_scaled_so_that_none_vanishes():
+    largest = []
+
+    class Watched(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x):
+            return x.clone()
+
+        @staticmethod
+        def backward(ctx, gradient):
+            largest.append(float(gradient.abs().max()))
+            return gradient
+
+    class Model(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner = network()
+
+        def forward(self, x):
+            return Watched.apply(self.inner(x))
+
+    for precision in ("float32", "float16"):
+        plan = recipe(precision=precision, lr_test_seeds=1)
+        train_test.lr_range_test(Model(), loaders().train, plan, device=CPU)
+    steps = len(largest) // 2
+    assert largest[steps] / largest[0] == pytest.approx(65_536, rel=0.05)
+
+
 def test_range_test_does_not_depend_on_what_was_drawn_before():
     model, train = network(dropout=0.5), loaders().train
 

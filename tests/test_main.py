@@ -132,6 +132,24 @@ def test_record_tells_what_was_done(ran):
     assert got["format"] == 2
 
 
+def test_seed_decides_first_weights_order_and_augmentation(tmp_path, images):
+    main(tmp_path, "--seeds", "0", "1")
+    recipe = dataclasses.replace(PROFILES["smoke"], **SMALL)
+    for got, seed in zip(records(tmp_path), (0, 1), strict=True):
+        utils.set_seed(seed)
+        pair = dataset.make_loaders(
+            *images, batch_size=16, device="cpu", seed=seed, **recipe.augmentation
+        )
+        history = train_test.fit(Tiny(), pair, recipe, device="cpu")
+        by_hand = {**got, "history": [row._asdict() for row in history.epochs]}
+        assert untimed(got)["history"] == untimed(by_hand)["history"]
+
+
+def test_figure_of_a_run_says_on_which_images_it_was_evaluated(ran):
+    about = "synthetic images, not CIFAR-10, 64 training images, 3 epochs, evaluated on"
+    assert utils.describe_record(record(ran)) == f"{about} test set"
+
+
 def test_record_tells_by_what_code_and_on_which_machine(ran):
     got = record(ran)
     # Somebody may edit files while this runs.
@@ -295,6 +313,12 @@ def test_profile_goes_by_the_hardware(gpu, profile, monkeypatch):
     assert program.parse([]).profile == profile
 
 
+def test_program_without_options_is_the_assignment_and_writes_where_readme_says():
+    options = program.parse([])
+    assert (options.model, options.recipe) == ("CustomResNet", "assignment")
+    assert (options.out, options.seeds, options.holdout) == (Path("runs"), [0], 0)
+
+
 @pytest.mark.parametrize(
     ("text", "value"), [("1e-2", 0.01), ("none", None), ("None", None), ("1", 1)]
 )
@@ -411,22 +435,20 @@ def test_other_seed_is_not_in_the_way_of_an_interrupted_run(interrupted):
     assert checkpoints(interrupted) == before
 
 
-def test_record_tells_the_rate_that_a_resumed_run_began_with(tmp_path, capsys):
+def test_interrupted_run_goes_on_at_the_rate_that_it_began_with(tmp_path, capsys):
     break_off(tmp_path, "--seeds=3", "--max-lr=0.003")
     # By mistake without it: a range test would have chosen another.
     with pytest.raises(
         SystemExit, match="max_lr_from is 'the recipe' there and 'the range test'"
     ):
         main(tmp_path, "--seeds=3", "--resume")
-    again = ("--seeds=3", "--resume", "--max-lr=0.1")
-    main(tmp_path, *again)
+    with pytest.raises(SystemExit, match="max_lr is 0.003 there and 0.1 here"):
+        main(tmp_path, "--seeds=3", "--resume", "--max-lr=0.1")
+    for _ in range(2):
+        main(tmp_path, "--seeds=3", "--resume", "--max-lr=0.003")
+    assert "seed 3, max_lr 3.00e-03, which is passed" in capsys.readouterr().out
     got = record(tmp_path)
     assert got["max_lr"] == got["recipe"]["max_lr"] == 0.003
-    # Both are done by it: what was asked for first, and what then.
-    for options in (again, (*again[:2], "--max-lr=0.003")):
-        main(tmp_path, *options)
-    assert "seed 3, max_lr 3.00e-03, which is passed" in capsys.readouterr().out
-    assert len(records(tmp_path)) == 1
 
 
 @pytest.mark.parametrize(

@@ -19,6 +19,22 @@ def test_parameters_are_the_assignments_to_the_unit():
     assert models.count_parameters(models.ResNet18()) == 11_173_962
 
 
+def test_parameters_that_are_frozen_are_not_counted():
+    model = models.CustomResNet()
+    model.linear.requires_grad_(False)
+    assert models.count_parameters(model) == 6_574_090 - 5_130
+
+
+def test_resnet18_computes_what_torchvisions_does_without_its_first_pool():
+    model, theirs = models.ResNet18(), torchvision.models.resnet18(num_classes=10)
+    theirs.conv1 = nn.Conv2d(3, 64, 3, padding=1, bias=False)
+    theirs.maxpool = nn.Identity()
+    pairs = zip(theirs.state_dict(), model.state_dict().values(), strict=True)
+    theirs.load_state_dict(dict(pairs))
+    images = torch.randn(2, 3, 32, 32)
+    torch.testing.assert_close(model.eval()(images), theirs.eval()(images))
+
+
 @pytest.mark.parametrize(("network", "count"), [(NETWORKS[0], 8), (NETWORKS[1], 20)])
 def test_every_convolution_has_its_batchnorm(network, count):
     kinds = [type(module) for module in network().modules()]

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from helpers import dataset, train_test
-from helpers.processes import Processes, connected, synchronized
+from helpers.processes import Processes, connected
 from tests import together
 from tests.together import CPU, IMAGES, RECIPE
 
@@ -146,15 +146,20 @@ def test_killed_process_is_restarted_and_ends_as_if_nothing_had_happened(
     done = torchrun(2, "tests.together", tmp_path, "killed", restarts=2)
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "died").exists()
+    assert "going on after epoch" in done.stdout
     for one, other in zip(left_by(tmp_path, 2), several[0], strict=True):
         assert untimed(one) == untimed(other["batchnorm"])
         assert_same_weights(one, other["batchnorm"])
 
 
-def test_batchnorm_over_gpus_is_the_models_own_and_leaves_the_model_as_it_was():
+def test_batchnorm_over_gpus_is_the_models_own_and_leaves_the_model_as_it_was(
+    monkeypatch,
+):
+    parallel = "helpers.processes.DistributedDataParallel"
+    monkeypatch.setattr(parallel, lambda model: model)
     model = together.network(batchnorm=True)
     kinds = [type(module) for module in model.modules()]
-    trained = synchronized(model)
+    trained = Processes(0, 2).wrap(model, torch.device("cuda"))
     assert [type(module) for module in model.modules()] == kinds
     assert [nn.SyncBatchNorm if kind is nn.BatchNorm2d else kind for kind in kinds] == [
         type(module) for module in trained.modules()

@@ -11,6 +11,7 @@ import statistics
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -155,6 +156,14 @@ def test_training_follows_the_plan():
     assert done.learning_rates == train_test.planned_learning_rates(
         recipe(), max_lr=0.01, steps_per_epoch=3
     )
+
+
+def test_trained_model_is_laid_out_as_convolutions_are_fast_with():
+    model = network()
+    fit(model, loaders(), recipe())
+    weight = model[0].weight
+    assert weight.is_contiguous(memory_format=torch.channels_last)
+    assert not weight.is_contiguous()
 
 
 def test_first_step_is_adams_at_the_first_rate_of_the_plan():
@@ -435,6 +444,16 @@ def test_lines_go_to_whatever_stands_in_for_a_terminal(monkeypatch):
     monkeypatch.setattr(sys, "stdout", log := Log())
     history = fit(network(), loaders(), recipe(max_lr=None))
     assert log.text.splitlines() == lines_of(history)
+
+
+@pytest.mark.parametrize("watched", [True, False])
+def test_notebook_shows_bars_where_its_front_end_can_ask(watched, capsys, monkeypatch):
+    kernel = SimpleNamespace(_allow_stdin=watched)
+    shell = SimpleNamespace(kernel=kernel)
+    ipython = SimpleNamespace(get_ipython=lambda: shell)
+    monkeypatch.setitem(sys.modules, "IPython", ipython)
+    fit(network(), loaders(), recipe())
+    assert ("epoch 3: " in capsys.readouterr().out) is watched
 
 
 def test_lines_stay_below_a_progress_bar(capsys, monkeypatch):
@@ -1025,6 +1044,7 @@ def test_training_on_other_images_or_by_another_seed_is_not_gone_on_with(interru
         *others, batch_size=16, device=CPU, augment_on="device", seed=0
     )
     assert "images is" in refusal(interrupted, pair=pair)
+    assert "images is" in refusal(interrupted, pair=(loaders().train, pair.test))
 
 
 def test_finished_training_is_not_gone_on_with(tmp_path):

@@ -10,6 +10,7 @@ import dataclasses
 import os
 import signal
 import sys
+import time
 from pathlib import Path
 
 import torch
@@ -99,6 +100,8 @@ def kill_once(loader, processes: Processes, checkpoint: Path) -> None:
         last = processes.rank == processes.size - 1
         if epoch == 1 and last and not died.exists():
             died.touch()
+            while not checkpoint.exists():  # which the first process is about to write
+                time.sleep(0.01)
             os.kill(os.getpid(), signal.SIGKILL)
         set_epoch(epoch)
 
