@@ -618,10 +618,10 @@ def make_loaders(
     (seed, epoch, batch); `train.set_epoch(e)` makes the next pass that of epoch e (from 0),
     and without it each pass is the next epoch.
 
-    augment_on: "cpu" is Albumentations in `num_workers` processes (by default none where
-        the model computes on the CPU too, up to 8 otherwise); "device" is whole batches
-        at once where the images then already are, several times as fast on a CPU too;
-        "auto" is the device if that is CUDA.
+    augment_on: "cpu" is Albumentations in `num_workers` processes, for training (by
+        default none where the model computes on the CPU too, up to 8 otherwise); "device"
+        is whole batches at once where the images then already are, several times as fast
+        on a CPU too; "auto" is the device if that is CUDA.
     padding, flip, cutout, mean, std: see `train_transform`.
     transform: an albumentations.Compose of your own, uint8 (H, W, C) to the same, instead
         of padding, flip and cutout, whatever the recipe says of these; "auto" is "cpu"
@@ -684,7 +684,7 @@ def make_loaders(
         kind = WorkerLoader
         if num_workers is None:
             num_workers = 0 if device.type == "cpu" else min(8, usable_cores())
-        common["num_workers"] = num_workers
+        augmentation["num_workers"] = num_workers
         if transform is None and (padding or flip):
             steps = geometry(padding=padding, flip=flip, size=size)
             transform = import_albumentations().Compose(steps)

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
@@ -12,6 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+LINUX = sys.platform == "linux"  # elsewhere a fork isn't safe, or there is none
 # Of a batch: the seed of its draws, and which images.
 Key = tuple[int, NDArray[np.int64]]
 
@@ -240,7 +242,7 @@ class WorkerLoader(Loader):
 
     augment_on: ClassVar = "cpu"
     transform: Any = None
-    num_workers: int
+    num_workers: int = 0
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -251,6 +253,8 @@ class WorkerLoader(Loader):
             batch_size=None,  # an item is a batch already
             sampler=self.asked,
             num_workers=self.num_workers,
+            # Otherwise Python 3.14 would send each of them a copy of all images.
+            multiprocessing_context="fork" if self.num_workers and LINUX else None,
             persistent_workers=self.num_workers > 0,
             pin_memory=self.device.type == "cuda",
             worker_init_fn=ignore_interrupts,

@@ -12,8 +12,8 @@ def choose_dtype(precision: str, device: torch.device | str) -> torch.dtype:
     """What to compute in: for "auto", the fastest type that the hardware really has.
 
     bfloat16 from CUDA capability 8 on and on CPUs with AVX512-BF16 or AMX, float16 on
-    older GPUs, float32 elsewhere. Raises ValueError for devices of other kinds, and for a
-    precision that isn't one of Recipe's.
+    older GPUs, float32 elsewhere. Raises ValueError for devices of other kinds, for a
+    precision that isn't one of Recipe's, and for bfloat16 on an older GPU.
     """
     device = torch.device(device)
     if device.type not in ("cpu", "cuda"):
@@ -21,15 +21,20 @@ def choose_dtype(precision: str, device: torch.device | str) -> torch.dtype:
         raise ValueError(
             f"device is {device}; give cpu or cuda, the only ones that work"
         )
-    if precision != "auto":
-        allows, allowed = ALLOWED["precision"]
-        if not allows(precision):
-            raise ValueError(f"precision must be {allowed}, not {precision!r}")
-        return getattr(torch, precision)
-    if device.type == "cuda":
+    allows, allowed = ALLOWED["precision"]
+    if not allows(precision):
+        raise ValueError(f"precision must be {allowed}, not {precision!r}")
+    if device.type == "cuda" and precision in ("auto", "bfloat16"):
         # torch.cuda.is_bf16_supported() counts emulation, which is slow.
         modern = torch.cuda.get_device_capability(device) >= (8, 0)
+        if precision == "bfloat16" and not modern:
+            raise ValueError(
+                "precision is bfloat16, which this GPU doesn't have in hardware; take "
+                "float16, which auto chooses"
+            )
         return torch.bfloat16 if modern else torch.float16
+    if precision != "auto":
+        return getattr(torch, precision)
     # An older torch doesn't tell; float32 is right everywhere.
     has = getattr(torch.cpu, "get_capabilities", dict)()
     return (

@@ -154,6 +154,8 @@ def connected() -> Iterator[Processes]:
             rank=rank,
             world_size=size,
             timeout=PATIENCE,
+            # So that NCCL connects here, and not within ARRIVAL of the first exchange.
+            device_id=torch.device("cuda", local) if cuda else None,
         )
     except (distributed.DistError, ValueError) as error:
         raise ConnectionError(

@@ -105,8 +105,22 @@ def set_seed(seed: int) -> None:
 
 
 def get_device() -> torch.device:
-    """Return the CUDA device where there is one, otherwise the CPU."""
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    """Return the CUDA device where there is one, otherwise the CPU.
+
+    Raises RuntimeError for a GPU that computes nothing: one that this torch was not built
+    for, or has no memory left.
+    """
+    if not torch.cuda.is_available():
+        return torch.device("cpu")
+    try:
+        torch.ones(1, device="cuda")
+    except RuntimeError as error:
+        reason = str(error).splitlines()[0]
+        raise RuntimeError(
+            f"{torch.cuda.get_device_name()} can't compute ({reason}); choose another GPU, "
+            "in Colab and Kaggle a T4, or hide it with CUDA_VISIBLE_DEVICES="
+        ) from error
+    return torch.device("cuda")
 
 
 def device_name(device: torch.device | str) -> str:

@@ -737,6 +737,29 @@ def test_own_transform_stands_in_for_the_augmentation():
         }  # and nothing else is done
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="workers are forked there alone")
+def test_workers_take_a_transform_that_cannot_be_pickled(monkeypatch):
+    import albumentations as A
+
+    monkeypatch.setattr(
+        multiprocessing.context._default_context,
+        "_actual_context",
+        multiprocessing.get_context("forkserver"),
+    )
+
+    def invert(image, **_):  # as one defined in a notebook's cell
+        return 255 - image
+
+    inverse = A.Compose([A.Lambda(image=invert, name="inverse", p=1)])
+    data = position_set(64)
+    made, plain = (
+        loaders(data, on="cpu", workers=1, transform=t).train
+        for t in (inverse, A.Compose([]))
+    )
+    one, other = (np.rint(pixels(epoch(loader)[0])) for loader in (made, plain))
+    assert np.array_equal(one, 255 - other)
+
+
 def test_own_transform_draws_anew_for_each_batch_whoever_makes_it():
     tilt = own(("Rotate", {"limit": 20, "p": 1}))
     alone, two = (

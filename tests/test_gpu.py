@@ -151,6 +151,18 @@ def test_answers_of_a_gpu_come_back_to_the_cpu(tmp_path):
     assert torch.equal(found.logits, on_cpu.logits)
 
 
+def test_gpu_that_computes_nothing_is_said_at_once(monkeypatch):
+    def no_kernel(*size, device):
+        raise RuntimeError("CUDA error: no kernel image is available\nand more")
+
+    with pretended_gpu():
+        assert utils.get_device() == torch.device("cuda")
+        monkeypatch.setattr(torch, "ones", no_kernel)
+        said = r"a pretended GPU can't compute \(CUDA error: no .* available\); choose"
+        with pytest.raises(RuntimeError, match=said):
+            utils.get_device()
+
+
 def test_own_transform_is_for_workers_though_the_model_is_on_a_gpu():
     with pretended_gpu():
         train, test = loaders(on="auto", workers=None, device="cuda")

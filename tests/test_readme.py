@@ -8,6 +8,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -149,7 +150,8 @@ def test_the_cell_for_several_gpus_gives_history_and_weights_and_one_record(
         "SEED": 0,
         "CIFAR10_ROOT": "data",
         "unavailable": "there is no network",
-        "RECIPE": recipe,
+        "RECIPE": replace(recipe, max_lr=None),
+        "search": SimpleNamespace(max_lr=1e-3),
         "DATA": "synthetic",
         "device": "cpu",
         "train": range(40),
@@ -162,6 +164,7 @@ def test_the_cell_for_several_gpus_gives_history_and_weights_and_one_record(
     processes = torch.cuda.device_count() or 2
     assert record["hardware"]["processes"] == processes
     assert record["data"]["test_images"] == 23
+    assert record["max_lr"] == 1e-3
     # torch 2.8 adds a line for each connection.
     lines = capfd.readouterr().out.splitlines()
     lines = [line for line in lines if not line.startswith("[Gloo]")]

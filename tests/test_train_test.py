@@ -1235,6 +1235,9 @@ def test_auto_on_a_cpu_is_float32_where_torch_does_not_tell(monkeypatch):
 def test_auto_on_a_gpu_goes_by_its_capability(capability, chosen, monkeypatch):
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
     assert train_test.choose_dtype("auto", torch.device("cuda")) is chosen
+    if chosen is torch.float16:
+        with pytest.raises(ValueError, match="bfloat16, which this GPU doesn't have"):
+            train_test.choose_dtype("bfloat16", torch.device("cuda"))
 
 
 @pytest.mark.parametrize("precision", ["bfloat16", "float16"])
