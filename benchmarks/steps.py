@@ -59,31 +59,28 @@ def contenders(name: str, batches: Batches, setup: Setup) -> Contenders:
         FINDER: finder_test(models.MODELS[name]().to(device), batches, device),
         OURS: our_epoch(models.MODELS[name](), batches, device),
     }
-    measures = {label: contender(work, batches, setup) for label, work in works.items()}
-    return {**measures, OURS: within_fit(measures[OURS], setup)}
+    return {
+        label: contender(work, batches, setup, as_in_fit=label == OURS)
+        for label, work in works.items()
+    }
 
 
 def contender(
-    work: Callable[[], object], batches: Batches, setup: Setup
+    work: Callable[[], object], batches: Batches, setup: Setup, *, as_in_fit: bool
 ) -> Callable[[], float]:
-    """Images/s of `work`, one pass of the batches, the second of two in a row."""
+    """Images/s of `work`, one pass of the batches, the second of two in a row.
+
+    as_in_fit: memory is kept from step to step.
+    """
     count = sum(len(labels) for _, labels in batches)
 
     def measure() -> float:
-        work()  # the others have left caches and memory as suits them
-        return count / seconds(work, setup.device)
+        keeping = keeping_freed_memory(setup.device)
+        with keeping if as_in_fit else contextlib.nullcontext():
+            work()  # the others have left caches and memory as suits them
+            return count / seconds(work, setup.device)
 
     return measure
-
-
-def within_fit(measure: Callable[[], float], setup: Setup) -> Callable[[], float]:
-    """Where memory is kept as in fit."""
-
-    def measure_within() -> float:
-        with keeping_freed_memory(setup.device):
-            return measure()
-
-    return measure_within
 
 
 def students_epoch(model: nn.Module, batches: Batches, device: torch.device):

@@ -3,13 +3,11 @@
 torchrun -m benchmarks.together BATCH_SIZE STEPS is such a training.
 """
 
-import os
-import subprocess
 import sys
 
 import torch
 
-from benchmarks.fresh import PROJECT
+from benchmarks import fresh
 from benchmarks.rows import Row, Setup, interleaved, ratio, seconds
 from benchmarks.steps import our_options
 from helpers import dataset, models, train_test, utils
@@ -23,13 +21,13 @@ def measure(setup: Setup) -> list[Row]:
     """On the CPU unless there are two GPUs."""
     gpus = torch.cuda.device_count() >= 2
     steps = setup.steps if gpus else 2  # on one core each takes seconds
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    environment = {"OMP_NUM_THREADS": "1"}
     if not gpus:
         environment["CUDA_VISIBLE_DEVICES"] = ""
     values = interleaved(
         {
             RATE.format(size): lambda size=size: torchrun(
-                size, setup.batch_size, steps, environment
+                size, steps, setup, environment
             )
             for size in (1, 2)
         },
@@ -45,21 +43,12 @@ def measure(setup: Setup) -> list[Row]:
     return [*rows, Row(group=GROUP, name=SPEEDUP, unit="×", values=[times])]
 
 
-def torchrun(
-    size: int, batch_size: int, steps: int, environment: dict[str, str]
-) -> float:
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-    command += ["--local-addr=127.0.0.1"]  # the host's own name may lead nowhere
-    command += [f"--nproc-per-node={size}", "-m", "benchmarks.together"]
-    done = subprocess.run(
-        [*command, str(batch_size), str(steps)],
-        cwd=PROJECT,
-        env=environment,
-        stdout=subprocess.PIPE,
-        text=True,
-        check=True,
-    )
-    return float(done.stdout.splitlines()[-1])
+def torchrun(size: int, steps: int, setup: Setup, environment: dict[str, str]) -> float:
+    launch = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={size}"]
+    launch += ["--local-addr=127.0.0.1"]  # the host's own name may lead nowhere
+    work = ["-m", "benchmarks.together", str(setup.batch_size), str(steps)]
+    said = fresh.python(*launch, *work, setup=setup, **environment)
+    return float(said.splitlines()[-1])
 
 
 def main(batch_size: int, steps: int) -> None:

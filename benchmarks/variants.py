@@ -19,7 +19,7 @@ from torch._dynamo.utils import counters
 from benchmarks import fresh
 from benchmarks.data import TRAIN
 from benchmarks.rows import Row, Setup, compared, interleaved, median, seconds, versus
-from benchmarks.steps import OURS, contender, our_epoch, random_batches, within_fit
+from benchmarks.steps import OURS, contender, our_epoch, random_batches
 from helpers import models, utils
 
 GROUP = "variants of the step, CustomResNet"
@@ -79,7 +79,7 @@ def measure(setup: Setup) -> list[Row]:
             missing += [Row(group=GROUP, name=COMPILED, unit="images/s", note=why)]
         values = interleaved(
             {
-                name: within_fit(contender(work, batches, setup), setup)
+                name: contender(work, batches, setup, as_in_fit=True)
                 for name, work in works.items()
             },
             setup.repeats,

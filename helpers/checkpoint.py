@@ -30,15 +30,11 @@ def previous(path: Path) -> Path:
 
 
 def kept_checkpoints(path: Path) -> list[Path]:
-    """The files that a training under this name has left, the latest first."""
-    return [file for file in (path, previous(path)) if file.exists()]
+    """The files that a training under this name has left, the latest first.
 
-
-def within_reach(path: Path) -> list[Path]:
-    """Those of `kept_checkpoints`, for a message; none where the place can't be asked."""
-    with contextlib.suppress(OSError):
-        return kept_checkpoints(path)
-    return []
+    None where the place can't be asked, as on a drive that is lost.
+    """
+    return [file for file in (path, previous(path)) if os.path.exists(file)]
 
 
 def require_free(path: Path) -> None:
@@ -109,7 +105,7 @@ def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
     except OSError as error:
         with contextlib.suppress(OSError):  # a read-only place refuses this as well
             new.unlink(missing_ok=True)
-        kept = within_reach(path)
+        kept = kept_checkpoints(path)
         warnings.warn(
             f"{path} can't be written after epoch {len(state['history']['epochs'])} "
             f"({error.strerror}): training goes on, and "

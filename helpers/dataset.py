@@ -3,6 +3,7 @@
 import functools
 import hashlib
 import importlib.util
+import math
 import operator
 import os
 import warnings
@@ -172,19 +173,19 @@ class ImageSet:
 
         What `make_loaders` and the transforms take; of the training images, not the test's.
         """
-        values, pixels = np.arange(256) / 255, self.images[..., 0].size
         means, deviations = [], []
         # By counts: as floats the images would take four to eight times the memory.
         for channel in range(self.images.shape[3]):
-            counts = np.zeros(256)
-            for part in np.array_split(self.images, max(1, len(self) // 1000)):
-                counts += np.bincount(part[..., channel].ravel(), minlength=256)
-            mean = counts @ values / pixels
-            means.append(float(mean))
-            # Of one value alone the mean is rounded, and the deviation next to 0, not 0.
-            varies = np.count_nonzero(counts) > 1
-            squares = counts @ (values - mean) ** 2 * varies
-            deviations.append(float(np.sqrt(squares / pixels)))
+            parts = np.array_split(self.images[..., channel], max(1, len(self) // 1000))
+            counts = sum(np.bincount(part.ravel(), minlength=256) for part in parts)
+            # Python's whole numbers, as rounding would let a blank channel vary.
+            pixels, total, squares = (
+                sum(count * value**power for value, count in enumerate(counts.tolist()))
+                for power in (0, 1, 2)
+            )
+            means.append(total / pixels / 255)
+            variance = pixels * squares - total**2  # times the pixels squared
+            deviations.append(math.sqrt(variance) / pixels / 255)
         return tuple(means), tuple(deviations)
 
     def fingerprint(self) -> str:

@@ -348,6 +348,7 @@ def read_weights(
         header = json.loads(content[8 : 8 + length])
         facts = json.loads(header["__metadata__"][WEIGHTS_ENTRY])
         newer = facts["format"] > WEIGHTS_FORMAT
+        facts = facts if newer else {name: facts[name] for name in WEIGHTS_FACTS}
     except (SafetensorError, KeyError, TypeError, ValueError) as error:
         raise ValueError(
             f"{path} is damaged or no file of save_weights ({type(error).__name__}: "
@@ -357,9 +358,5 @@ def read_weights(
         raise ValueError(
             f"{path} is of format {facts['format']} and this version reads up to "
             f"{WEIGHTS_FORMAT}; use a newer one"
-        )
-    if missing := [name for name in WEIGHTS_FACTS if name not in facts]:
-        raise ValueError(
-            f"{path} is damaged: it doesn't say its {missing[0]}; fetch it again"
         )
     return facts, tensors

@@ -92,7 +92,6 @@ def explaining_layout() -> Iterator[None]:
         ) from error
 
 
-@explaining_layout()
 def require_model(
     model: nn.Module, loaders, recipe: Recipe, *, device: torch.device
 ) -> None:
@@ -108,7 +107,8 @@ def require_model(
         images, labels = pair(next(iter(test)))
         try:
             few = images[:2].to(device, memory_format=torch.channels_last)
-            logits = tried(few)  # there is memory for two
+            with explaining_layout():
+                logits = tried(few)  # there is memory for two
         except RuntimeError as error:
             if images.dtype != torch.float32:
                 remedy = ".float() converts"

@@ -28,7 +28,6 @@ from helpers.checkpoint import (
     require_same_plan,
     require_writable,
     save_checkpoint,
-    within_reach,
 )
 from helpers.copies import copy_of
 from helpers.history import Epoch, History, Metrics
@@ -540,7 +539,7 @@ def fit(
     except BaseException as error:
         if processes.first:
             left = "no checkpoint was kept"
-            if path and (kept := within_reach(path)):
+            if path and (kept := kept_checkpoints(path)):
                 left = f"go on from {kept[0]} with resume=True (--resume)"
                 if isinstance(error, NonFiniteLoss):
                     left += (

@@ -259,6 +259,7 @@ IMAGE = torch.zeros(8, 3, 32, 32)
         ((IMAGE, torch.arange(8), torch.arange(8)), "a tuple, is not a pair"),
         ((IMAGE.numpy(), torch.arange(8)), "is not a pair of tensors"),
         ((IMAGE, torch.arange(8).float()), r"float32 \(8,\) .* \.long\(\)"),
+        ((IMAGE, torch.arange(8) > 4), r"labels are torch.bool \(8,\)"),
         ((IMAGE, torch.arange(8)[:, None]), r"\(8, 1\) .* \.squeeze\(1\)"),
         ((IMAGE, torch.arange(7)), "8 images and 7 labels"),
         ((IMAGE, torch.eye(8)), r"float32 \(8, 8\) .* \.argmax\(1\)"),

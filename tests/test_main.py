@@ -596,15 +596,6 @@ def test_unknown_choice_is_one_sentence_with_the_usage(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_out_that_is_a_file_is_said_before_training(tmp_path, capsys):
-    path = tmp_path / "runs"
-    path.write_text("mine")
-    with pytest.raises(SystemExit, match=r"^error: .*runs"):
-        main(path)
-    assert "epoch" not in capsys.readouterr().out
-    assert path.read_text() == "mine"
-
-
 def test_out_that_cannot_be_written_to_is_said_before_training(
     tmp_path, monkeypatch, capsys
 ):

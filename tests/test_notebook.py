@@ -155,6 +155,26 @@ def test_nbval_fails_when_one_stored_number_is_changed(tmp_path):
 
 
 @pytest.fixture
+def sources(code):
+    return ["".join(cell["source"]) for cell in code]
+
+
+@pytest.fixture
+def run_cells(tmp_path, monkeypatch):
+    """Runs sources as one script, beside the notebook, by the profile smoke."""
+    monkeypatch.delenv("S10_WEIGHTS", raising=False)
+    monkeypatch.setenv("S10_PROFILE", "smoke")
+    monkeypatch.chdir(PROJECT)
+
+    def run(sources):
+        script = tmp_path / "cells.py"
+        script.write_text("\n".join(sources), encoding="utf-8")
+        return runpy.run_path(str(script))
+
+    return run
+
+
+@pytest.fixture
 def found_rate(monkeypatch):
     """Of a range test that trains nothing: the notebook's own runs with nbval."""
     search = train_test.LRRangeTest(
@@ -170,21 +190,15 @@ def found_rate(monkeypatch):
     return search.max_lr
 
 
-def test_rate_that_was_set_is_kept(code, tmp_path, monkeypatch, found_rate):
-    monkeypatch.delenv("S10_WEIGHTS", raising=False)
-    monkeypatch.setenv("S10_PROFILE", "smoke")
-    monkeypatch.chdir(PROJECT)
-    cells = ["".join(cell["source"]) for cell in code]
-    (after,) = [n for n, text in enumerate(cells) if "train_test.fit(" in text]
-    (constants,) = [n for n, text in enumerate(cells) if "\nRECIPE = " in text]
+def test_rate_that_was_set_is_kept(sources, run_cells, monkeypatch, found_rate):
+    (after,) = [n for n, text in enumerate(sources) if "train_test.fit(" in text]
+    (constants,) = [n for n, text in enumerate(sources) if "\nRECIPE = " in text]
     fitted = []
     monkeypatch.setattr(train_test, "fit", lambda *given, **_: fitted.append(given[2]))
-    script = tmp_path / "cells.py"
     for given, used in ((None, found_rate), (0.4, 0.4)):
         setting = f"RECIPE = replace(RECIPE, max_lr={given})"
-        some = [*cells[: constants + 1], setting, *cells[constants + 1 : after + 1]]
-        script.write_text("\n".join(some), encoding="utf-8")
-        runpy.run_path(str(script))
+        before, then = sources[: constants + 1], sources[constants + 1 : after + 1]
+        run_cells([*before, setting, *then])
         assert fitted.pop().max_lr == used
 
 
@@ -192,23 +206,17 @@ def test_rate_that_was_set_is_kept(code, tmp_path, monkeypatch, found_rate):
     "changed", ["SEED = 1", "train = train.subset(64)", 'MODEL = "ResNet18"']
 )
 def test_training_cell_refuses_what_the_cells_before_it_were_not_made_with(
-    changed, code, tmp_path, monkeypatch
+    changed, sources, run_cells, monkeypatch
 ):
     monkeypatch.setattr(train_test, "fit", None)  # nothing is to be trained
-    monkeypatch.delenv("S10_WEIGHTS", raising=False)
-    monkeypatch.setenv("S10_PROFILE", "smoke")
-    monkeypatch.chdir(PROJECT)
-    cells = ["".join(cell["source"]) for cell in code]
-    some = [text for text in cells if "plot_" not in text or "fit(" in text]
+    some = [text for text in sources if "plot_" not in text or "fit(" in text]
     (end,) = [n for n, text in enumerate(some) if "train_test.fit(" in text]
-    script = tmp_path / "cells.py"
-    script.write_text("\n".join([*some[:end], changed, some[end]]), encoding="utf-8")
     with pytest.raises(RuntimeError, match="run all cells from part 2 on again"):
-        runpy.run_path(str(script))
+        run_cells([*some[:end], changed, some[end]])
 
 
 def test_with_weights_it_goes_to_the_mistakes_without_training(
-    code, tmp_path, monkeypatch, capsys, found_rate
+    sources, run_cells, tmp_path, monkeypatch, capsys, found_rate
 ):
     tested_on = train_test.PROFILES["smoke"].test_images
     options = ["--profile=smoke", "--epochs=2", "--peak-epoch=1", "--max-lr=1e-3"]
@@ -218,15 +226,10 @@ def test_with_weights_it_goes_to_the_mistakes_without_training(
     record = json.loads(path.read_text())
     record["data"]["source"] = "what it was trained on"
     path.write_text(json.dumps(record))
-    monkeypatch.setenv("S10_PROFILE", "smoke")
     monkeypatch.setenv("S10_WEIGHTS", str(path))
     monkeypatch.setattr(train_test, "fit", None)  # nothing is to be trained
-    monkeypatch.chdir(PROJECT)
     capsys.readouterr()
-    script = tmp_path / "cells.py"
-    sources = ["".join(cell["source"]) for cell in code]
-    script.write_text("\n".join(sources), encoding="utf-8")
-    names = runpy.run_path(str(script))
+    names = run_cells(sources)
     said = capsys.readouterr().out
     assert "SYNTHETIC IMAGES, NOT CIFAR-10: asked for" in said
     assert f"Not trained here. {path}: what it was trained on, 64 training" in said
@@ -245,23 +248,17 @@ def test_with_weights_it_goes_to_the_mistakes_without_training(
 
 
 def test_with_a_checkpoint_the_training_cell_goes_on(
-    code, tmp_path, monkeypatch, capsys
+    sources, run_cells, tmp_path, capsys
 ):
-    monkeypatch.delenv("S10_WEIGHTS", raising=False)
-    monkeypatch.setenv("S10_PROFILE", "smoke")
-    monkeypatch.chdir(PROJECT)
-    cells = ["".join(cell["source"]) for cell in code]
-    (end,) = [n for n, text in enumerate(cells) if "train_test.fit(" in text]
-    some = [text for text in cells[: end + 1] if "plot_" not in text]
+    (end,) = [n for n, text in enumerate(sources) if "train_test.fit(" in text]
+    some = [text for text in sources[: end + 1] if "plot_" not in text]
     (constants,) = [n for n, text in enumerate(some) if "\nRECIPE = " in text]
     changes = "RECIPE = replace(RECIPE, max_lr=1e-3, train_images=64)"
     checkpoint = f"CHECKPOINT = {str(tmp_path / 'training.pt')!r}"
     some[constants + 1 : constants + 1] = [changes, checkpoint]
-    script = tmp_path / "cells.py"
-    script.write_text("\n".join(some), encoding="utf-8")
-    runpy.run_path(str(script))
+    run_cells(some)
     assert "going on" not in capsys.readouterr().out
-    runpy.run_path(str(script))
+    run_cells(some)
     assert "going on after epoch 3 of 3" in capsys.readouterr().out
 
 

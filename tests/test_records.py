@@ -160,7 +160,7 @@ def test_every_trial_is_of_a_recipe():
 
 def test_ours_is_what_the_records_have_chosen():
     kept_fields = {}
-    for trial in readme.LEFT_OUT + readme.ASKED_AGAIN:
+    for trial in readme.TRIED["left-out"] + readme.TRIED["asked-again"]:
         if records.gain(readme.TRIALS, trial.without, trial.having).kept:
             kept_fields |= trial.fields
     assert RECIPES["ours"] == kept_fields

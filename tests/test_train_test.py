@@ -321,13 +321,6 @@ def test_layer_with_two_names_is_averaged_once():
     assert averaged.module.b.weight.item() == 1.5
 
 
-@pytest.mark.parametrize("max_lr", [0.01, None])
-def test_labels_that_are_no_numbers_are_said(max_lr):
-    train = [(images, labels > 4) for images, labels in batches(16, 16)]
-    with pytest.raises(ValueError, match="labels are torch.bool"):
-        fit(network(), (train, batches(16)), recipe(max_lr=max_lr))
-
-
 @pytest.mark.parametrize(
     ("layer", "said"),
     [
@@ -1004,12 +997,6 @@ def test_resume_with_images_augmented_elsewhere_is_said(interrupted):
             network(), elsewhere, recipe(), checkpoint=interrupted, resume=True
         )
     assert len(history.epochs) == 3
-
-
-def test_seed_may_be_a_numpy_number(tmp_path):
-    path, seed = tmp_path / "training.pt", np.int64(3)
-    fit(network(), loaders(seed=seed), recipe(), checkpoint=path)
-    assert len(train_test.read_history(path).epochs) == 3
 
 
 def test_training_with_other_augmentation_or_normalization_is_not_gone_on_with(

@@ -47,37 +47,42 @@ FIRST: dict[str, Any] = {
     "average_epochs": 3,
     "final_div_factor": 4,
 }
-GROUPS = [
-    sweeps.Trial("four", FIRST, "base", "four"),
-    sweeps.Trial("half-decay", FIRST | {"weight_decay": 0.2}, "base", "half-decay"),
-    sweeps.Trial("no-averaging", RECIPES["ours"], "base", "no-averaging"),
-    sweeps.Trial("two", {"label_smoothing": 0.1, "logit_scale": 0.125}, "base", "two"),
-]
-VARIANTS = [
-    sweeps.Trial("half-rate", {"max_lr": "half of that"}, "four", "half-rate"),
-    sweeps.Trial("half-decay", {"weight_decay": 0.2}, "four", "half-decay"),
-    sweeps.Trial("double-decay", {"weight_decay": 0.8}, "four", "double-decay"),
-]
-# Of half-decay, which was `ours` then.
-LEFT_OUT = [
-    sweeps.Trial(name, fields, f"no-{name}", "half-decay")
-    for name, fields in {
-        "weight-decay": {"weight_decay": 0.2},
-        "label-smoothing": {"label_smoothing": 0.1},
-        "logit-scale": {"logit_scale": 0.125},
-        "averaging": {"average_epochs": 3, "final_div_factor": 4},
-    }.items()
-]
-# Once averaging was dropped.
-ASKED_AGAIN = [
-    sweeps.Trial("weight-decay", {"weight_decay": 0.2}, "two", "no-averaging")
-]
-# Page's recipe in place of the assignment's, and ours in place of Page's.
-BESIDE_PAGE = [
-    sweeps.Trial("page", {"recipe": "page"}, "base", "page"),
-    sweeps.Trial("ours", {"recipe": "ours"}, "page", "no-averaging"),
-]
-BETA2 = [sweeps.Trial("beta2", {"beta2": 0.99}, "half-decay", "beta2")]
+# LOG's tables of short trials.
+TRIED = {
+    "at-once": [
+        sweeps.Trial("four", FIRST, "base", "four"),
+        sweeps.Trial("half-decay", FIRST | {"weight_decay": 0.2}, "base", "half-decay"),
+        sweeps.Trial("no-averaging", RECIPES["ours"], "base", "no-averaging"),
+        sweeps.Trial(
+            "two", {"label_smoothing": 0.1, "logit_scale": 0.125}, "base", "two"
+        ),
+    ],
+    "variants": [
+        sweeps.Trial("half-rate", {"max_lr": "half of that"}, "four", "half-rate"),
+        sweeps.Trial("half-decay", {"weight_decay": 0.2}, "four", "half-decay"),
+        sweeps.Trial("double-decay", {"weight_decay": 0.8}, "four", "double-decay"),
+    ],
+    # Of half-decay, which was `ours` then.
+    "left-out": [
+        sweeps.Trial(name, fields, f"no-{name}", "half-decay")
+        for name, fields in {
+            "weight-decay": {"weight_decay": 0.2},
+            "label-smoothing": {"label_smoothing": 0.1},
+            "logit-scale": {"logit_scale": 0.125},
+            "averaging": {"average_epochs": 3, "final_div_factor": 4},
+        }.items()
+    ],
+    # Once averaging was dropped.
+    "asked-again": [
+        sweeps.Trial("weight-decay", {"weight_decay": 0.2}, "two", "no-averaging")
+    ],
+    # Page's recipe in place of the assignment's, and ours in place of Page's.
+    "beside-page": [
+        sweeps.Trial("page", {"recipe": "page"}, "base", "page"),
+        sweeps.Trial("ours", {"recipe": "ours"}, "page", "no-averaging"),
+    ],
+    "beta2": [sweeps.Trial("beta2", {"beta2": 0.99}, "half-decay", "beta2")],
+}
 IMAGES = PROJECT / "Images"
 NOTEBOOK_FIGURES = {
     "samples.png": "utils.plot_samples(",
@@ -181,43 +186,18 @@ def each_run(records: list[dict[str, Any]]) -> str:
 def claims(records: list[dict[str, Any]]) -> str:
     """The report's statements beside ours; the accuracy is that of the longest run."""
     rows = models.receptive_field_table(models.CustomResNet())
-    field = rows[-1].receptive_field
-    counts = {
-        name: f"{models.count_parameters(network()):,}"
-        for name, network in models.MODELS.items()
-    }
-    networks = (
-        f"No network has both. The one with {counts['CustomResNet']} has 8 convolutions; "
-        f"ResNet-18 for images of this size has {counts['ResNet18']} parameters"
-    )
-    record = longest(records)
-    accuracy = (
-        "The best of 24 test results, so chosen by the test set. Here the best is "
-        f"{record['maximum_accuracy']:.2%}, that of the last of "
-        f"{record['recipe']['epochs']} epochs {record['last_epoch_accuracy']:.2%}, recipe `{record['recipe_name']}`, "
-        f"{record['data']['source']}"
-    )
-    lines = [
-        ("18 convolutional layers and 6,574,090 parameters", networks),
-        (
-            "layers whose parameters add up to 7,013,258",
-            f"{sum(row.parameters for row in rows):,}, the sum of the notebook's table",
-        ),
-        (
-            "receptive field 3×3 at every convolution, 32×32 at the end",
-            f"3×3 is the kernel; the field grows to {field}×{field} pixels",
-        ),
-        ("maximum test accuracy 92.35%, in epoch 22 of 24", accuracy),
-        (
-            "class-wise accuracy: announced, not given",
-            "In the notebook, with intervals",
-        ),
-        (
-            "the LR finder's learning rates: not given",
-            f"{record['max_lr']:.1e} in that run of {record['recipe']['epochs']} epochs",
-        ),
-    ]
-    return markdown(["the report says", "here"], lines, left=(0, 1))
+    custom, resnet = (models.count_parameters(net()) for net in models.MODELS.values())
+    record, field = longest(records), rows[-1].receptive_field
+    epochs = record["recipe"]["epochs"]
+    return f"""\
+| the report says | here |
+| :-- | :-- |
+| 18 convolutional layers and 6,574,090 parameters | No network has both. The one with {custom:,} has 8 convolutions; ResNet-18 for images of this size has {resnet:,} parameters |
+| layers whose parameters add up to 7,013,258 | {sum(row.parameters for row in rows):,}, the sum of the notebook's table |
+| receptive field 3×3 at every convolution, 32×32 at the end | 3×3 is the kernel; the field grows to {field}×{field} pixels |
+| maximum test accuracy 92.35%, in epoch 22 of 24 | The best of 24 test results, so chosen by the test set. Here the best is {record["maximum_accuracy"]:.2%}, that of the last of {epochs} epochs {record["last_epoch_accuracy"]:.2%}, recipe `{record["recipe_name"]}`, {record["data"]["source"]} |
+| class-wise accuracy: announced, not given | In the notebook, with intervals |
+| the LR finder's learning rates: not given | {record["max_lr"]:.1e} in that run of {epochs} epochs |"""
 
 
 def headline(records: list[dict[str, Any]]) -> str:
@@ -343,12 +323,7 @@ def render_log(text: str) -> str:
         text,
         {
             "ingredients": ingredients(RESULTS, sweeps.trials()),
-            "at-once": ingredients(TRIALS, GROUPS),
-            "variants": ingredients(TRIALS, VARIANTS),
-            "left-out": ingredients(TRIALS, LEFT_OUT),
-            "asked-again": ingredients(TRIALS, ASKED_AGAIN),
-            "beside-page": ingredients(TRIALS, BESIDE_PAGE),
-            "beta2": ingredients(TRIALS, BETA2),
+            **{name: ingredients(TRIALS, tried) for name, tried in TRIED.items()},
             "runs": each_run(utils.read_records(RESULTS, RUNS)),
             "learning-rates": learning_rates(),
             "learning-rates-short": learning_rates(SHORT),
