@@ -239,7 +239,7 @@ def blocks(response: HTTPResponse, length: int, rate: int) -> Iterator[bytes]:
         yield block
         received += len(block)
         elapsed = time.monotonic() - since
-        if elapsed >= PATIENCE:
+        if elapsed >= PATIENCE and received < length:
             if received - mark < rate * elapsed:
                 raise TooSlow(f"only {(received - mark) / elapsed:,.0f} bytes/s")
             mark, since = received, time.monotonic()

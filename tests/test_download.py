@@ -305,6 +305,12 @@ def test_slow_mirror_is_left_for_a_faster_one_and_taken_where_there_is_none(
     assert int(site.log[-1][1][6:-1]) > 0  # and goes on from what there was
 
 
+def test_what_came_whole_is_taken_however_slowly_it_came(monkeypatch):
+    monkeypatch.setattr(net, "PATIENCE", 0)
+    response = SimpleNamespace(read1=lambda most: b"all")
+    assert list(net.blocks(response, 3, rate=10**12)) == [b"all"]
+
+
 def test_progress_is_told_in_lines_where_nobody_sees_a_bar(site, capsys, monkeypatch):
     monkeypatch.setattr(net, "TELL", 0)
     site.get("steady")

@@ -596,6 +596,15 @@ def test_unknown_choice_is_one_sentence_with_the_usage(
     assert list(tmp_path.iterdir()) == []
 
 
+def test_lack_of_memory_is_one_sentence(tmp_path, monkeypatch):
+    def full(*_, **__):
+        raise MemoryError("a step of 512 images needs more memory")
+
+    monkeypatch.setattr(train_test, "fit", full)
+    with pytest.raises(SystemExit, match="^error: a step of 512 images needs more"):
+        main(tmp_path)
+
+
 def test_out_that_cannot_be_written_to_is_said_before_training(
     tmp_path, monkeypatch, capsys
 ):

@@ -306,6 +306,19 @@ def test_normalization_leaves_the_field_as_it_is(norm):
     assert fields == [3, 3, 5]
 
 
+def test_concatenated_branches_see_what_the_longest_does():
+    class Branches(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.short, self.long = (nn.Conv2d(3, 4, k, padding="same") for k in (3, 7))
+
+        def forward(self, x):
+            return torch.cat([self.short(x), self.long(x)], 1)
+
+    *_, row = models.receptive_field_table(Branches())
+    assert (row.kind, row.receptive_field, row.output_size) == ("cat", 7, (8, 32, 32))
+
+
 def test_softmax_over_classes_sees_what_they_see():
     model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Softmax(1), nn.Conv2d(4, 4, 3))
     assert models.receptive_field_table(model)[-1].receptive_field == 5

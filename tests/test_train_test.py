@@ -756,6 +756,22 @@ def test_infinite_weight_is_an_error_that_tells_epoch_step_and_rate():
         fit(model, (batches(16, 16), batches(16)), recipe())
 
 
+def test_loss_that_is_no_number_ends_a_cpus_epoch_at_its_step():
+    drawn = []
+
+    class Counted(list):
+        def __iter__(self):
+            for batch in super().__iter__():
+                drawn.append(batch)
+                yield batch
+
+    train = Counted(batches(16, 16, 16))
+    train[1][0].fill_(math.nan)
+    with pytest.raises(train_test.NonFiniteLoss, match="nan in epoch 1, step 2"):
+        fit(network(), (train, batches(16)), recipe())
+    assert len(drawn) == 2
+
+
 def test_huge_learning_rate_ends_training_with_an_error():
     with pytest.raises(
         train_test.NonFiniteLoss, match=r"epoch 1, step [23], .* lower max_lr"
@@ -939,6 +955,14 @@ def test_checkpoint_behind_a_link_is_written_where_that_leads(tmp_path):
     assert train_test.read_history(link) == history
 
 
+def test_checkpoint_may_be_in_the_home_folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("USERPROFILE", str(tmp_path))  # Windows'
+    history = fit(network(), loaders(), recipe(), checkpoint="~/training.pt")
+    assert (tmp_path / "training.pt").exists()
+    assert train_test.read_history("~/training.pt") == history
+
+
 def test_checkpoint_of_loaders_with_a_seed_of_numpys_can_be_gone_on_with(tmp_path):
     class Batches(list):
         seed = np.int64(7)
@@ -1014,6 +1038,8 @@ def test_training_with_other_augmentation_or_normalization_is_not_gone_on_with(
     plain = dataset.make_loaders(*IMAGES, **loader, flip=0)
     sentence = "the loader's flip is 0.5 there and 0.0 here"
     assert sentence in refusal(interrupted, pair=plain)
+    flat = dataset.make_loaders(*IMAGES, **loader, std=(0.2, 0.2, 0.2))
+    assert "the loader's std is" in refusal(interrupted, pair=flat)
 
 
 def test_loader_that_augments_otherwise_than_the_recipe_says_is_warned_of():

@@ -14,7 +14,7 @@ from safetensors.torch import load, save, save_file
 from torch import nn
 from torch.nn.utils import prune
 
-from helpers import dataset, models, train_test, weights
+from helpers import dataset, models, train_test, utils, weights
 
 PROJECT = Path(__file__).parent.parent
 DATA = "made-up data, for a test"
@@ -26,6 +26,12 @@ def images():
     return dataset.synthetic_cifar10(train=96, test=60)
 
 
+@pytest.fixture(autouse=True)
+def on_the_cpu(monkeypatch):
+    """Where the records' figures are from, whatever the machine has."""
+    monkeypatch.setattr(utils, "get_device", lambda: CPU)
+
+
 @pytest.fixture(scope="module")
 def trained(images):
     """A network that gets some images right, as one on a GPU is laid out in memory."""
@@ -35,7 +41,7 @@ def trained(images):
         *images, batch_size=16, device=CPU, augment_on="device", cutout=0
     )
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
-    for _ in range(3):
+    for _ in range(5):
         train_test.train_one_epoch(model, loaders.train, optimizer, device=CPU)
     return model.eval()
 
