@@ -1,10 +1,12 @@
 # make run    execute the notebook, leave it and an HTML page in build/
 # make test   lint, unit tests, and the notebook cell by cell (nbval)
-# make test-all  that, the examples cell by cell, and a rehearsal of the benchmarks
+# make examples  the examples cell by cell, and a rehearsal of the benchmarks
+# make test-all  both
 # make bench  speed and memory beside what one would write instead (ARGS: options of python -m benchmarks)
 # make soak   kill a small training 100 times and compare it with an undisturbed one
-# make readme bring the README's tables and figures up to date with results/
-# make records train what results/ should hold; meant for a GPU (ARGS="--minutes 8" stops before 10)
+# make readme bring tables and figures of README, results/LOG.md and S10.ipynb up to date with results/
+# make records train what results/ should hold; meant for a GPU (ARGS="--minutes 60": begins no run, after
+#             the first, that wouldn't end by then)
 #
 # Packages go to .venv; with VENV= (empty) the Python at hand is used and nothing installed.
 

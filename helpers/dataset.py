@@ -83,21 +83,21 @@ class ImageSet:
         if self.images.ndim != 4 or self.images.dtype != np.uint8:
             raise ValueError(
                 f"images must be uint8 (N, H, W, C), not {self.images.dtype} "
-                f"{self.images.shape}; (255 * images).round().astype(np.uint8) converts "
-                "floats from 0 to 1, (images // 257).astype(np.uint8) 16 bits, "
+                f"{self.images.shape}; of a NumPy array, (255 * images).round().astype(np.uint8) "
+                "converts floats from 0 to 1, (images // 257).astype(np.uint8) 16 bits, "
                 "images[..., None] adds one channel"
             )
         if self.images.shape[1] in (1, 3) and min(self.images.shape[2:]) > 4:
             raise ValueError(
                 f"images must be (N, H, W, C), and {self.images.shape} looks like "
-                "(N, C, H, W); images.transpose(0, 2, 3, 1) turns them"
+                "(N, C, H, W); np.asarray(images).transpose(0, 2, 3, 1) turns them"
             )
         kind = self.labels.dtype.kind
         if self.labels.shape != self.images.shape[:1] or kind not in "iu":
             raise ValueError(
                 f"labels must be integers ({len(self.images)},), one an image, not "
-                f"{self.labels.dtype} {self.labels.shape}; .astype(np.int64) converts, "
-                ".ravel() takes an axis away"
+                f"{self.labels.dtype} {self.labels.shape}; np.asarray(labels).astype(np.int64) "
+                "converts, .ravel() takes an axis away"
             )
         if isinstance(self.classes, str) or not isinstance(
             self.classes, Sequence | np.ndarray
@@ -221,9 +221,10 @@ def load_cifar10(
     Looks in `root` for the official batches (each file's MD5 is checked), then for an
     image folder train/<class>/*, test/<class>/* of 32×32 PNG or JPEG files named so that
     sorting them by name gives the order, then for the archive; then downloads it.
-    Where several processes find nothing, one does, and the others wait.
+    Where several processes find nothing, one does, and the others wait. How many images
+    an image folder has isn't checked.
 
-    Nothing is written where the dataset is there.
+    Nothing is written where the batches or the image folder are there.
 
     Raises DatasetUnavailable where nothing is there and nothing can be downloaded or
     written, ValueError, naming the file, for an image folder that is not as described, and
@@ -387,6 +388,12 @@ def require_whole(**numbers: int) -> None:
             raise ValueError(text) from error
 
 
+def require_seed(seed: int) -> None:
+    require_whole(seed=seed)
+    if seed < 0:
+        raise ValueError(f"seed must be 0 or more, not {seed}")
+
+
 def require_augmentation(
     padding: int, flip: float, cutout: int, size: tuple[int, int]
 ) -> None:
@@ -440,6 +447,8 @@ def train_transform(
     """
     require_augmentation(padding, flip, cutout, size)
     require_normalization(mean, std)
+    if seed is not None:
+        require_seed(seed)
     A = import_albumentations()
     steps = geometry(padding=padding, flip=flip, size=size)
     if cutout:
@@ -511,8 +520,9 @@ def require_shape(
     expected = (*(size or image.shape[:2]), channels)
     if image.shape != expected:
         raise ValueError(
-            f"the image is {image.shape} and this transform is for {expected}; give it the "
-            "images' size, (H, W), and a mean and std for each channel"
+            f"the image is {image.shape} and this transform is for {expected}; "
+            "image[..., None] adds one channel, else give the transform a mean and std for "
+            "each channel, and train_transform the images' size, (H, W)"
         )
     return image
 
@@ -525,8 +535,8 @@ def import_albumentations():
         import albumentations
     except ModuleNotFoundError as error:
         raise ModuleNotFoundError(
-            f"{error.name} is not installed; pip install albumentations, or pass "
-            'augment_on="device"'
+            f"{error.name} is not installed; pip install albumentations, or give "
+            'make_loaders augment_on="device" (--augment-on device)'
         ) from error
 
     return albumentations
@@ -547,9 +557,8 @@ def require_batches(
     seed: int,
     share: tuple[int, int],
 ) -> None:
-    require_whole(batch_size=batch_size, seed=seed)
-    if seed < 0:
-        raise ValueError(f"seed must be 0 or more, not {seed}")
+    require_whole(batch_size=batch_size)
+    require_seed(seed)
     if not 1 <= batch_size <= len(train):
         raise ValueError(
             f"batch_size must be 1 to {len(train):,}, the images in the training set, "

@@ -120,7 +120,8 @@ def download(urls: Sequence[str], target: Path, *, md5: str, size: int) -> None:
     except OSError as error:
         remedy = "make it writable or choose another folder"
         if error.errno in FULL:
-            remedy = f"the archive needs {size / 1e6:.1f} MB in all, free some space"
+            needed = f"{size / 1e6:.1f} MB and what is in it a little more"
+            remedy = f"the archive needs {needed}, free some space"
         text = f"{target.parent} cannot take {target.name} ({error.strerror}): {remedy}"
         raise OSError(error.errno, text) from error
 

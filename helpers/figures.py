@@ -77,14 +77,15 @@ def plot_augmentations(
 ) -> Figure:
     """Draw uint8 originals (R, H, W, C) beside normalized views (R, K, C, H, W) of them.
 
-    Raises ValueError for wrong shapes, and views that aren't normalized.
+    Raises ValueError for wrong shapes, and views of uint8, which aren't normalized.
     """
     first = as_rgb("originals", originals, "R, H, W, C")
     changed = as_array(views)
     if changed.dtype == np.uint8:  # as a transform of one's own gives them
         raise ValueError(
             "views are uint8 and not normalized; of (R, K, H, W, C) pass "
-            "np.moveaxis(views, -1, 2) / 255, with (0,) * C as mean and (1,) * C as std"
+            "np.moveaxis(np.asarray(views), -1, 2) / 255, with (0,) * C as mean and (1,) * C "
+            "as std"
         )
     if changed.ndim != 5 or (changed.shape[::3] + changed.shape[4:] != first.shape[:3]):
         raise ValueError(

@@ -40,8 +40,8 @@ class LRRangeTest:
     learning_rates: (S,), one a step. losses: a list a seed, nats per example, shorter
     where that test was ended. smoothed: the same over neighbouring steps. median: over
     the tests, up to the end of the shortest, the curve that the rule reads; rim: the loss
-    at which it counts as having left the valley. divergence_lr: where it does, None if it
-    doesn't.
+    at which it counts as having left the valley. divergence_lr: where it does or a test
+    was ended, None if neither.
     """
 
     learning_rates: list[float]
@@ -63,9 +63,10 @@ def lr_range_test(
     global random generators and the loader's epoch are afterwards as they were. Of
     several processes the first runs the test, on whole batches, and tells the others.
 
-    Raises ValueError where the loss never falls and for a model that doesn't fit the
-    recipe or the batches, TypeError for one that gives no tensor, ModuleNotFoundError
-    without torch-lr-finder, and MemoryError with a batch size that would fit.
+    Raises ValueError where the loss never falls or is not finite from the start, for a
+    loader without batches, and for a model that doesn't fit the recipe or the batches,
+    TypeError for one that gives no tensor, ModuleNotFoundError without torch-lr-finder,
+    and MemoryError with a batch size that would fit.
     """
     if not len(loader):
         raise ValueError("the loader has no batch; give it at least one")

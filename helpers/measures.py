@@ -107,7 +107,8 @@ def misclassified(
 ) -> list[Mistake]:
     """Return up to `most` wrong answers, most confident first, from (N,) and (N, C).
 
-    Raises ValueError for wrong shapes, or values that are not probabilities.
+    Raises ValueError for wrong shapes, or values outside [0, 1]; that each row sums to 1
+    isn't checked.
     """
     require_positive("most", most)
     true, scores = labels_and_scores(labels, probabilities)
@@ -236,9 +237,12 @@ def labels_and_scores(
         raise ValueError(f"probabilities has shape {scores.shape}; pass (N, C)")
     # Rounding can put the exponential of a log-softmax slightly above 1.
     if not ((scores >= 0) & (scores <= 1.001)).all():
+        remedy = "apply softmax to the model's output first"
+        if not np.isfinite(scores).all():
+            remedy = "look for what is not finite in images or model"
         raise ValueError(
             f"probabilities holds values from {scores.min():.4g} to {scores.max():.4g}; "
-            "apply softmax to the model's output first"
+            f"{remedy}"
         )
     return class_numbers("labels", labels, scores.shape[1], len(scores)), scores
 

@@ -177,7 +177,8 @@ def summarize(model: nn.Module, image_size: tuple[int, int, int] = (3, 32, 32)) 
     layer runs, and no other parameters; `count_parameters` counts all that are trained,
     each once.
 
-    Raises ValueError for images that the model can't take.
+    Raises ValueError for images that the model can't take, ModuleNotFoundError without
+    torchsummary.
     """
     from torchsummary import summary
 
@@ -215,7 +216,7 @@ def save_weights(
 
     Raises ValueError for any other model, classes that don't match its outputs and values
     that float16 can't hold; OSError where the file can't be written, and then the one
-    that was there before stays.
+    that was there before stays; ModuleNotFoundError without safetensors.
     """
     from safetensors.torch import save
 
@@ -251,7 +252,7 @@ def load_pretrained(
 
     Raises FileNotFoundError where there is no file, ValueError for one with another
     digest, of another kind or of a newer format, for a network that isn't in MODELS, and
-    for weights that don't fit it.
+    for weights that don't fit it, ModuleNotFoundError without safetensors.
     """
     facts, tensors = read_weights(Path(path), sha256)
     if facts["model"] not in MODELS:

@@ -74,7 +74,8 @@ def require_scale(model: nn.Module, logit_scale: float) -> None:
         raise ValueError(
             f"the recipe's logit_scale is {logit_scale} and the model's {scales[0]}; "
             "make the model with logit_scale=recipe.logit_scale (one of your own holds it "
-            "as .logit_scale and multiplies its outputs by it), or the recipe with 1"
+            "as .logit_scale and multiplies its outputs by it), or the recipe with "
+            f"{scales[0]}"
         )
 
 

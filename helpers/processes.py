@@ -121,7 +121,8 @@ def connected() -> Iterator[Processes]:
 
     On GPUs through NCCL, each process with its own; else through gloo. Of several, one in
     which an error is raised stays connected, and at its end, with status 1, waits for
-    nobody. Raises ConnectionError where they don't find each other in time.
+    nobody. Raises ConnectionError where they don't find each other in time or aren't told
+    where, ValueError for a process without a GPU of its own.
     """
     if "WORLD_SIZE" not in os.environ:
         yield Processes()

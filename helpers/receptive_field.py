@@ -171,8 +171,9 @@ def step(what: object, field: Field, name: str) -> Field:
     label = type(what).__name__ if module else getattr(what, "__name__", what)
     raise NotImplementedError(
         f"layer {name}: the receptive field behind {label} is not known; known are the "
-        "layers Conv2d and Linear, normalization, pooling, activations, dropout, flatten, "
-        "and sums or concatenations of these"
+        "layers Conv2d, Linear, BatchNorm2d, GroupNorm, InstanceNorm2d, LayerNorm, average "
+        "and max pooling, the usual activations, Dropout, Dropout2d, Flatten, and sums or "
+        "concatenations of these"
     )
 
 
@@ -215,8 +216,8 @@ def receptive_field_table(
         copied, not touched.
 
     Raises ValueError for images that the model can't take, NotImplementedError, naming the
-    layer, for one whose receptive field is not known here, and for a network whose path
-    depends on the sizes or values of its input.
+    layer, for one whose receptive field is not known here, and for a network that torch.fx
+    can't trace, as its path depends on sizes or values of its input.
     """
     if len(image_size) != 3:
         raise ValueError(f"image_size must be (C, H, W), not {image_size}")
@@ -224,10 +225,15 @@ def receptive_field_table(
     tried.eval()
     try:
         traced = fx.symbolic_trace(tried)
-    except fx.proxy.TraceError as error:
+    except (
+        fx.proxy.TraceError,
+        TypeError,
+        RuntimeError,
+    ) as error:  # all are torch.fx's
+        reason = str(error).splitlines()[0]
         raise NotImplementedError(
-            f"the model's path depends on its input ({error}), and torch.fx follows only one "
-            "that doesn't; take asserts, ifs and loops over sizes or values out of forward"
+            f"torch.fx can't follow the model ({reason}); take asserts, ifs, loops, int() "
+            "and len() over sizes or values out of forward"
         ) from error
     parameter = next(model.parameters(), torch.empty(0))
     image = parameter.new_zeros(1, *image_size)

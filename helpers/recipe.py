@@ -163,7 +163,7 @@ RECIPES: dict[str, dict[str, Any]] = {
     # loss is summed over the batch, the learning rate divided by the batch size and the
     # decay multiplied by it: with a mean, both are the same numbers for any batch size.
     # His rate starts from 0 and has risen by one step's worth at the first: div_factor is
-    # the number of steps of 5 epochs of 98.
+    # the number of steps of 5 epochs of 98. (His have 97, without the partial batch.)
     "page": {
         "optimizer": "sgd",
         "weight_decay": 5e-4,

@@ -108,7 +108,7 @@ def train_one_epoch(
     scaler: needed for float16.
     dtype: of autocast.
     label_smoothing: see Recipe.
-    epoch: its number, for progress and errors.
+    epoch: its number from 1, for progress and errors, whose advice in the first differs.
     on_step: called after each step with the number of its images and its learning rate.
 
     Raises NonFiniteLoss, and ValueError where the loader's length isn't the truth or its
@@ -241,8 +241,8 @@ def predict(
         with its share, all of them get the answers of all.
     flip_tta: the logits are the means of those of the image and of its mirror image.
 
-    It computes in float32, but within torch.autocast; what is float32 a GPU convolves in
-    TF32, with 10 bits of mantissa, unless torch is told otherwise.
+    It computes in float32, but within torch.autocast; what is float32 a newer GPU
+    convolves in TF32, with 10 bits of mantissa, unless torch is told otherwise.
 
     Raises ValueError where the loader gives nothing, or batches that are no such pairs,
     MemoryError where they are too large, unless cuDNN says only that it finds no engine.
@@ -561,8 +561,9 @@ def read_history(checkpoint: str | PathLike, model: nn.Module | None = None) -> 
     model: is given the weights that the last of them was evaluated with, and left in
         evaluation mode.
 
-    Raises FileNotFoundError where there is none, ValueError for a file that is damaged or
-    no checkpoint, and for weights that don't fit the model.
+    Raises FileNotFoundError where there is none, IsADirectoryError for a folder,
+    ValueError for a file that is damaged or no checkpoint, and for weights or a logit_scale
+    that don't fit the model.
     """
     # Perhaps only the one before it, where a stop came between the renames.
     kept = kept_checkpoints(place_of(checkpoint))

@@ -108,7 +108,7 @@ def score(
         augment_on="device",  # needs no albumentations, and nothing is augmented
     )
     model = model.to(device, memory_format=torch.channels_last)
-    # By default a GPU rounds what it convolves to TF32's 10 bits, and a CPU doesn't.
+    # By default a newer GPU rounds what it convolves to TF32's 10 bits, a CPU doesn't.
     exact = torch.backends.cudnn.flags(
         enabled=True, deterministic=True, allow_tf32=False
     )

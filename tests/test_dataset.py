@@ -543,7 +543,7 @@ def test_images_of_another_type_are_refused():
         dataset.ImageSet(data.images / 255, data.labels, data.classes, "noise")
     with pytest.raises(ValueError, match=r"labels must be integers \(40,\)"):
         dataset.ImageSet(data.images, data.labels[:-1], data.classes, "noise")
-    with pytest.raises(ValueError, match=r"float32 .* \.astype\(np\.int64\)"):
+    with pytest.raises(ValueError, match=r"float32 .*\.astype\(np\.int64\)"):
         dataset.ImageSet(
             data.images, data.labels.astype("float32"), data.classes, "noise"
         )

@@ -180,7 +180,7 @@ def test_commands_have_options_that_there_are(text, importing):
         program.parse(options.split())
     said = (PROJECT / "benchmarks" / "README.md").read_text(encoding="utf-8")
     given = re.findall(r"^ .*-m benchmarks ([^#\n]*)", said, re.MULTILINE)
-    assert len(given) == 4
+    assert len(given) == 3
     for options in given:
         benchmarks.parse(options.split())
 

@@ -724,7 +724,7 @@ BAD = {
     "probabilities holds values from -2 to 3; apply softmax": (
         lambda: utils.misclassified([0], [[-2.0, 3.0]])
     ),
-    "probabilities holds values from nan to nan; apply softmax": (
+    "probabilities holds values from nan to nan; look for what is not": (
         lambda: utils.misclassified([0], [[0.5, math.nan]])
     ),
     "labels has 2 entries for 1; pass as many": (

@@ -1,6 +1,6 @@
 """Train all that results/ should hold, record by record; made for a GPU.
 
-    python -m tools.records [--minutes 8]
+    python -m tools.records [--minutes 60]
 
 Each recipe on all images first; then, on training images held out, the recipe that short
 trials chose with one ingredient left out in turn, to tell what each adds; then ResNet18 and
