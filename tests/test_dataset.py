@@ -1150,6 +1150,8 @@ def test_bad_numbers_are_named_with_what_is_allowed(options, sentence):
 
 
 def test_transforms_refuse_images_of_another_shape_and_impossible_colours():
+    with pytest.raises(ValueError, match="seed must be 0 or more, not -1"):
+        dataset.train_transform(seed=-1)
     other, grey = np.zeros((28, 28, 3), np.uint8), np.zeros((32, 32, 1), np.uint8)
     for transform, image in (
         (dataset.train_transform(), other),
