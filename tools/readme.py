@@ -81,6 +81,9 @@ TRIED = {
         sweeps.Trial("page", {"recipe": "page"}, "base", "page"),
         sweeps.Trial("ours", {"recipe": "ours"}, "page", "no-averaging"),
     ],
+    "schedule": [
+        sweeps.Trial("linear", {"anneal": "linear"}, "no-averaging", "linear")
+    ],
     "beta2": [sweeps.Trial("beta2", {"beta2": 0.99}, "half-decay", "beta2")],
 }
 IMAGES = PROJECT / "Images"
