@@ -225,11 +225,8 @@ def receptive_field_table(
     tried.eval()
     try:
         traced = fx.symbolic_trace(tried)
-    except (
-        fx.proxy.TraceError,
-        TypeError,
-        RuntimeError,
-    ) as error:  # all are torch.fx's
+    # By all three torch.fx says that it can't.
+    except (fx.proxy.TraceError, TypeError, RuntimeError) as error:
         reason = str(error).splitlines()[0]
         raise NotImplementedError(
             f"torch.fx can't follow the model ({reason}); take asserts, ifs, loops, int() "
