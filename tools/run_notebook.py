@@ -56,7 +56,7 @@ def failure_of(client: NotebookClient) -> str:
         return f"{error}: where memory ran out, close what else takes much of it"
     except KeyboardInterrupt:
         return "Interrupted"
-    except AssertionError as error:  # nbclient's own, often after Ctrl-C
+    except (AssertionError, AttributeError) as error:  # nbclient's, often after Ctrl-C
         return f"Interrupted, or nbclient failed: {error!r}"
     return ""
 
