@@ -203,6 +203,21 @@ def taking(image_size: tuple[int, int, int]) -> Iterator[None]:
         ) from error
 
 
+def trace(model: nn.Module) -> fx.GraphModule:
+    """A copy of the model, in evaluation mode, as the graph of what it calls."""
+    tried = copy_of(getattr(model, "_orig_mod", model))  # that of a compiled one
+    tried.eval()
+    try:
+        return fx.symbolic_trace(tried)
+    # By all three torch.fx says that it can't.
+    except (fx.proxy.TraceError, TypeError, RuntimeError) as error:
+        reason = str(error).splitlines()[0]
+        raise NotImplementedError(
+            f"torch.fx can't follow the model ({reason}); take asserts, ifs, loops, int() "
+            "and len() over sizes or values out of forward"
+        ) from error
+
+
 @torch.no_grad()
 def receptive_field_table(
     model: nn.Module, image_size: tuple[int, int, int] = (3, 32, 32)
@@ -221,17 +236,7 @@ def receptive_field_table(
     """
     if len(image_size) != 3:
         raise ValueError(f"image_size must be (C, H, W), not {image_size}")
-    tried = copy_of(getattr(model, "_orig_mod", model))  # that of a compiled one
-    tried.eval()
-    try:
-        traced = fx.symbolic_trace(tried)
-    # By all three torch.fx says that it can't.
-    except (fx.proxy.TraceError, TypeError, RuntimeError) as error:
-        reason = str(error).splitlines()[0]
-        raise NotImplementedError(
-            f"torch.fx can't follow the model ({reason}); take asserts, ifs, loops, int() "
-            "and len() over sizes or values out of forward"
-        ) from error
+    traced = trace(model)
     parameter = next(model.parameters(), torch.empty(0))
     image = parameter.new_zeros(1, *image_size)
     with taking(image_size):

@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader, Dataset, TensorDataset
 from helpers import lr_range, train_test
 from tests.test_train_test import (
     CPU,
+    Around,
     Failing,
     Interrupted,
     batches,
@@ -116,17 +117,10 @@ def test_gradients_of_float16_are_scaled_so_that_none_vanishes():
             largest.append(float(gradient.abs().max()))
             return gradient
 
-    class Model(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.inner = network()
-
-        def forward(self, x):
-            return Watched.apply(self.inner(x))
-
     for precision in ("float32", "float16"):
         plan = recipe(precision=precision, lr_test_seeds=1)
-        train_test.lr_range_test(Model(), loaders().train, plan, device=CPU)
+        model = Around(Watched.apply)
+        train_test.lr_range_test(model, loaders().train, plan, device=CPU)
     steps = len(largest) // 2
     assert largest[steps] / largest[0] == pytest.approx(65_536, rel=0.05)
 
