@@ -615,7 +615,6 @@ def make_loaders(
     seed: int = 0,
     padding: int = 4,
     flip: float = 0.5,
-    flips: Literal["random", "alternating"] = "random",
     cutout: int = 8,
     mean: tuple[float, ...] = CIFAR10_MEAN,
     std: tuple[float, ...] = CIFAR10_STD,
@@ -633,7 +632,7 @@ def make_loaders(
         default none where the model computes on the CPU too, up to 8 otherwise); "device"
         is whole batches at once where the images then already are, several times as fast
         on a CPU too; "auto" is the device if that is CUDA.
-    padding, flip, cutout, mean, std: see `train_transform`; flips: see `Recipe`.
+    padding, flip, cutout, mean, std: see `train_transform`.
     transform: an albumentations.Compose of your own, uint8 (H, W, C) to the same, instead
         of padding, flip and cutout, whatever the recipe says of these; "auto" is "cpu"
         then, and its seed is set for each batch. A checkpoint doesn't tell two of them
@@ -686,21 +685,18 @@ def make_loaders(
     }
     if transform is None:
         numbers = {"padding": int(padding), "flip": float(flip), "cutout": int(cutout)}
-        made_with |= {**numbers, "flips": flips}
+        made_with |= numbers
     augmentation = {"seed": int(seed), "cutout": cutout, "made_with": made_with}
-    alternating = flips == "alternating" and transform is None
-    augmentation |= {"flip": flip, "alternating": alternating}
     if augment_on == "device":
         kind = DeviceLoader
-        augmentation |= {"padding": padding}
+        augmentation |= {"padding": padding, "flip": flip}
     else:
         kind = WorkerLoader
         if num_workers is None:
             num_workers = 0 if device.type == "cpu" else min(8, usable_cores())
         augmentation["num_workers"] = num_workers
         if transform is None and (padding or flip):
-            once = 0 if alternating else flip
-            steps = geometry(padding=padding, flip=once, size=size)
+            steps = geometry(padding=padding, flip=flip, size=size)
             transform = import_albumentations().Compose(steps)
         augmentation["transform"] = transform
 

@@ -14,8 +14,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 LINUX = sys.platform == "linux"  # elsewhere a fork isn't safe, or there is none
-# Of a batch: the seed of its draws, which images, and which of them are mirrored.
-Key = tuple[int, NDArray[np.int64], NDArray[np.bool_]]
+# Of a batch: the seed of its draws, and which images.
+Key = tuple[int, NDArray[np.int64]]
 
 
 @dataclass(kw_only=True, eq=False, repr=False)
@@ -40,8 +40,6 @@ class Loader:
     fingerprint: str
     seed: int | None = None
     share: tuple[int, int] = (0, 1)
-    flip: float = 0
-    alternating: bool = False
     cutout: int = 0
     epoch: int = 0
     made_with: dict[str, Any] = field(default_factory=dict)
@@ -89,13 +87,6 @@ class Loader:
         epoch, self.epoch = self.epoch, self.epoch + 1
         return None if self.seed is None else np.random.default_rng((self.seed, epoch))
 
-    def mirrored(self, epoch: int) -> NDArray[np.bool_]:
-        """Which images `epoch` shows mirrored, where that alternates."""
-        if not self.alternating:
-            return np.zeros(self.count, bool)
-        at_first = np.random.default_rng((self.seed, 0, 1)).random(self.count)
-        return (at_first < self.flip) ^ (epoch % 2 == 1)
-
     def normalized(self, images: Tensor) -> Tensor:
         """uint8 (B, H, W, C) to float32 (B, C, H, W), which thereby is channels-last."""
         batch, height, width, channels = images.shape
@@ -120,6 +111,7 @@ class DeviceLoader(Loader):
 
     augment_on: ClassVar = "device"
     padding: int = 0
+    flip: float = 0
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -130,7 +122,7 @@ class DeviceLoader(Loader):
         )
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        mirrored, rng = self.mirrored(self.epoch), self.start_epoch()
+        rng = self.start_epoch()
         # An epoch's order, draws and places are some 30 MB: made at once, so that no batch
         # waits for a copy, and a GPU doesn't start a dozen tiny kernels for each.
         parts = self.parts(np.arange(self.count))
@@ -139,12 +131,8 @@ class DeviceLoader(Loader):
             for i in torch.from_numpy(mine).to(self.device).split(sizes):
                 yield self.normalized(self.images[i]), self.labels[i]
             return
-        order = rng.permutation(self.count)[mine]
-        draws = self.draw(rng)[:, mine]
-        if self.alternating:
-            draws[2] = mirrored[order]
-        order = torch.from_numpy(order).to(self.device)
-        draws = torch.from_numpy(draws).to(self.device)
+        order = torch.from_numpy(rng.permutation(self.count)[mine]).to(self.device)
+        draws = torch.from_numpy(self.draw(rng)[:, mine]).to(self.device)
         down, right, flip, top, left = draws
         epoch = (order, *self.places(order, down, right, flip), top, left)
         for i, *drawn in zip(*(part.split(sizes) for part in epoch), strict=True):
@@ -234,9 +222,8 @@ class Batches(Dataset):
     cutout: int
 
     def __getitem__(self, item: Key) -> tuple[Tensor, Tensor, Tensor]:
-        key, indices, mirrored = item
+        key, indices = item
         images, size = self.images[indices], self.images.shape[1:3]
-        images[mirrored] = images[mirrored, :, ::-1]
         if self.transform:
             self.transform.set_random_seed(key)
             images = np.stack([transformed(self.transform, one) for one in images])
@@ -286,12 +273,12 @@ class WorkerLoader(Loader):
 
     def keys(self) -> Iterator[Key]:
         """What the workers are asked for in the epoch that begins."""
-        mirrored, rng = self.mirrored(self.epoch), self.start_epoch()
+        rng = self.start_epoch()
         order = np.arange(self.count) if rng is None else rng.permutation(self.count)
         for part in self.parts(order):
             # The shares of a batch are augmented each in its own way.
             key = 0 if rng is None else int(rng.integers(2**32)) + self.share[0]
-            yield key % 2**32, part, mirrored[part]
+            yield key % 2**32, part
 
 
 def ignore_interrupts(worker: int) -> None:

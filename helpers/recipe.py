@@ -31,7 +31,6 @@ ALLOWED: dict[str, tuple[Callable[[Any], bool], str]] = {
     "test_images": COUNT_OR_ALL,
     "padding": PIXELS,
     "flip": (lambda v: is_number(v) and 0 <= v <= 1, "a probability from 0 to 1"),
-    "flips": one_of("random", "alternating"),
     "cutout": PIXELS,
     "optimizer": one_of("adam", "sgd"),
     "weight_decay": (lambda v: is_number(v) and v >= 0, "a number from 0"),
@@ -61,9 +60,6 @@ class Recipe:
     train_images, test_images: how many of the images are used; None for all.
     padding: pixels by which a random crop moves an image, either way.
     flip: probability of a horizontal flip.
-    flips: random, anew in each epoch; or alternating, where that is the first epoch's, and
-        from then on each image comes now one way, now the other (K. Jordan,
-        arXiv 2404.00498, 2024).
     cutout: side of the square hole, in pixels; 0 for none.
     optimizer: adam, or sgd for stochastic gradient descent with Nesterov momentum 0.9.
     weight_decay: adam shrinks each weight, but no bias and nothing of BatchNorm, by this
@@ -93,7 +89,6 @@ class Recipe:
     test_images: int | None = None
     padding: int = 4
     flip: float = 0.5
-    flips: Literal["random", "alternating"] = "random"
     cutout: int = 8
     optimizer: Literal["adam", "sgd"] = "adam"
     weight_decay: float = 0
@@ -130,8 +125,7 @@ class Recipe:
     @property
     def augmentation(self) -> dict[str, float]:
         """The fields that make_loaders and train_transform take by keyword."""
-        names = ("padding", "flip", "flips", "cutout")
-        return {name: getattr(self, name) for name in names}
+        return {"padding": self.padding, "flip": self.flip, "cutout": self.cutout}
 
 
 PROFILES = {

@@ -1033,23 +1033,6 @@ def test_half_of_the_images_are_flipped_and_nothing_else_happens_to_them(on):
 
 
 @BOTH
-def test_alternating_flips_show_each_image_now_one_way_now_the_other(on):
-    data = position_set(200)
-    data.images[..., 2] = np.arange(200)[:, None, None]  # blue tells which image it is
-    alternate = loaders(data, on=on, padding=0, cutout=0, flips="alternating").train
-    mirrored = []
-    for number in range(3):
-        alternate.set_epoch(number)
-        seen = pixels(epoch(alternate)[0]).round().astype(np.uint8)
-        seen = seen[seen[:, 0, 0, 2].argsort()]
-        mirrored.append((seen == data.images[:, :, ::-1]).all((1, 2, 3)))
-        assert (mirrored[-1] ^ (seen == data.images).all((1, 2, 3))).all()
-    first, second, third = mirrored
-    assert abs(first.mean() - 0.5) < 0.12  # 3.4 standard deviations
-    assert (first ^ second).all() and (first == third).all()
-
-
-@BOTH
 def test_hole_is_one_square_of_the_mean_colour_wholly_inside(on):
     white = np.full((2000, 32, 32, 3), 255, dtype=np.uint8)
     data = dataset.ImageSet(white, np.zeros(2000, dtype=np.int64), ("one",), "white")

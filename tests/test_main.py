@@ -269,7 +269,6 @@ OTHER = {
     "test_images": 30,
     "padding": 1,
     "flip": 0.25,
-    "flips": "alternating",
     "cutout": 3,
     "optimizer": "sgd",
     "weight_decay": 0.001,

@@ -58,7 +58,6 @@ REFUSED = {
     "0 to below 1": {"label_smoothing": [1, -0.1, math.nan, None, True]},
     "a number above 0": {"logit_scale": [0, -1, math.inf, None]},
     "a whole number from 0": {"average_epochs": [-1, 1.5, None, True]},
-    "one of random, alternating": {"flips": ["alternate", None]},
     "one of cos, linear": {"anneal": ["cosine", None]},
     "a number above 0, or None for the range test": {
         "max_lr": [0, -1, math.nan, math.inf, "x", True],
