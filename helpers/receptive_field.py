@@ -177,17 +177,17 @@ def step(what: object, field: Field, name: str) -> Field:
     )
 
 
-def dimensions(node: fx.Node, layer: nn.Module | None) -> set[int]:
+def dimensions(node: fx.Node, what: object) -> set[int]:
     """Over which dimensions of its input a mean, maximum or softmax is."""
     dims = node.kwargs.get("dim", node.args[1] if len(node.args) > 1 else ())
-    dims = getattr(layer, "dim", dims)
+    dims = getattr(what, "dim", dims)  # of a layer
     count = len(node.all_input_nodes[0].meta["tensor_meta"].shape)
-    if node.target not in AVERAGES and dims in (None, ()):
+    if what not in AVERAGES and dims in (None, ()):
         return {0 if count == 3 else 1}  # torch's own choice for a softmax
     dims = (dims,) if isinstance(dims, int) else dims or ()
     found = {dim % count for dim in dims}
     # Flattened, height and width are one dimension.
-    return {2, 3} if node.target in AVERAGES and count == 3 and found == {2} else found
+    return {2, 3} if what in AVERAGES and count == 3 and found == {2} else found
 
 
 @contextmanager
@@ -255,6 +255,7 @@ def receptive_field_table(
         if node.op == "output" or not sources or "tensor_meta" not in node.meta:
             continue  # sizes and other numbers that the network computes on its way
         layer = layer_of(node, traced)
+        what = layer or node.target
         kind = type(layer).__name__ if layer else MERGES.get(node.target)
         # A function is called inside the innermost module that is being run.
         inside = list(node.meta.get("nn_module_stack", {}))[-1:]
@@ -262,18 +263,16 @@ def receptive_field_table(
         name = node.target if node.op == "call_module" else ".".join([*inside, called])
 
         wanted = None
-        if node.target in AVERAGES:
+        if what in AVERAGES:
             wanted, over = {2, 3}, "height and width"
-        if node.target in SOFTMAX or type(layer) in SOFTMAX:
+        if what in SOFTMAX or type(what) in SOFTMAX:
             wanted, over = {1}, "channels"
-        if wanted and dimensions(node, layer) != wanted:
+        if wanted and dimensions(node, what) != wanted:
             raise NotImplementedError(
                 f"{name} is over other dimensions than {over}; the receptive field behind "
                 "it is not known"
             )
-        field = step(
-            layer or node.target, functools.reduce(Field.merged, sources), name
-        )
+        field = step(what, functools.reduce(Field.merged, sources), name)
         shape = tuple(node.meta["tensor_meta"].shape[1:])
         if len(shape) == 3:
             field = field._replace(side=max(shape[1:]))

@@ -299,6 +299,16 @@ def test_means_over_the_whole_map_see_all_of_it(function):
     assert models.receptive_field_table(model)[-1].receptive_field == 32
 
 
+def test_a_layer_is_known_by_its_kind_and_not_by_its_name():
+    model = nn.Sequential()
+    model.add_module("mean", nn.Conv2d(3, 4, 3))
+    model.add_module("softmax", nn.ReLU())
+    assert [row.receptive_field for row in models.receptive_field_table(model)] == [
+        3,
+        3,
+    ]
+
+
 @pytest.mark.parametrize(
     "norm", [nn.GroupNorm(2, 4), nn.InstanceNorm2d(4), nn.LayerNorm([4, 30, 30])]
 )
