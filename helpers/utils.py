@@ -107,7 +107,7 @@ def set_seed(seed: int) -> None:
 def get_device() -> torch.device:
     """Return the CUDA device where there is one, otherwise the CPU.
 
-    Raises RuntimeError for a GPU that computes nothing: one that this torch was not built
+    Raises OSError for a GPU that computes nothing: one that this torch was not built
     for, or has no memory left.
     """
     if not torch.cuda.is_available():
@@ -116,7 +116,7 @@ def get_device() -> torch.device:
         torch.ones(1, device="cuda")
     except RuntimeError as error:
         reason = str(error).splitlines()[0]
-        raise RuntimeError(
+        raise OSError(
             f"{torch.cuda.get_device_name()} can't compute ({reason}); choose another GPU, "
             "in Colab and Kaggle a T4, or hide it with CUDA_VISIBLE_DEVICES="
         ) from error

@@ -159,7 +159,7 @@ def test_gpu_that_computes_nothing_is_said_at_once(monkeypatch):
         assert utils.get_device() == torch.device("cuda")
         monkeypatch.setattr(torch, "ones", no_kernel)
         said = r"a pretended GPU can't compute \(CUDA error: no .* available\); choose"
-        with pytest.raises(RuntimeError, match=said):
+        with pytest.raises(OSError, match=said):
             utils.get_device()
 
 
