@@ -98,8 +98,9 @@ def confusion_matrix(
         raise TypeError(f"num_classes is {num_classes!r}; pass how many: len(classes)")
     true = class_numbers("labels", labels, num_classes)
     predicted = class_numbers("predictions", predictions, num_classes, len(true))
-    cells = np.bincount(true * num_classes + predicted, minlength=num_classes**2)
-    return cells.reshape(num_classes, num_classes).astype(np.int64)
+    count = int(num_classes)  # a uint8 would overflow
+    cells = np.bincount(true * count + predicted, minlength=count**2)
+    return cells.reshape(count, count).astype(np.int64)
 
 
 def misclassified(
@@ -112,12 +113,11 @@ def misclassified(
     """
     require_positive("most", most)
     true, scores = labels_and_scores(labels, probabilities)
-    predicted = scores.argmax(axis=1)
+    predicted, confidence = scores.argmax(axis=1), scores.max(axis=1)
     wrong = np.flatnonzero(predicted != true)
-    confidence = scores[wrong, predicted[wrong]]
-    first = wrong[np.argsort(-confidence, kind="stable")][:most]
+    first = wrong[np.argsort(-confidence[wrong], kind="stable")][:most]
     return [
-        Mistake(int(i), int(true[i]), int(predicted[i]), float(scores[i, predicted[i]]))
+        Mistake(int(i), int(true[i]), int(predicted[i]), float(confidence[i]))
         for i in first
     ]
 

@@ -331,6 +331,8 @@ def test_confusion_matrix_has_true_rows_and_predicted_columns():
     matrix = utils.confusion_matrix([0, 0, 0, 1, 2], torch.tensor([0, 2, 2, 1, 0]), 3)
     assert matrix.dtype == np.int64
     assert matrix.tolist() == [[1, 0, 2], [0, 1, 0], [1, 0, 0]]
+    small = np.full(3, 46, np.uint8)  # as is 47 classes' square
+    assert utils.confusion_matrix(small, small, small[0] + 1)[46, 46] == 3
 
 
 @pytest.mark.parametrize("kind", [torch.float32, torch.bfloat16])
