@@ -514,7 +514,7 @@ def fit(
         if max_lr is None:
             max_lr = find_max_lr(model, loaders[0], recipe, device=device).max_lr
             if processes.first:
-                print(f"range test: max_lr {max_lr:.2e}")
+                print(f"range test: max_lr {max_lr:.2e}", flush=True)
         history = History(max_lr)
     training = Training(
         model, loaders, recipe, history, device=device, processes=processes
@@ -524,7 +524,8 @@ def fit(
         if processes.first:
             print(
                 f"{path}: going on after epoch {len(history.epochs)} of {recipe.epochs}, "
-                f"with max_lr {history.max_lr:.2e} as it began"
+                f"with max_lr {history.max_lr:.2e} as it began",
+                flush=True,
             )
 
     try:
@@ -535,7 +536,7 @@ def fit(
                 # An epoch that is shown is kept.
                 if path:
                     save_checkpoint(path, {"plan": plan, **training.state_dict()})
-                print(row)
+                print(row, flush=True)  # into a file too, at once
     except BaseException as error:
         if processes.first:
             left = "no checkpoint was kept"

@@ -1,8 +1,10 @@
 """From a recipe to a history: what is planned, trained, measured, kept and refused."""
 
+import contextlib
 import copy
 import dataclasses
 import hashlib
+import io
 import json
 import math
 import os
@@ -1274,3 +1276,11 @@ def test_first_steps_agree_with_float32_within_2_percent(precision):
     exact, rough = losses(torch.float32), losses(getattr(torch, precision))
     assert rough != exact
     assert rough == pytest.approx(exact, rel=0.02)
+
+
+def test_an_epoch_that_is_done_is_seen_in_a_file_too():
+    raw = io.BytesIO()
+    with contextlib.redirect_stdout(io.TextIOWrapper(raw, encoding="utf-8")):
+        fit(network(), loaders(), recipe())
+        shown = raw.getvalue().decode()
+    assert shown.count("epoch ") == recipe().epochs
