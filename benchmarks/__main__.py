@@ -52,8 +52,8 @@ def main(arguments: list[str] | None = None) -> None:
     setup = make_setup(options)
     if setup.data != "synthetic" and {"whole", "fresh"} & {*options.only}:
         try:  # before anything is measured
-            dataset.load_cifar10(setup.data)
-        except dataset.DatasetUnavailable as error:
+            dataset.load_once(setup.data)
+        except (OSError, ValueError, ModuleNotFoundError) as error:
             raise SystemExit(f"error: {error}") from error
     records, images = PROJECT / "results", PROJECT / "Images"
     if options.out or setup.smoke:

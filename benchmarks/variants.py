@@ -54,13 +54,12 @@ def measure(setup: Setup) -> list[Row]:
         BARE: our_epoch(bare, batches, setup.device),
         COMPILED: our_epoch(compiled, batches, setup.device),
     }
-    missing = []
+    others = []
     if cuda or setup.smoke:
-        half = models.CustomResNet()
-        works[HALF] = our_epoch(half, batches, setup.device, "float16")
+        works[HALF] = our_epoch(models.CustomResNet(), batches, setup.device, "float16")
     else:
         note = "needs a CUDA device"
-        missing += [Row(group=GROUP, name=HALF, unit="images/s", note=note)]
+        others.append(Row(group=GROUP, name=HALF, unit="images/s", note=note))
     # What the libraries need for their own start is no price of compiling.
     works[OURS]()
     # What an earlier process has compiled would make this one's price look lower.
@@ -76,7 +75,7 @@ def measure(setup: Setup) -> list[Row]:
             del works[COMPILED]
             said = " ".join(str(error).splitlines()[:2])
             why = f"{type(error).__name__}: {said}"
-            missing += [Row(group=GROUP, name=COMPILED, unit="images/s", note=why)]
+            others.append(Row(group=GROUP, name=COMPILED, unit="images/s", note=why))
         values = interleaved(
             {
                 name: contender(work, batches, setup, as_in_fit=True)
@@ -93,14 +92,14 @@ def measure(setup: Setup) -> list[Row]:
         # Inductor says in its log alone where it did without CUDA graphs.
         skips = {"values": [counters["inductor"]["cudagraph_skips"]]}
         told = skips if cuda else {"note": "needs a CUDA device"}
-        missing += [Row(group=GROUP, name=SKIPS, unit="parts", **told)]
-        missing += [Row(group=GROUP, name=PRICE, unit="s", values=[price])]
-        missing += [pays(rows, price)]
+        others.append(Row(group=GROUP, name=SKIPS, unit="parts", **told))
+        others.append(Row(group=GROUP, name=PRICE, unit="s", values=[price]))
+        others.append(pays(rows, price))
     del works, pooled, bare, compiled
     if cuda:  # whose memory other processes need now
         gc.collect()
         torch.cuda.empty_cache()
-    return [*rows, *missing, *searched(setup)]
+    return [*rows, *others, *searched(setup)]
 
 
 def searched(setup: Setup) -> list[Row]:

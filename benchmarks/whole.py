@@ -6,7 +6,6 @@ while the images go to the GPU, during a warm-up, and during the tests after eac
 """
 
 import contextlib
-import functools
 import io
 import os
 import re
@@ -19,6 +18,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from benchmarks.fresh import PROJECT
 from benchmarks.rows import Row, Setup, find, median, seconds
@@ -75,6 +75,7 @@ def measure(setup: Setup, rows: list[Row]) -> list[Row]:
         compared = "" if text == ACCURACY else text.format(OURS)
         against[text.format(OURS)] = ""
         against |= {text.format(name): compared for name in RIVALS}
+    torch.set_num_threads(setup.threads)
     found, failures = {label: [] for label in against}, {}
     if setup.device.type == "cuda" or setup.smoke:
         for _ in range(1 if setup.smoke else 2):
@@ -112,7 +113,8 @@ def why_not(label: str, setup: Setup) -> str:
 
 def ours(setup: Setup) -> list[tuple[str, float]]:
     recipe = REHEARSED if setup.smoke else RECIPE
-    train, test = load(setup, recipe)
+    sizes = {"train_images": recipe.train_images, "test_images": recipe.test_images}
+    train, test = dataset.images_of(setup.data, **sizes, holdout=0)
     loaders = dataset.make_loaders(
         train, test, batch_size=recipe.batch_size, device=setup.device
     )
@@ -137,14 +139,6 @@ def ours(setup: Setup) -> list[tuple[str, float]]:
     ]
 
 
-@functools.cache  # decoding an image folder takes seconds, outside of any clock here
-def load(setup: Setup, recipe: train_test.Recipe):
-    if setup.data == "synthetic":
-        sizes = {"train": recipe.train_images, "test": recipe.test_images}
-        return dataset.synthetic_cifar10(**{k: v for k, v in sizes.items() if v})
-    return dataset.load_cifar10(setup.data, download=False)
-
-
 def cold(setup: Setup, failures: dict[str, str]) -> list[tuple[str, float]]:
     """Seconds of `python -m helpers`, all it does included.
 
@@ -160,14 +154,13 @@ def cold(setup: Setup, failures: dict[str, str]) -> list[tuple[str, float]]:
             subprocess.run(
                 command, cwd=PROJECT, stdout=subprocess.PIPE, check=True, timeout=LIMIT
             )
+            return [(label, time.perf_counter() - start)]
         except subprocess.CalledProcessError as error:
             failures[label] = f"exit status {error.returncode}"
         except subprocess.TimeoutExpired:
             failures[label] = f"ended after {LIMIT} s"
-        if label in failures:
-            print(f"{label}: {failures[label]}")
-            return []
-        return [(label, time.perf_counter() - start)]
+    print(f"{label}: {failures[label]}")
+    return []
 
 
 def rivals(setup: Setup, failures: dict[str, str]) -> list[tuple[str, float]]:
@@ -216,12 +209,11 @@ def run_rival(
                     process.terminate()
                     break
         finally:
-            hung = stopper.finished.is_set()
             stopper.cancel()
     if len(ends) < rival.ends:
-        how = f"was ended after {LIMIT} s and"
-        if not hung:
-            how = f"ended with status {process.returncode} after"
+        how = f"ended with status {process.returncode} after"
+        if time.perf_counter() - start >= LIMIT:
+            how = f"was ended after {LIMIT} s and"
         raise RuntimeError(
             f"{script} {how} {len(ends)} of {rival.ends} trainings; its messages are above"
         )

@@ -416,7 +416,7 @@ def test_a_rival_that_hangs_is_ended(tmp_path, monkeypatch, cifar10_folder):
         whole.run_rival(whole.RIVALS["airbench94"], tmp_path / "one.py", cifar10_folder)
 
 
-def test_the_programs_failure_costs_its_own_row_alone(tmp_path):
+def test_the_programs_failure_costs_its_own_row_alone(tmp_path, monkeypatch):
     (tmp_path / "file").touch()  # no folder, which is said at once
     setup = Setup(device=CPU, data=str(tmp_path / "file"), threads=1)
     failures = {}
@@ -424,6 +424,9 @@ def test_the_programs_failure_costs_its_own_row_alone(tmp_path):
     (label,) = failures
     assert label == whole.COLD.format(whole.OURS)
     assert failures[label] == "exit status 1"
+    # Which costs that round alone.
+    monkeypatch.setattr(whole.subprocess, "run", lambda *args, **options: None)
+    assert dict(whole.cold(setup, failures)).keys() == {label}
 
 
 def test_the_last_line_of_cifar10_fast_is_understood():
