@@ -201,9 +201,9 @@ def flat_top(records: Sequence[dict[str, Any]]) -> tuple[float, float] | None:
         return Gain.of([found[best][seed] - found[rate][seed] for seed in shared])
 
     def may_be_as_good(rate: float) -> bool:
-        gain = lost(rate)
+        mean, error, _ = lost(rate)
         # Without a pair the mean is nan; of one the error is infinite.
-        return not gain.mean > max(ALIKE, 2 * gain.error)
+        return not mean > max(ALIKE, 2 * error)
 
     at = rates.index(best)
     sides = rates[at + 1 :], rates[:at][::-1]
@@ -323,21 +323,23 @@ def against_page(
     if is_page(runs[0]):
         return "0"
 
-    def same(record: dict[str, Any]) -> tuple:
-        # But for model and recipe, which are to be compared.
+    def conditions(record: dict[str, Any]) -> tuple:
+        # But for model and recipe, which are to be compared; where images are augmented
+        # decides only what is drawn.
         rest = Experiment.of(record)._replace(model="", recipe_name="", trained="")
-        precision = record["hardware"].get("precision")
-        return *rest, record["recipe"]["peak_epoch"], precision, record["seed"]
+        hardware = record["hardware"]
+        how = hardware.get("precision"), hardware.get("processes", 1)
+        return *rest, record["recipe"]["peak_epoch"], *how, record["seed"]
 
     page = {
-        same(record): record["last_epoch_accuracy"]
+        conditions(record): record["last_epoch_accuracy"]
         for record in records
         if is_page(record)
     }
     gains = [
-        run["last_epoch_accuracy"] - page[same(run)]
+        run["last_epoch_accuracy"] - page[conditions(run)]
         for run in runs
-        if same(run) in page
+        if conditions(run) in page
     ]
     return Gain.of(gains).points if gains else NOT_MEASURED
 

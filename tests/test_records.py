@@ -235,9 +235,11 @@ def test_recipe_is_compared_with_pages_on_the_same_images_and_seeds():
     ]
     assert kept.against_page(alike[3:], alike) == "+1.00 ± 0.00"
     assert kept.against_page(alike[3:], page + alike[3:]) == "not measured"
-    rough = [{**r, "hardware": exact, "last_epoch_accuracy": 0.5} for r in page]
-    for runs in ([*page, *rough, *ours], [*rough, *page, *ours]):
-        assert kept.against_page(ours, runs) == "+1.00 ± 0.00"
+    for how in ({"precision": "float32"}, {"processes": 2}):
+        hardware = {**page[0]["hardware"], **how}
+        rough = [{**r, "hardware": hardware, "last_epoch_accuracy": 0.5} for r in page]
+        for runs in ([*page, *rough, *ours], [*rough, *page, *ours]):
+            assert kept.against_page(ours, runs) == "+1.00 ± 0.00"
     ours[0]["last_epoch_accuracy"] = 0.93
     assert kept.against_page(ours, page + ours) == "+2.00 ± 1.00"
     first, second = rows_of(page + ours)  # a line for each recipe
