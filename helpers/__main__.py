@@ -36,7 +36,7 @@ def main(arguments: list[str] | None = None) -> None:
         train_test.NonFiniteLoss,
     ) as error:
         raise SystemExit(f"error: {error}") from error
-    except KeyboardInterrupt:  # fit has said what is kept
+    except KeyboardInterrupt:  # in an epoch, fit has said what is kept
         raise SystemExit(130) from None  # the shell's number for it
 
 
@@ -210,7 +210,8 @@ def run(
         print(utils.describe_run(options.profile, train.source, device))
         print(
             f"{options.model}, {models.count_parameters(model):,} parameters, "
-            f"recipe {options.recipe}, seed {seed}, processes: {processes.size}"
+            f"recipe {options.recipe}, seed {seed}, processes: {processes.size}",
+            flush=True,
         )
     history = train_test.fit(
         model,
@@ -228,20 +229,20 @@ def run(
         return
     record |= outcome(history, plain, mirrored, test.classes)
     name = f"{time.strftime('%Y%m%d-%H%M%S')}-{checkpoint_of(options, seed).stem}"
-    stem = options.out / name
-    utils.write_record(stem.with_suffix(".json"), record)
+    path = options.out / f"{name}.json"
+    utils.write_record(path, record)
     if options.save_weights:  # after the record, which a full disk then doesn't cost
-        file = stem.with_suffix(".safetensors")
+        file = path.with_suffix(".safetensors")
         record["weights"] = weights.save_scored(
             model, file, test, data=train.source, device=device
         )
-        utils.write_record(stem.with_suffix(".json"), record)
+        utils.write_record(path, record)
     if checkpoint and checkpoint.exists():
-        checkpoint.replace(stem.with_suffix(".pt"))  # and its name is free again
+        checkpoint.replace(path.with_suffix(".pt"))  # and its name is free again
     print(
         f"{train.source}, seed {seed}: last epoch {history.last.test_accuracy:.2%}, "
         f"maximum {history.best.test_accuracy:.2%} in epoch {history.best.epoch} on the "
-        f"{record['data']['evaluated_on']}; record {stem.with_suffix('.json')}"
+        f"{record['data']['evaluated_on']}; record {path}"
     )
 
 

@@ -17,4 +17,4 @@ def copy_of(model: nn.Module) -> nn.Module:
     within += [value for value in kept if isinstance(value, list | tuple)]
     kept += itertools.chain.from_iterable(within)
     computed = [v for v in kept if isinstance(v, Tensor) and not v.is_leaf]
-    return copy.deepcopy(model, {id(v): v.detach() for v in computed})
+    return copy.deepcopy(model, {id(v): v.detach().clone() for v in computed})

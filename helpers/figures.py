@@ -87,7 +87,7 @@ def plot_augmentations(
             "np.moveaxis(np.asarray(views), -1, 2) / 255, with (0,) * C as mean and (1,) * C "
             "as std"
         )
-    if changed.ndim != 5 or (changed.shape[::3] + changed.shape[4:] != first.shape[:3]):
+    if changed.ndim != 5 or changed.shape[:1] + changed.shape[3:] != first.shape[:3]:
         raise ValueError(
             f"views has shape {changed.shape} for originals {first.shape[:3]}; "
             "pass (R, K, C, H, W) with the originals' R, H and W"
@@ -162,9 +162,9 @@ def plot_max_lr(
     else:
         axes.set_title("too few seeds yet to tell which rates do as well", size=SMALL)
     label = "one seed"
-    by_seed = sorted([*records, *chosen], key=lambda run: run["max_lr"])
-    for seed in sorted({run["seed"] for run in by_seed}):
-        own = [run for run in by_seed if run["seed"] == seed]
+    by_rate = sorted([*records, *chosen], key=lambda run: run["max_lr"])
+    for seed in sorted({run["seed"] for run in by_rate}):
+        own = [run for run in by_rate if run["seed"] == seed]
         points = [(run["max_lr"], 100 * run["last_epoch_accuracy"]) for run in own]
         look = {"color": BLUE, "alpha": 0.5, "ms": 4, "lw": 0.8, "marker": "o"}
         axes.plot(*zip(*points, strict=True), **look, label=label)

@@ -25,18 +25,16 @@ def read_image_folder(
     class that is missing, for a file that has no place there, and for an image that can't
     be read, isn't `size` (height, width) or is greyscale of 16 bits.
     """
-    files = {split: list_images(root / split, classes) for split in ("train", "test")}
-    splits = [decode(files[split], size) for split in files]
+    files = [list_images(root / split, classes) for split in ("train", "test")]
+    splits = [decode(split, size) for split in files]
     converted = [path for *_, paths in splits for path in paths]
     if converted:
         warnings.warn(
-            f"{len(converted):,} of {sum(map(len, files.values())):,} images are not RGB "
+            f"{len(converted):,} of {sum(map(len, files)):,} images are not RGB "
             f"and were converted to it, without alpha; the first is {converted[0]}",
             stacklevel=3,
         )
-    formats = {
-        SUFFIXES[path.suffix.lower()] for split in files.values() for path, _ in split
-    }
+    formats = {SUFFIXES[path.suffix.lower()] for split in files for path, _ in split}
     arrays = [(images, labels) for images, labels, _ in splits]
     return arrays, f"CIFAR-10, {' and '.join(sorted(formats))} copy"
 

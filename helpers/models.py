@@ -348,16 +348,14 @@ def read_weights(
         length = int.from_bytes(content[:8], "little")
         header = json.loads(content[8 : 8 + length])
         facts = json.loads(header["__metadata__"][WEIGHTS_ENTRY])
-        newer = facts["format"] > WEIGHTS_FORMAT
-        facts = facts if newer else {name: facts[name] for name in WEIGHTS_FACTS}
+        if facts["format"] <= WEIGHTS_FORMAT:
+            return {name: facts[name] for name in WEIGHTS_FACTS}, tensors
     except (SafetensorError, KeyError, TypeError, ValueError) as error:
         raise ValueError(
             f"{path} is damaged or no file of save_weights ({type(error).__name__}: "
             f"{error}); fetch it again"
         ) from error
-    if newer:
-        raise ValueError(
-            f"{path} is of format {facts['format']} and this version reads up to "
-            f"{WEIGHTS_FORMAT}; use a newer one"
-        )
-    return facts, tensors
+    raise ValueError(
+        f"{path} is of format {facts['format']} and this version reads up to "
+        f"{WEIGHTS_FORMAT}; use a newer one"
+    )

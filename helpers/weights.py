@@ -69,25 +69,25 @@ def check(path: Path, data: str) -> None:
     Raises ValueError where they should agree and don't.
     """
     model, record = load_run(path)
-    said = record["weights"]
-    used, count = record["data"], record["data"]["test_images"]
+    said, used = record["weights"], record["data"]
+    count = used["test_images"]
     _, images = dataset.images_of(
         data,
         train_images=used["train_images"],
         test_images=count,
         holdout=0 if used["evaluated_on"] == "test set" else count,
     )
-    there, here = record["data"]["test_fingerprint"], images.fingerprint()
+    there, here = used["test_fingerprint"], images.fingerprint()
     accuracy = score(model, images, device=utils.get_device())
-    found, recorded = round(accuracy * count), round(said["accuracy"] * count)
     print(
         f"{said['file']}: {record['model']}, trained on {model.trained_on}, SHA-256 as recorded"
     )
     print(f"here:   {accuracy:.2%} of {count:,} images, {images.source}, {here}")
-    print(f"record: {said['accuracy']:.2%}, {record['data']['source']}, {there}")
+    print(f"record: {said['accuracy']:.2%}, {used['source']}, {there}")
     if there != here:
         print("These are other images, so the two can't be compared.")
         return
+    found, recorded = round(accuracy * count), round(said["accuracy"] * count)
     if abs(found - recorded) > TOLERANCE:
         raise ValueError(
             f"{found:,} images are right and the record says {recorded:,}: rounding explains "

@@ -131,11 +131,7 @@ def ingredients(folder: Path, trials: list[sweeps.Trial]) -> str:
         if not gain.n:
             lines.append((name, changes, 0, *[NOT_MEASURED] * 3, "not tried"))
             continue
-        found = [
-            sweeps.accuracies(folder, f"sweep-{runs}") for runs in (without, having)
-        ]
-        seeds = sorted(found[0].keys() & found[1].keys())
-        found = [spread([by_seed[seed] for seed in seeds]) for by_seed in found]
+        found = map(spread, zip(*sweeps.paired(folder, without, having), strict=True))
         passed = "yes" if gain.kept else "no" if gain.decided else "open"
         lines.append((name, changes, gain.n, *found, gain.points, passed))
     columns = ["tried", "fields", "paired seeds", "without", "with"]
@@ -198,14 +194,15 @@ def claims(records: list[dict[str, Any]]) -> str:
 | 18 convolutional layers and 6,574,090 parameters | No network has both. The one with {custom:,} has 8 convolutions; ResNet-18 for images of this size has {resnet:,} parameters |
 | layers whose parameters add up to 7,013,258 | {sum(row.parameters for row in rows):,}, the sum of the notebook's table |
 | receptive field 3×3 at every convolution, 32×32 at the end | 3×3 is the kernel; the field grows to {field}×{field} pixels |
-| maximum test accuracy 92.35%, in epoch 22 of 24 | The best of 24 test results, so chosen by the test set. Here the best is {record["maximum_accuracy"]:.2%}, that of the last of {epochs} epochs {record["last_epoch_accuracy"]:.2%}, recipe `{record["recipe_name"]}`, {record["data"]["source"]} |
+| maximum test accuracy 92.35%, in epoch 22 of 24 | The best of 24 test results, so chosen by the test set. Here the best is {record["maximum_accuracy"]:.2%}, that of the last of {epochs} epochs {record["last_epoch_accuracy"]:.2%}, recipe `{record["recipe_name"]}`, seed {record["seed"]}, {record["data"]["source"]} |
 | class-wise accuracy: announced, not given | In the notebook, with intervals |
 | the LR finder's learning rates: not given | {record["max_lr"]:.1e} in that run of {epochs} epochs |"""
 
 
 def headline(records: list[dict[str, Any]]) -> str:
     """What the longest runs came to, recipe by recipe, and what is missing."""
-    data, epochs = longest(records)["data"], longest(records)["recipe"]["epochs"]
+    record = longest(records)
+    data, epochs = record["data"], record["recipe"]["epochs"]
     alike = [
         record
         for record in records
@@ -215,16 +212,15 @@ def headline(records: list[dict[str, Any]]) -> str:
     ]
     found, groups = [], experiments(alike)
     for runs in groups:
-        accuracies = [run["last_epoch_accuracy"] for run in runs]
-        # Of one or two seeds a mean and its ± would look surer than they are.
-        accuracy = spread(accuracies)
-        if len(runs) < 3:
-            accuracy = " and ".join(f"{accuracy:.2%}" for accuracy in accuracies)
-        if " with " in (how := how_trained(runs[0])):
+        how = how_trained(runs[0])
+        if how != f"`{runs[0]['recipe_name']}`":
             continue  # no recipe as it is today
-        how += machine(runs, groups)
+        each = [run["last_epoch_accuracy"] for run in runs]
+        # Of one or two seeds a mean and its ± would look surer than they are.
+        few = len(runs) < 3
+        accuracy = " and ".join(f"{one:.2%}" for one in each) if few else spread(each)
         seeds = "one seed" if len(runs) == 1 else f"{len(runs)} seeds"
-        found.append((how, f"**{accuracy}**", seeds))
+        found.append((how + machine(runs, groups), f"**{accuracy}**", seeds))
     missing = unmeasured(records)
     about = (
         f"Test accuracy after the last of {epochs} epochs on {data['source']}, "
@@ -341,19 +337,20 @@ def render_notebook(text: str) -> str:
     """
     notebook = json.loads(text)
     table = utils.results_markdown(utils.read_records(RESULTS, RUNS))
+    shown = shown_by(notebook, "utils.results_markdown(", "text/markdown")
+    shown["text/markdown"] = table.splitlines(keepends=True)
+    return json.dumps(notebook, indent=1, ensure_ascii=False) + "\n"
+
+
+def shown_by(notebook: dict[str, Any], call: str, kind: str) -> dict[str, Any]:
+    """The first output of that kind, of the one cell that makes this call."""
     (cell,) = (
         cell
         for cell in notebook["cells"]
-        if cell["cell_type"] == "code"
-        and "utils.results_markdown(" in "".join(cell["source"])
+        if cell["cell_type"] == "code" and call in "".join(cell["source"])
     )
-    (shown,) = (
-        output["data"]
-        for output in cell["outputs"]
-        if "text/markdown" in output.get("data", {})
-    )
-    shown["text/markdown"] = table.splitlines(keepends=True)
-    return json.dumps(notebook, indent=1, ensure_ascii=False) + "\n"
+    outputs = (output.get("data", {}) for output in cell["outputs"])
+    return next(data for data in outputs if kind in data)
 
 
 def filled(text: str, tables: dict[str, str]) -> str:
@@ -384,12 +381,9 @@ def draw() -> None:
         chosen, about = sweeps.base_runs(folder), utils.describe_record(curve[0])
         figure = utils.plot_max_lr(curve, chosen, data=about)
         figure.savefig(IMAGES / "max_lr.png", dpi=100)
-    cells = json.loads(NOTEBOOK.read_text(encoding="utf-8"))["cells"]
-    cells = [cell for cell in cells if cell["cell_type"] == "code"]
+    notebook = json.loads(NOTEBOOK.read_text(encoding="utf-8"))
     for name, call in NOTEBOOK_FIGURES.items():
-        cell = next(cell for cell in cells if call in "".join(cell["source"]))
-        shown = (output.get("data", {}) for output in cell["outputs"])
-        png = next(data["image/png"] for data in shown if "image/png" in data)
+        png = shown_by(notebook, call, "image/png")["image/png"]
         (IMAGES / name).write_bytes(base64.b64decode("".join(png)))
 
 

@@ -115,10 +115,15 @@ def base_runs(folder: Path) -> list[dict[str, Any]]:
     return utils.read_records(folder, "sweep-base-seed*.json")
 
 
+def paired(folder: Path, without: str, having: str) -> list[tuple[float, float]]:
+    """Accuracies of two kinds of runs, of each seed that both have."""
+    before, tried = (accuracies(folder, f"sweep-{name}") for name in (without, having))
+    return [(before[seed], tried[seed]) for seed in before if seed in tried]
+
+
 def gain(folder: Path, without: str, having: str) -> Gain:
     """What the second of two kinds of runs gains over the first."""
-    before, tried = (accuracies(folder, f"sweep-{name}") for name in (without, having))
-    return Gain.of([tried[seed] - before[seed] for seed in tried if seed in before])
+    return Gain.of([after - one for one, after in paired(folder, without, having)])
 
 
 class Trial(NamedTuple):
@@ -184,7 +189,7 @@ def main(arguments: list[str] | None = None) -> None:
         # The first run begins in any case, or nothing would ever be made.
         if longest and start - began + longest > 60 * options.minutes:
             raise SystemExit(f"{run.name} is next; run this again to go on")
-        print(f"--- {run.name}")
+        print(f"--- {run.name}", flush=True)
         try:
             make(run, options.out, options.common)
         except SystemExit as error:
