@@ -106,6 +106,10 @@ def download(urls: Sequence[str], target: Path, *, md5: str, size: int) -> None:
     try:
         if has_md5(target, md5):
             return
+        if target.exists():
+            print(
+                f"{target} is damaged or another file: its MD5 isn't {md5}", flush=True
+            )
         target.parent.mkdir(parents=True, exist_ok=True)
         part.touch()  # a folder that can't be written is said before any request
         try:
@@ -209,7 +213,9 @@ def connect(url: str, start: int) -> tuple[HTTPResponse, int, int | None]:
         if isinstance(reason, ssl.SSLCertVerificationError):
             raise GivenUp(
                 f"its certificate can't be checked ({reason.verify_message}); with "
-                "python.org's Python on macOS, run its Install Certificates.command"
+                "python.org's Python on macOS, run its Install Certificates.command; behind "
+                "a proxy that looks into what it passes on, set SSL_CERT_FILE to a file of "
+                "its certificates"
             ) from error
         raise GivenUp(getattr(reason, "strerror", None) or str(reason)) from error
     if response.status == 200:

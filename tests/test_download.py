@@ -328,7 +328,7 @@ def test_certificate_that_cannot_be_checked_is_said_with_the_remedy(
         raise URLError(error)
 
     monkeypatch.setattr(net, "urlopen", refuse)
-    with pytest.raises(DownloadError, match="issuer certificate.*Install Certificates"):
+    with pytest.raises(DownloadError, match="issuer.*Install Certificates.*SSL_CERT"):
         site.get("good")
 
 
@@ -425,10 +425,11 @@ def test_wrong_file_is_restarted_once(site):
     assert site.files() == {}
 
 
-def test_wrong_target_is_replaced(site):
+def test_wrong_target_is_said_and_replaced(site, capsys):
     site.target.parent.mkdir()
     site.target.write_bytes(WRONG)
     site.get("good")
+    assert "a.tgz is damaged or another file" in capsys.readouterr().out
     assert site.files() == {"a.tgz": BODY}
 
 
