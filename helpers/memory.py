@@ -2,6 +2,7 @@
 
 import ctypes
 import platform
+import sys
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -42,7 +43,8 @@ def keeping_freed_memory(device: torch.device) -> Iterator[None]:
     fast. Afterwards its thresholds are where they come to by themselves in a process with
     tensors, and what is free goes back. Other C libraries stay as they are.
     """
-    if device.type != "cpu" or platform.libc_ver()[0] != "glibc":
+    linux = sys.platform == "linux"  # elsewhere libc_ver reads Python's own file
+    if device.type != "cpu" or not linux or platform.libc_ver()[0] != "glibc":
         yield
         return
     libc = ctypes.CDLL(None)
@@ -97,20 +99,18 @@ def explaining_memory(
         # The failed step's tensors, which its frames hold, are in the way of the trials.
         traceback.clear_frames(error.__traceback__)
         images, labels = pair(next(iter(loader)))
-        what = f"a step of {len(labels)} images needs more memory than {device} has"
-        if Processes.of(loader).size > 1:
-            if no_engine:
-                raise
-            # A trial would wait for processes that had memory enough.
-            raise MemoryError(
-                f"{what}, and batch_size is that of all processes together: halve it"
-            ) from error
-        fits = fitting_batch(model, images, labels, dtype=dtype, device=device)
+        alone, fits = Processes.of(loader).size == 1, 0
+        if alone:  # else a trial would wait for processes that had memory enough
+            fits = fitting_batch(model, images, labels, dtype=dtype, device=device)
         if no_engine and not fits:
             raise
+        advice = "; none fits"
+        if fits:
+            advice = f"; one of {fits} fits: make batch_size {fits}"
+        elif not alone:
+            advice = ", and batch_size is that of all processes together: halve it"
         raise MemoryError(
-            f"{what}; "
-            + (f"one of {fits} fits: make batch_size {fits}" if fits else "none fits")
+            f"a step of {len(labels)} images needs more memory than {device} has{advice}"
         ) from error
 
 

@@ -96,7 +96,7 @@ def test_place_where_nothing_can_be_written_is_said_and_training_may_go_on(tmp_p
             save_checkpoint(place, state(1))
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="can't fork")
+@pytest.mark.skipif(sys.platform != "linux", reason="no fork, or not a safe one")
 def test_killed_trainings_end_as_if_undisturbed():
     soak = subprocess.run(
         [sys.executable, "-m", "tests.soak", "5"],
