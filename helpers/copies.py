@@ -2,12 +2,15 @@
 
 import copy
 import itertools
+from collections.abc import Iterable
 
 from torch import Tensor, nn
 
 
-def copy_of(model: nn.Module) -> nn.Module:
+def copy_of(model: nn.Module, *, sharing: Iterable[Tensor] = ()) -> nn.Module:
     """A model of its own, which may be trained without touching the other.
+
+    sharing: tensors that the copy has in common with the model all the same.
 
     What a layer has computed and kept, as pruning, weight_norm and a forward pass may, by
     itself or in a dict or list, torch refuses to copy: of that the copy has the values.
@@ -17,4 +20,5 @@ def copy_of(model: nn.Module) -> nn.Module:
     within += [value for value in kept if isinstance(value, list | tuple)]
     kept += itertools.chain.from_iterable(within)
     computed = [v for v in kept if isinstance(v, Tensor) and not v.is_leaf]
-    return copy.deepcopy(model, {id(v): v.detach().clone() for v in computed})
+    memo = {id(v): v.detach().clone() for v in computed} | {id(t): t for t in sharing}
+    return copy.deepcopy(model, memo)

@@ -5,7 +5,6 @@ their gradients. A process alone is the case of size 1, in which nothing here do
 """
 
 import atexit
-import copy
 import os
 import sys
 from collections.abc import Iterator
@@ -16,6 +15,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, distributed, nn
 from torch.nn.parallel import DistributedDataParallel
+
+from helpers.copies import copy_of
 
 # Others may be importing torch from a slow disk still.
 ARRIVAL = timedelta(minutes=5)
@@ -73,7 +74,7 @@ class Processes(NamedTuple):
         return values
 
     def all_gather(self, rows: Tensor) -> Tensor:
-        """The rows (N, ...) of all processes, in the order of their ranks, on the CPU."""
+        """The rows (N, ...) on the CPU of all processes, in the order of their ranks."""
         if self.size == 1:
             return rows
         parts = [None] * self.size
@@ -94,10 +95,11 @@ class Processes(NamedTuple):
         if self.size > 1:
             distributed.all_gather_object(plans, plan)
         differing = [
-            f"{name} is {plans[0][name]!r} in process 0 and {other[name]!r} in process {rank}"
+            f"{name} is {plans[0].get(name)!r} in process 0 and {other.get(name)!r} in "
+            f"process {rank}"
             for rank, other in enumerate(plans)
-            for name in plan
-            if other[name] != plans[0][name]
+            for name in {**plans[0], **other}
+            if other.get(name) != plans[0].get(name)
         ]
         if differing:
             raise ValueError(
@@ -111,8 +113,8 @@ def synchronized(model: nn.Module) -> nn.Module:
 
     The model itself stays as it is, and so can be trained again, on a CPU too.
     """
-    tensors = {id(t): t for t in (*model.parameters(), *model.buffers())}
-    return nn.SyncBatchNorm.convert_sync_batchnorm(copy.deepcopy(model, tensors))
+    twin = copy_of(model, sharing=(*model.parameters(), *model.buffers()))
+    return nn.SyncBatchNorm.convert_sync_batchnorm(twin)
 
 
 @contextmanager
@@ -141,7 +143,7 @@ def connected() -> Iterator[Processes]:
     # one that is late to drop a tensor aborts the process at its end (torch 2.15).
     from torch.distributed.nn import functional  # noqa: F401
 
-    where = ":".join(os.environ.get(f"MASTER_{name}", "?") for name in ("ADDR", "PORT"))
+    where = f"{os.environ.get('MASTER_ADDR', '?')}:{os.environ.get('MASTER_PORT', '?')}"
     try:
         store, rank, size = next(distributed.rendezvous("env://", timeout=ARRIVAL))
         if os.environ.get("LOCAL_WORLD_SIZE") == os.environ["WORLD_SIZE"]:

@@ -21,12 +21,14 @@ from torch.nn.utils import prune
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 from helpers import dataset, train_test
+from helpers.copies import copy_of
 from helpers.memory import (
     explaining_memory,
     explaining_memory_of_answers,
     fitting_batch,
 )
 from helpers.preflight import require_model
+from helpers.processes import synchronized
 
 PROJECT = Path(__file__).resolve().parent.parent
 CPU = torch.device("cpu")
@@ -383,6 +385,20 @@ def test_model_that_torch_alone_would_train_is_tried_averaged_and_trained(make):
     recipe = replace(RECIPE, max_lr=None, average_epochs=1, lr_test_steps=10)
     history = train_test.fit(model, ([batch] * 3, [batch]), recipe, device=CPU)
     assert len(history.epochs) == 3
+
+
+@pytest.mark.parametrize("make", [pruned, keeping, remembering])
+def test_copy_for_several_processes_has_the_models_own_tensors(make):
+    model = make()
+    twin = synchronized(model)
+    for own, shared in zip(model.parameters(), twin.parameters(), strict=True):
+        assert own is shared
+
+
+def test_copy_of_a_model_is_one_of_what_it_keeps_too():
+    model = keeping()
+    copy_of(model).kept.fill_(7)
+    assert not (model.kept == 7).any()
 
 
 def test_model_made_without_the_recipes_logit_scale_is_refused():

@@ -127,6 +127,7 @@ def test_different_recipes_data_and_whole_loaders_are_refused(several):
         assert "images is ['0'," in said["data"]
         share = f"({rank}, {len(several[0])})"
         assert f"give make_loaders share={share}" in said["share"]
+        assert "padding is 4 in process 0 and None in process 1" in said["transform"]
 
 
 def test_no_thread_outlives_the_connection(several):

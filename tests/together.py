@@ -116,7 +116,10 @@ def refusals(processes: Processes) -> dict[str, str]:
         "recipe": (pair, dataclasses.replace(RECIPE, epochs=3 if first else 4)),
         "data": (pair, RECIPE),
         "share": (loaders(Processes()), RECIPE),
+        "transform": (loaders(processes), RECIPE),
     }
+    if not first:  # as of a loader with a transform of its own
+        others["transform"][0].train.made_with = {}
     said = {}
     for name, (given, recipe) in others.items():
         pair.train.fingerprint = str(processes.rank) if name == "data" else None
