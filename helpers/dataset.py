@@ -18,6 +18,7 @@ import torch
 from numpy.typing import NDArray
 
 from helpers.loaders import (
+    LINUX,
     DeviceLoader,
     Loader,
     WorkerLoader,
@@ -72,14 +73,13 @@ class ImageSet:
     source: str
 
     def __post_init__(self) -> None:
-        for name, lists in (("images", ()), ("labels", (list, tuple))):
-            values = getattr(self, name)
-            if not (hasattr(values, "__array__") or isinstance(values, lists)):
-                raise TypeError(
-                    f"{name} must be a NumPy array, not a {type(values).__name__}; "
-                    "np.stack makes one of pictures of one size"
-                )
-            object.__setattr__(self, name, np.asarray(values))
+        if not hasattr(self.images, "__array__"):
+            raise TypeError(
+                f"images must be a NumPy array, not a {type(self.images).__name__}; "
+                "np.stack makes one of pictures of one size"
+            )
+        for name in ("images", "labels"):
+            object.__setattr__(self, name, np.asarray(getattr(self, name)))
         if self.images.ndim != 4 or self.images.dtype != np.uint8:
             raise ValueError(
                 f"images must be uint8 (N, H, W, C), not {self.images.dtype} "
@@ -178,11 +178,10 @@ class ImageSet:
         for channel in range(self.images.shape[3]):
             parts = np.array_split(self.images[..., channel], max(1, len(self) // 1000))
             counts = sum(np.bincount(part.ravel(), minlength=256) for part in parts)
-            # Python's whole numbers, as rounding would let a blank channel vary.
-            pixels, total, squares = (
-                sum(count * value**power for value, count in enumerate(counts.tolist()))
-                for power in (0, 1, 2)
-            )
+            counts = counts.tolist()  # whole: rounding would let a blank channel vary
+            pixels = sum(counts)
+            total = sum(count * value for value, count in enumerate(counts))
+            squares = sum(count * value**2 for value, count in enumerate(counts))
             means.append(total / pixels / 255)
             variance = pixels * squares - total**2  # times the pixels squared
             deviations.append(math.sqrt(variance) / pixels / 255)
@@ -566,7 +565,7 @@ def require_batches(
         )
     if not len(test):
         raise ValueError("the test set is empty; give it at least one image")
-    smallest = min(batch_size, len(train) % batch_size or batch_size, len(test))
+    smallest = min(len(train) % batch_size or batch_size, len(test))
     if not 0 <= share[0] < share[1] <= smallest:
         raise ValueError(
             f"share must be (rank, processes), a rank from 0 and at most {smallest} "
@@ -584,7 +583,7 @@ def require_shapes(
             f"training images are {shape} and test images {test.images.shape[1:]}; "
             "make them one size"
         )
-    if tuple(test.classes) != tuple(train.classes):
+    if test.classes != train.classes:
         raise ValueError(
             "the training and test sets name different classes, and a label means another "
             "in each; give both the same classes in the same order"
@@ -629,7 +628,7 @@ def make_loaders(
     and without it each pass is the next epoch.
 
     augment_on: "cpu" is Albumentations in `num_workers` processes, for training (by
-        default none where the model computes on the CPU too, up to 8 otherwise); "device"
+        default up to 8 for a model on CUDA under Linux, otherwise none); "device"
         is whole batches at once where the images then already are, several times as fast
         on a CPU too; "auto" is the device if that is CUDA.
     padding, flip, cutout, mean, std: see `train_transform`.
@@ -654,8 +653,6 @@ def make_loaders(
             )
     device = torch.device(device)
     size = train.images.shape[1:3]
-    if transform is None:
-        require_augmentation(padding, flip, cutout, size)
     require_batches(train, test, batch_size=batch_size, seed=seed, share=share)
     require_shapes(train, test, mean=mean, std=std)
     if augment_on not in ("auto", "cpu", "device"):
@@ -663,20 +660,6 @@ def make_loaders(
     if augment_on == "auto":
         on_device = device.type == "cuda" and transform is None
         augment_on = "device" if on_device else "cpu"
-    if transform is not None:
-        if augment_on == "device":
-            raise ValueError(
-                'a transform works image by image; leave out augment_on="device"'
-            )
-        require_transform(transform, train.images[0])
-        cutout = 0
-    common = {
-        "batch_size": batch_size,
-        "device": device,
-        "share": share,
-        "mean": mean,
-        "std": std,
-    }
     # Python's own numbers: a checkpoint holds them, and reads back no NumPy ones. The last
     # digits of a mean depend on the CPU that computed it.
     made_with = {
@@ -684,8 +667,16 @@ def make_loaders(
         for name, values in (("mean", mean), ("std", std))
     }
     if transform is None:
+        require_augmentation(padding, flip, cutout, size)
         numbers = {"padding": int(padding), "flip": float(flip), "cutout": int(cutout)}
         made_with |= numbers
+    elif augment_on == "device":
+        raise ValueError(
+            'a transform works image by image; leave out augment_on="device"'
+        )
+    else:
+        require_transform(transform, train.images[0])
+        padding = flip = cutout = 0  # which it stands in for
     augmentation = {"seed": int(seed), "cutout": cutout, "made_with": made_with}
     if augment_on == "device":
         kind = DeviceLoader
@@ -693,19 +684,24 @@ def make_loaders(
     else:
         kind = WorkerLoader
         if num_workers is None:
-            num_workers = 0 if device.type == "cpu" else min(8, usable_cores())
-        augmentation["num_workers"] = num_workers
-        if transform is None and (padding or flip):
+            # Without a fork each would get a copy of all images.
+            wanted = device.type == "cuda" and LINUX
+            num_workers = min(8, usable_cores()) if wanted else 0
+        if padding or flip:
             steps = geometry(padding=padding, flip=flip, size=size)
             transform = import_albumentations().Compose(steps)
-        augmentation["transform"] = transform
+        augmentation |= {"num_workers": num_workers, "transform": transform}
 
     def build(data: ImageSet, **options) -> Loader:
         return kind(
             images=data.images,
             labels=data.labels,
             fingerprint=data.fingerprint(),
-            **common,
+            batch_size=int(batch_size),
+            device=device,
+            share=share,
+            mean=mean,
+            std=std,
             **options,
         )
 

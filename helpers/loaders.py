@@ -48,11 +48,10 @@ class Loader:
         self.count = len(self.labels)
         self.label_range = int(self.labels.min()), int(self.labels.max())
         # A CPU subtracts and divides long rows of one type 10 times as fast as triples.
-        self.mean, self.std = (
+        width = self.images.shape[2]
+        self.mean_row, self.std_row = (
             255
-            * torch.tensor(value, dtype=torch.float32, device=self.device).repeat(
-                self.images.shape[2]
-            )
+            * torch.tensor(value, dtype=torch.float32, device=self.device).repeat(width)
             for value in (self.mean, self.std)
         )
 
@@ -60,7 +59,8 @@ class Loader:
     def batch_sizes(self) -> list[int]:
         """Images of each batch, in all processes' shares together."""
         whole, rest = divmod(self.count, self.batch_size)
-        return [self.batch_size] * whole + [rest] * (rest > 0)
+        sizes = [self.batch_size] * whole
+        return [*sizes, rest] if rest else sizes
 
     def parts(self, order: NDArray[np.int64]) -> list[NDArray[np.int64]]:
         """This process's share of each batch of the images in `order`.
@@ -90,7 +90,8 @@ class Loader:
     def normalized(self, images: Tensor) -> Tensor:
         """uint8 (B, H, W, C) to float32 (B, C, H, W), which thereby is channels-last."""
         batch, height, width, channels = images.shape
-        rows = images.reshape(batch, height, -1).float().sub_(self.mean).div_(self.std)
+        rows = images.reshape(batch, height, -1).float()
+        rows = rows.sub_(self.mean_row).div_(self.std_row)
         return rows.view(batch, height, width, channels).permute(0, 3, 1, 2)
 
     def cut_out(self, images: Tensor, top: Tensor, left: Tensor) -> Tensor:
@@ -194,22 +195,21 @@ def draw_holes(
 def transformed(transform: Any, image: NDArray[np.uint8]) -> NDArray[np.uint8]:
     """What an albumentations transform makes of an image, if that is another like it."""
     given = transform(image=image)["image"]
-    if given.dtype != np.uint8 or given.shape != image.shape:
+    if given.dtype != np.uint8:
+        remedy = "leave Normalize and ToTensorV2 out, as whole batches are normalized"
+    elif given.shape != image.shape:
         remedy = "crop or resize to that size"
-        if given.dtype != np.uint8:
-            remedy = (
-                "leave Normalize and ToTensorV2 out, as whole batches are normalized"
-            )
-        raise ValueError(
-            f"transform makes {given.dtype} {tuple(given.shape)} of an image, which is "
-            f"uint8 {image.shape}, and must keep that; {remedy}"
-        )
-    return given
+    else:
+        return given
+    raise ValueError(
+        f"transform makes {given.dtype} {tuple(given.shape)} of an image, which is "
+        f"uint8 {image.shape}, and must keep that; {remedy}"
+    )
 
 
 @dataclass
 class Batches(Dataset):
-    """A dataset whose items are whole batches, asked for as (random key, indices).
+    """A dataset whose items are whole batches, asked for by a Key.
 
     An item is (images uint8 (B, H, W, C), labels (B,), tops and lefts of holes (2, B)).
     One seed a batch makes the batch independent of the worker that computes it; a seed
@@ -222,12 +222,12 @@ class Batches(Dataset):
     cutout: int
 
     def __getitem__(self, item: Key) -> tuple[Tensor, Tensor, Tensor]:
-        key, indices = item
+        seed, indices = item
         images, size = self.images[indices], self.images.shape[1:3]
         if self.transform:
-            self.transform.set_random_seed(key)
+            self.transform.set_random_seed(seed)
             images = np.stack([transformed(self.transform, one) for one in images])
-        holes = draw_holes(np.random.default_rng(key), len(indices), self.cutout, size)
+        holes = draw_holes(np.random.default_rng(seed), len(indices), self.cutout, size)
         return tuple(map(torch.from_numpy, (images, self.labels[indices], holes)))
 
 
@@ -277,8 +277,8 @@ class WorkerLoader(Loader):
         order = np.arange(self.count) if rng is None else rng.permutation(self.count)
         for part in self.parts(order):
             # The shares of a batch are augmented each in its own way.
-            key = 0 if rng is None else int(rng.integers(2**32)) + self.share[0]
-            yield key % 2**32, part
+            seed = 0 if rng is None else int(rng.integers(2**32)) + self.share[0]
+            yield seed % 2**32, part
 
 
 def ignore_interrupts(worker: int) -> None:

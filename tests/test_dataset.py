@@ -551,6 +551,12 @@ def test_images_of_another_type_are_refused():
         dataset.ImageSet(list(data.images), data.labels, data.classes, "noise")
 
 
+def test_batch_size_may_be_numpys():
+    made = loaders(batch_size=np.int64(16)).train
+    assert made.batch_sizes == [16, 16, 8]
+    assert all(type(size) is int for size in made.batch_sizes)
+
+
 @pytest.mark.parametrize("kind", [np.uint8, list, torch.tensor])
 def test_class_numbers_of_any_kind_are_taken(kind):
     data = image_set()
