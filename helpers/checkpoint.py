@@ -48,7 +48,7 @@ def require_free(path: Path) -> None:
 
 
 def place_of(checkpoint: str | os.PathLike) -> Path:
-    """Where it is: a link's target, which would else be replaced with the link left out."""
+    """The file itself, behind a link too: replacing a file would replace the link."""
     path = Path(checkpoint).expanduser()
     return path.resolve() if path.is_symlink() else path
 

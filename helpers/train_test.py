@@ -131,7 +131,7 @@ def train_one_epoch(
         # Gradients are averaged over the processes: each counts by its share of the batch.
         equal = processes.size * len(labels)  # unless the loader tells better
         whole = batch_sizes[len(losses)] if batch_sizes else equal
-        scaler.scale(loss * (processes.size * len(labels) / whole)).backward()
+        scaler.scale(loss * (equal / whole)).backward()
         rates.append(optimizer.param_groups[0]["lr"])
         scaler.step(optimizer)
         scaler.update()
@@ -157,10 +157,10 @@ def train_one_epoch(
             'look at the model\'s backward pass, or set precision="float32"'
         )
     weights = torch.tensor(sizes, dtype=torch.float64, device=device)
-    loss = (torch.stack(losses).double() * weights).sum()
-    sums = processes.all_reduce(torch.stack([loss, correct.double(), weights.sum()]))
-    loss, correct, count = sums.tolist()
-    return Metrics(loss / count, correct / count)
+    total = (torch.stack(losses).double() * weights).sum()
+    sums = torch.stack([total, correct.double(), weights.sum()])
+    total, right, count = processes.all_reduce(sums).tolist()
+    return Metrics(total / count, right / count)
 
 
 def moved(batch: Any, device: torch.device) -> tuple[Tensor, Tensor]:
@@ -271,6 +271,7 @@ def evaluate(model: nn.Module, loader, *, device: torch.device | str) -> Metrics
 
 
 NO_AVERAGE = nn.Identity()  # has no state, and takes none
+STATEFUL = ("model", "averaged", "optimizer", "scheduler", "scaler")  # of a Training
 
 
 @torch.no_grad()
@@ -281,15 +282,17 @@ def average_in(averaged: AveragedModel, model: nn.Module) -> None:
     divides BatchNorm's counters, whole numbers, which CUDA refuses.
     """
     weight = 1 / (int(averaged.n_averaged) + 1)
-    ours, theirs = averaged.module.state_dict(keep_vars=True), model.state_dict()
-    # A layer that goes by two names is averaged once.
-    ours = dict({id(value): (name, value) for name, value in ours.items()}.values())
-    moving = [name for name, value in ours.items() if value.is_floating_point()]
-    torch._foreach_lerp_(
-        [ours.pop(name) for name in moving], [theirs[name] for name in moving], weight
-    )
-    for name, counter in ours.items():
-        counter.copy_(theirs[name])
+    ours = averaged.module
+    # These give a layer that goes by two names once.
+    pairs = [
+        *zip(ours.parameters(), model.parameters(), strict=True),
+        *zip(ours.buffers(), model.buffers(), strict=True),
+    ]
+    moving = [pair for pair in pairs if pair[0].is_floating_point()]
+    torch._foreach_lerp_(*map(list, zip(*moving, strict=True)), weight)
+    for average, now in pairs:
+        if not average.is_floating_point():
+            average.copy_(now)
     averaged.n_averaged += 1
 
 
@@ -309,7 +312,6 @@ class Training:
         self.train, self.test = loaders
         self.recipe, self.history = recipe, history
         self.device, self.processes = device, processes
-        self.augment_on = getattr(self.train, "augment_on", None)
         self.dtype = choose_dtype(recipe.precision, device)
         self.wrapped = processes.wrap(model, device)
         self.model = model
@@ -327,19 +329,23 @@ class Training:
             device.type, enabled=self.dtype == torch.float16
         )
 
-    @property
-    def precision(self) -> str:
-        return str(self.dtype).removeprefix("torch.")
+    def circumstances(self) -> dict[str, Any]:
+        """What alters the results a little where it changes; None where that's unknown."""
+        on_cpu = self.device.type == "cpu"  # elsewhere threads decide nothing
+        return {
+            "threads": torch.get_num_threads() if on_cpu else None,
+            "processes": self.processes.size,
+            "precision": str(self.dtype).removeprefix("torch."),
+            # Somebody else's loaders don't tell where they augment.
+            "augmentation": getattr(self.train, "augment_on", None),
+        }
 
     def state_dict(self) -> dict[str, Any]:
         cuda = self.device.type == "cuda"
         return {
             **{name: getattr(self, name).state_dict() for name in STATEFUL},
             "history": self.history.as_dict(),
-            "threads": torch.get_num_threads(),
-            "processes": self.processes.size,
-            "precision": self.precision,
-            "augmentation": self.augment_on,
+            **self.circumstances(),
             "random": torch.get_rng_state(),
             "random_cuda": torch.cuda.get_rng_state(self.device) if cuda else None,
         }
@@ -349,12 +355,7 @@ class Training:
             # A scaler that is off has an empty state, and one that is on refuses that.
             if name != "scaler" or state[name]:
                 getattr(self, name).load_state_dict(state[name])
-        here = {"processes": self.processes.size, "precision": self.precision}
-        here["augmentation"] = self.augment_on
-        if self.device.type == "cpu":
-            here["threads"] = torch.get_num_threads()
-        for kind, value in here.items():
-            # Somebody else's loaders don't tell where they augment.
+        for kind, value in self.circumstances().items():
             if state[kind] != value and None not in (state[kind], value):
                 warnings.warn(
                     f"the training began with {state[kind]} {kind} and goes on with "
@@ -394,15 +395,15 @@ class Training:
                 on_step=on_step,
             )
         seconds = time.perf_counter() - start
-        kept = self.averaged.module if averages else self.model
+        tested = self.averaged.module if averages else self.model
         self.processes.align_buffers(self.model)
         if averages:
-            self.processes.align_buffers(kept)
-        tested = evaluate(kept, self.test, device=self.device)
+            self.processes.align_buffers(tested)
+        metrics = evaluate(tested, self.test, device=self.device)
         row = Epoch(
             number,
             *trained,
-            *tested,
+            *metrics,
             learning_rate=self.history.learning_rates[-1],
             seconds=time.perf_counter() - start,
             images_per_second=sum(sizes) / seconds,
@@ -411,23 +412,24 @@ class Training:
         return row
 
 
-STATEFUL = ("model", "averaged", "optimizer", "scheduler", "scaler")
-
-
-def plan_of(loaders, recipe: Recipe) -> dict[str, Any]:
-    """What must be the same when training goes on.
+def plan_of_recipe(recipe: Recipe) -> dict[str, Any]:
+    """The recipe's part of the plan.
 
     Of the learning rate only who chose it: a range test that is run again may choose a
     neighbour of what the schedule began with, and the history holds that.
     """
+    fields = asdict(recipe)
+    chosen_by = "the recipe" if fields.pop("max_lr") else "the range test"
+    return {**fields, "max_lr_from": chosen_by}
+
+
+def plan_of(loaders, recipe: Recipe) -> dict[str, Any]:
+    """What must be the same when training goes on."""
     train = loaders[0]
     made_with = getattr(train, "made_with", {})
-    fields = asdict(recipe)
-    del fields["max_lr"]
     seed = getattr(train, "seed", None)
     return {
-        **fields,
-        "max_lr_from": "the recipe" if recipe.max_lr else "the range test",
+        **plan_of_recipe(recipe),
         "steps_per_epoch": len(train),
         "images": [getattr(loader, "fingerprint", None) for loader in loaders],
         "seed": seed if seed is None else int(seed),  # NumPy's isn't read back
@@ -442,9 +444,11 @@ def require_resumable(path: Path, recipe: Recipe) -> None:
     """
     if kept := kept_checkpoints(path):
         file, state = latest_whole(kept)
-        rate = recipe.max_lr and state["history"]["max_lr"]
-        fields, there = asdict(recipe), {**state["plan"], "max_lr": rate}
-        require_same_plan(file, {name: there.get(name) for name in fields}, fields)
+        here = plan_of_recipe(recipe)
+        there = {name: state["plan"].get(name) for name in here}
+        if recipe.max_lr:
+            here["max_lr"], there["max_lr"] = recipe.max_lr, state["history"]["max_lr"]
+        require_same_plan(file, there, here)
 
 
 def fit(
@@ -490,7 +494,8 @@ def fit(
     require_kinds(model, loaders, recipe)
     if resume and not checkpoint:
         raise ValueError("resume needs a checkpoint, the file to go on from")
-    device, path = torch.device(device), place_of(checkpoint) if checkpoint else None
+    device = torch.device(device)
+    path = place_of(checkpoint) if checkpoint else None
     choose_dtype(recipe.precision, device)  # raises for a device that won't do
     processes = Processes.current()
     require_shared(loaders, processes)
@@ -501,7 +506,7 @@ def fit(
     plan = plan_of(loaders, recipe)
     processes.require_same({**plan, "max_lr": recipe.max_lr, "resume": resume})
     saved = None
-    if path and resume and processes.first:
+    if resume and processes.first:
         saved = load_checkpoint(path, plan=plan, model=model.state_dict())
     saved = processes.broadcast(saved)
     model.to(device, memory_format=torch.channels_last)
@@ -539,13 +544,7 @@ def fit(
                 print(row, flush=True)  # into a file too, at once
     except BaseException as error:
         if processes.first:
-            left = "no checkpoint was kept"
-            if path and (kept := kept_checkpoints(path)):
-                left = f"go on from {kept[0]} with resume=True (--resume)"
-                if isinstance(error, NonFiniteLoss):
-                    left += (
-                        ", which keeps the max_lr; another needs another file (--out)"
-                    )
+            left = what_is_left(path, error)
             print(f"{type(error).__name__} in epoch {epoch}; {left}")
         raise
     if path and processes.first:
@@ -554,6 +553,17 @@ def fit(
         model.load_state_dict(training.averaged.module.state_dict())
     model.eval()
     return history
+
+
+def what_is_left(path: Path | None, error: BaseException) -> str:
+    """What can be gone on from after a training that ended in this error."""
+    kept = kept_checkpoints(path) if path else []
+    if not kept:
+        return "no checkpoint was kept"
+    left = f"go on from {kept[0]} with resume=True (--resume)"
+    if isinstance(error, NonFiniteLoss):
+        left += ", which keeps the max_lr; another needs another file (--out)"
+    return left
 
 
 def read_history(checkpoint: str | PathLike, model: nn.Module | None = None) -> History:

@@ -441,7 +441,8 @@ def test_interrupted_run_goes_on_at_the_rate_that_it_began_with(tmp_path, capsys
     with pytest.raises(
         SystemExit, match="max_lr_from is 'the recipe' there and 'the range test'"
     ):
-        main(tmp_path, "--seeds=3", "--resume")
+        main(tmp_path, "--seeds", "4", "3", "--resume")
+    assert not [*tmp_path.glob("*seed4.json")]  # said before any training
     with pytest.raises(SystemExit, match="max_lr is 0.003 there and 0.1 here"):
         main(tmp_path, "--seeds=3", "--resume", "--max-lr=0.1")
     for _ in range(2):
