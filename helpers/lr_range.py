@@ -91,8 +91,11 @@ def find_max_lr(
             explaining_memory(model, loader, dtype, device),
             keeping_freed_memory(device),
         ):
-            tests = run_tests(model, loader, recipe, device=device, dtype=dtype)
-            found = choose_max_lr(*tests)
+            steps = recipe.lr_test_steps
+            ratio = (END_LR / START_LR) ** (1 / (steps - 1))
+            rates = [START_LR * ratio**step for step in range(steps)]
+            losses = run_tests(model, loader, recipe, device=device, dtype=dtype)
+            found = choose_max_lr(rates, losses)
     return processes.broadcast(found)
 
 
@@ -123,8 +126,8 @@ def run_tests(
     *,
     device: torch.device,
     dtype: torch.dtype,
-) -> tuple[list[float], list[list[float]]]:
-    """All learning rates, and the losses of each test, which begins with another epoch.
+) -> list[list[float]]:
+    """The losses of each test, which begins with another epoch.
 
     Works on copies, so that the model is as before, and so are the random generators.
     """
@@ -137,11 +140,10 @@ def run_tests(
             tried = copy_of(model).to(device, memory_format=torch.channels_last)
             tried.train()
             name = f"range test {seed + 1} of {seeds}"
-            rates, one = sweep(
-                tried, loader, recipe, device=device, dtype=dtype, name=name
+            losses.append(
+                sweep(tried, loader, recipe, device=device, dtype=dtype, name=name)
             )
-        losses.append(one)
-    return rates, losses
+    return losses
 
 
 @contextmanager
@@ -164,8 +166,8 @@ def sweep(
     device: torch.device,
     dtype: torch.dtype,
     name: str,
-) -> tuple[list[float], list[float]]:
-    """One range test with torch-lr-finder: all learning rates, and the losses it got to."""
+) -> list[float]:
+    """The losses of one range test with torch-lr-finder, as far as it got."""
     with warnings.catch_warnings():
         # Its tqdm import warns of being experimental, and of missing widgets.
         warnings.simplefilter("ignore")
@@ -208,8 +210,7 @@ def sweep(
             smooth_f=0,
             diverge_th=DIVERGED,
         )
-    ratio = (END_LR / START_LR) ** (1 / (steps - 1))
-    return [START_LR * ratio**step for step in range(steps)], finder.history["loss"]
+    return finder.history["loss"]
 
 
 def choose_max_lr(

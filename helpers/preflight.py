@@ -121,10 +121,12 @@ def require_model(
                 f"the model can't take the images, {images.dtype} {tuple(images.shape)} "
                 f"({error}); {remedy}"
             ) from error
-    require_logits(logits, labels[:2])
+    require_answer(logits, len(few), "the model")
+    warn_of_probabilities(logits)
     require_trainable(tried, few, train, device=device)
-    ranges = [getattr(loader, "label_range", ()) for loader in loaders]
-    found = [int(labels.min()), int(labels.max()), *ranges[0], *ranges[1]]
+    found = labels.tolist()
+    for loader in loaders:
+        found += getattr(loader, "label_range", ())
     low, high, classes = min(found), max(found), logits.shape[1]
     if low < 0 or high >= classes:
         raise ValueError(
@@ -157,7 +159,7 @@ def require_trainable(
             f"{share}the last batch of an epoch has one image and the model can't train on "
             f"one ({error}); choose a batch_size that leaves none or more"
         ) from error
-    except RuntimeError:
+    except RuntimeError:  # as of a model that takes no batch of two: training will tell
         return
     require_answer(logits, len(few), "in training the model")
 
@@ -204,9 +206,7 @@ def require_answer(logits: object, images: int, model: str) -> None:
         )
 
 
-def require_logits(logits: object, labels: Tensor) -> None:
-    """Raise an error for what is no classifier's answer; warn of probabilities."""
-    require_answer(logits, len(labels), "the model")
+def warn_of_probabilities(logits: Tensor) -> None:
     sums = logits.float().sum(1)
     if (logits >= 0).all() and torch.allclose(sums, torch.ones_like(sums), atol=1e-3):
         warnings.warn(
@@ -221,7 +221,7 @@ def last_batch(loader) -> int:
     if sizes := getattr(loader, "batch_sizes", None):
         return sizes[-1]
     if isinstance(loader, DataLoader) and loader.batch_size and not loader.drop_last:
-        # An iterable dataset has a length or none, and a sampler without one.
+        # An iterable dataset that has a length has a sampler without one.
         iterable = isinstance(loader.dataset, IterableDataset)
         images = len(loader.dataset if iterable else loader.sampler)
         return images % loader.batch_size or loader.batch_size
