@@ -112,18 +112,18 @@ def plot_lr_range_test(search: Any, *, data: str) -> Figure:
     smoothed = [np.asarray(losses, float) for losses in search.smoothed]
     bottom, top = loss_limits(raw, smoothed)
     figure, axes = new_figure("Learning rate range test", data, 8.5, 4.8)
-    seeds = f"{len(raw)} seed" + "s" * (len(raw) != 1)
+    tests = f"{len(raw)} test" + "s" * (len(raw) != 1)
     # A loss that explodes, even to inf, is drawn leaving through the top.
     ceiling = top + 10 * (top - bottom)
     for curves, label, look in (
         (raw, "loss of each batch", {"color": SKY_BLUE, "alpha": 0.5, "lw": 1}),
-        (smoothed, f"smoothed, {seeds}", {"color": BLUE, "lw": 1.4}),
+        (smoothed, f"smoothed, {tests}", {"color": BLUE, "lw": 1.4}),
         ([np.asarray(search.median, float)], "median", {"color": BLACK, "lw": 2}),
     ):
         for losses in curves:
             shown = np.minimum(losses, ceiling)
             axes.plot(rates[: len(losses)], shown, label=label, **look)
-            label = None  # one entry in the legend for all the seeds
+            label = None  # one entry in the legend for all the tests
     look = {"color": BLACK, "ls": ":", "lw": 1.4}
     axes.axhline(search.rim, label="climbed back by a quarter", **look)
     axes.set_xscale("log")
@@ -339,11 +339,11 @@ def plot_calibration(rows: Sequence[CalibrationBin], *, data: str) -> Figure:
     """Draw accuracy (%) against confidence (%) by bin, with counts and 95% intervals.
 
     A reliability diagram as in Guo et al. (2017), from the rows of `calibration`; their
-    expected calibration error (%) is in the title. Raises ValueError where the rows hold no
-    image.
+    expected calibration error, in points, is in the title. Raises ValueError where the rows
+    hold no image.
     """
     title = "Calibration, with an expected calibration error of "
-    title += f"{100 * expected_calibration_error(rows):.1f}%"
+    title += f"{100 * expected_calibration_error(rows):.1f} points"
     figure, axes = new_figure(title, data, 8.5, 5.6)
     filled = [row for row in rows if row.count]
     middles = np.array([50 * (row.low + row.high) for row in filled])
@@ -494,7 +494,7 @@ def loss_limits(
 
 
 def mark_rates(axes: Axes, max_lr: float, divergence_lr: float | None) -> None:
-    marks = [(max_lr, "chosen maximum", GREEN, "-")]
+    marks = [(max_lr, "the rule's choice", GREEN, "-")]
     if divergence_lr is not None:
         marks.append((divergence_lr, "divergence", VERMILLION, "--"))
     # Written above the axes and away from one another, close lines stay legible.

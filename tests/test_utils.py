@@ -50,7 +50,7 @@ def history(*test_accuracies):
 
 
 def search(*, divergence=0.4):
-    """Two seeds that fall from 2.3 to 1.5 and explode; the second one stopped early."""
+    """Two tests that fall from 2.3 to 1.5 and explode; the second one stopped early."""
     rates = np.geomspace(1e-4, 1, 60)
     losses = np.concatenate([np.linspace(2.3, 1.5, 50), np.geomspace(2, 1e30, 10)])
     broken = [*losses[:50], math.inf, math.nan]
@@ -487,7 +487,7 @@ def test_range_test_shows_the_fall_although_losses_explode():
     stopped = [line.get_ydata() for line in axes.lines if len(line.get_xdata()) == 52]
     assert [high < curve[50] < math.inf for curve in stopped] == [True]
     written = " ".join(texts(axes))
-    assert "maximum 0.05" in written and "divergence 0.4" in written
+    assert "choice 0.05" in written and "divergence 0.4" in written
 
 
 def test_no_mistake_is_called_certain():
@@ -626,7 +626,7 @@ def test_confusion_figure_of_many_classes_has_no_counts():
 
 def test_calibration_figure_shows_each_bin_that_has_images():
     figure = FIGURES["calibration"]()
-    title = "Calibration, with an expected calibration error of 20.0%\n"
+    title = "Calibration, with an expected calibration error of 20.0 points\n"
     assert figure.get_suptitle().startswith(title)
     axes = figure.axes[0]
     assert [bar.get_height() for bar in axes.patches] == [100, 50, 100]
