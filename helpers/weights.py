@@ -82,12 +82,17 @@ def check(path: Path, data: str) -> None:
     print(
         f"{said['file']}: {record['model']}, trained on {model.trained_on}, SHA-256 as recorded"
     )
-    print(f"here:   {accuracy:.2%} of {count:,} images, {images.source}, {here}")
-    print(f"record: {said['accuracy']:.2%}, {used['source']}, {there}")
-    if there != here:
-        print("These are other images, so the two can't be compared.")
-        return
     found, recorded = round(accuracy * count), round(said["accuracy"] * count)
+    for where, right, source, fingerprint in (
+        ("here:  ", found, images.source, here),
+        ("record:", recorded, used["source"], there),
+    ):
+        print(
+            f"{where} {right:,} of {count:,} right, {right / count:.2%}; {source}, {fingerprint}"
+        )
+    if there != here:
+        print("These are other images, or in another order: the two needn't agree.")
+        return
     if abs(found - recorded) > TOLERANCE:
         raise ValueError(
             f"{found:,} images are right and the record says {recorded:,}: rounding explains "
