@@ -33,6 +33,8 @@ def importing():
 
 def test_tables_are_what_records_and_networks_give(text):
     assert readme.render(text) == text, "run make readme"
+    speed = readme.BENCHMARKS.read_text(encoding="utf-8")
+    assert readme.render_benchmarks(speed) == speed, "run make readme"
     log = readme.LOG.read_text(encoding="utf-8")
     assert readme.render_log(log) == log, "run make readme"
     notebook = readme.NOTEBOOK.read_text(encoding="utf-8")
