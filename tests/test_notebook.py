@@ -132,7 +132,7 @@ def nbval(notebook):
         text=True,
         check=False,
         cwd=notebook.parent,
-        env={**os.environ, "S10_WEIGHTS": ""},
+        env={**os.environ, "S10_WEIGHTS": "", "S10_CHECKPOINT": ""},
     )
 
 
@@ -166,6 +166,7 @@ def sources(code):
 def run_cells(tmp_path, monkeypatch):
     """Runs sources as one script, beside the notebook, by the profile smoke."""
     monkeypatch.delenv("S10_WEIGHTS", raising=False)
+    monkeypatch.delenv("S10_CHECKPOINT", raising=False)
     monkeypatch.setenv("S10_PROFILE", "smoke")
     monkeypatch.chdir(PROJECT)
 
@@ -251,14 +252,14 @@ def test_with_weights_it_goes_to_the_mistakes_without_training(
 
 
 def test_with_a_checkpoint_the_training_cell_goes_on(
-    sources, run_cells, tmp_path, capsys
+    sources, run_cells, tmp_path, capsys, monkeypatch
 ):
+    monkeypatch.setenv("S10_CHECKPOINT", str(tmp_path / "training.pt"))
     (end,) = [n for n, text in enumerate(sources) if "train_test.fit(" in text]
     some = [text for text in sources[: end + 1] if "plot_" not in text]
     (constants,) = [n for n, text in enumerate(some) if "\nRECIPE = " in text]
     changes = "RECIPE = replace(RECIPE, max_lr=1e-3, train_images=64)"
-    checkpoint = f"CHECKPOINT = {str(tmp_path / 'training.pt')!r}"
-    some[constants + 1 : constants + 1] = [changes, checkpoint]
+    some.insert(constants + 1, changes)
     run_cells(some)
     assert "going on" not in capsys.readouterr().out
     run_cells(some)
