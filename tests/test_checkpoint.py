@@ -74,14 +74,12 @@ def test_damage_anywhere_is_noticed_and_the_one_before_is_taken(data):
         assert not previous(path).exists()
 
 
-def test_newer_format_is_said(path, monkeypatch):
-    newer = checkpoint.FORMAT + 1
-    monkeypatch.setattr(checkpoint, "FORMAT", newer)
+@pytest.mark.parametrize("form", [checkpoint.FORMAT - 1, checkpoint.FORMAT + 1])
+def test_checkpoint_of_another_format_is_said(form, path, monkeypatch):
+    monkeypatch.setattr(checkpoint, "FORMAT", form)
     save_checkpoint(path, state(3))
     monkeypatch.undo()
-    with pytest.raises(
-        ValueError, match=f"is of format {newer} and this version reads"
-    ):
+    with pytest.raises(ValueError, match=f"is of format {form} and this version reads"):
         load(path)
 
 

@@ -781,11 +781,15 @@ def test_mean_that_numpy_computed_makes_the_same_batches():
     assert torch.equal(one, other)
 
 
-def test_without_torchvision_nothing_is_downloaded(tmp_path, monkeypatch):
+def test_without_torchvision_nothing_is_downloaded_and_an_image_folder_read(
+    folder, tmp_path_factory, monkeypatch
+):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    empty = tmp_path_factory.mktemp("empty")
     with pytest.raises(ModuleNotFoundError, match="pip install torchvision"):
-        dataset.load_cifar10(tmp_path)
-    assert not list(tmp_path.iterdir())
+        dataset.load_cifar10(empty)
+    assert not list(empty.iterdir())
+    assert len(dataset.load_cifar10(folder)[0]) == 20
 
 
 ARRAYS = some.arrays(
@@ -1178,6 +1182,11 @@ def test_parts_of_a_set_are_whole_numbers_that_it_has():
     assert images.subset(None) is images
     with pytest.raises(ValueError, match=r"41 images were asked for .* holds 40"):
         images.subset(41)
+    for size in (0, -1):
+        with pytest.raises(ValueError, match=f"{size} images were asked for"):
+            images.subset(size)
+        with pytest.raises(ValueError, match="holdout must be 1 to 39"):
+            images.split(size)
     with pytest.raises(ValueError, match="holdout must be 1 to 39"):
         images.split(40)
     with pytest.raises(ValueError, match=r"holdout must be a whole number, not 0\.2"):

@@ -25,7 +25,6 @@ from helpers.copies import copy_of
 from helpers.memory import (
     explaining_memory,
     explaining_memory_of_answers,
-    fitting_batch,
 )
 from helpers.preflight import require_model
 from helpers.processes import synchronized
@@ -114,13 +113,18 @@ def test_out_of_memory_names_a_batch_size_that_fits():
 
 def test_none_fits_is_also_said_of_a_network_that_cannot_train_on_one_image():
     model = nn.Sequential(nn.Flatten(), nn.Linear(12, 4), nn.BatchNorm1d(4), Full())
-    images, labels = torch.zeros(8, 3, 2, 2), torch.zeros(8, dtype=torch.int64)
-    assert not fitting_batch(model, images, labels, dtype=torch.float32, device=CPU)
+    batch = torch.zeros(8, 3, 2, 2), torch.zeros(8, dtype=torch.int64)
+    with pytest.raises(MemoryError, match="of 8 images needs .* has; none fits$"):
+        train_test.fit(model, ([batch] * 3, [batch]), RECIPE, device=CPU)
 
 
 class Full(nn.Module):
+    """In training alone: what is tried before that is answers."""
+
     def forward(self, x):
-        raise MemoryError
+        if self.training and torch.is_grad_enabled():
+            raise MemoryError
+        return x
 
 
 class Short(torch.autograd.Function):

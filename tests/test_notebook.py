@@ -14,7 +14,7 @@ import nbformat
 import pytest
 
 from helpers import __main__ as program
-from helpers import train_test
+from helpers import train_test, weights
 from tools import run_notebook
 
 PROJECT = Path(__file__).parent.parent
@@ -86,13 +86,39 @@ def test_compared_cells_hold_what_no_profile_or_device_changes(code):
     assert "%" not in compared  # an accuracy would vary
 
 
+@pytest.mark.parametrize(
+    ("name", "value", "said"),
+    [
+        (
+            "S10_PROFILE",
+            "huge",
+            "S10_PROFILE must be one of full, quick, smoke, not 'h",
+        ),
+        ("S10_CHECKPOINT", "nowhere/s10.pt", "nowhere is not there; mount the drive"),
+        ("S10_WEIGHTS", "held.json", "held.json was not evaluated on the test set"),
+    ],
+)
+def test_part_2_refuses_what_cannot_work(
+    name, value, said, sources, run_cells, monkeypatch
+):
+    record = {"data": {"evaluated_on": "held-out training images"}}
+    monkeypatch.setattr(weights, "load_run", lambda path: (None, record))
+    monkeypatch.setenv(name, value)
+    (constants,) = [n for n, text in enumerate(sources) if "\nRECIPE = " in text]
+    with pytest.raises((ValueError, FileNotFoundError), match=said):
+        run_cells(sources[: constants + 1])
+
+
 def test_first_cell_says_what_it_needs_and_fetches_the_project(
     code, tmp_path, monkeypatch
 ):
     pytest.importorskip("pip")
     if not shutil.which("git"):
         pytest.skip("needs git")
+    for name in [name for name in os.environ if name.startswith("GIT_")]:
+        monkeypatch.delenv(name)  # a hook has GIT_DIR, which would be committed to
     monkeypatch.setenv("PIP_BREAK_SYSTEM_PACKAGES", "1")  # nothing is installed
+    monkeypatch.setenv("PIP_NO_INDEX", "1")  # nor is pip's own version looked up
     (tmp_path / "from" / "helpers").mkdir(parents=True)
     (tmp_path / "from" / "helpers" / "models.py").touch()
     (tmp_path / "from" / "requirements.txt").touch()

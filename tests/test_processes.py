@@ -261,9 +261,7 @@ def test_process_without_torchrun_is_alone(monkeypatch):
 
 
 def test_process_that_failed_alone_can_connect_again(monkeypatch):
-    with taken_port() as port:
-        pass
-    place = {"MASTER_ADDR": "localhost", "MASTER_PORT": port}
+    place = {"MASTER_ADDR": "localhost", "MASTER_PORT": "0"}  # whichever is free
     for name, value in {**place, "RANK": "0", "WORLD_SIZE": "1"}.items():
         monkeypatch.setenv(name, value)
     for _ in range(2):
@@ -282,13 +280,25 @@ def test_port_in_use_and_missing_process_are_one_sentence(taken, monkeypatch):
         place = {"MASTER_ADDR": "localhost", "MASTER_PORT": port}
         for name, value in {**place, "RANK": "0", "WORLD_SIZE": "2"}.items():
             monkeypatch.setenv(name, value)
-        said = rf"the 2 processes did not find each other at localhost:{port} .*port$"
+        reason = "already in use" if taken else "[Tt]imed out"
+        said = (
+            rf"processes did not find each other at localhost:{port} .*{reason}.*port$"
+        )
         with (
             pytest.raises(ConnectionError, match=said),
             connected(),
         ):
             pass
     assert Processes.current() == (0, 1)
+
+
+def test_process_that_is_not_told_where_the_others_are_is_one_sentence(monkeypatch):
+    for name, value in {"RANK": "0", "WORLD_SIZE": "2"}.items():
+        monkeypatch.setenv(name, value)
+    for name in ("MASTER_ADDR", "MASTER_PORT"):
+        monkeypatch.delenv(name, raising=False)
+    with pytest.raises(ConnectionError, match=r"at \?:\? .*MASTER_ADDR"), connected():
+        pass
 
 
 def test_process_for_which_there_is_no_gpu_is_said(monkeypatch):

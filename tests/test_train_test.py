@@ -294,7 +294,9 @@ class Around(nn.Module):
 
 
 class Broken(torch.autograd.Function):
-    """Answers, and gives no finite gradient back."""
+    """Answers, and gives no finite gradient back, the first few times."""
+
+    left = 0
 
     @staticmethod
     def forward(ctx, x):
@@ -302,14 +304,22 @@ class Broken(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, gradient):
-        return gradient * math.nan
+        Broken.left -= 1
+        return gradient * (math.nan if Broken.left >= 0 else 1)
 
 
-def test_gradients_that_are_never_finite_are_an_error_in_float16_too():
+@pytest.mark.parametrize("broken", [16, 17])
+def test_gradients_that_float16_cannot_hold_end_a_training_from_the_17th(
+    broken, monkeypatch
+):
+    # As long as the scale is too large, as on a T4 in the first steps, that is no fault.
+    monkeypatch.setattr(Broken, "left", broken)
     pair = batches(*[4] * 20), batches(8)
-    with pytest.raises(
-        train_test.NonFiniteLoss, match="gradients are not finite in ep"
-    ):
+    ends = contextlib.nullcontext()
+    if broken == 17:
+        sentence = "gradients are not finite in ep"
+        ends = pytest.raises(train_test.NonFiniteLoss, match=sentence)
+    with ends:
         fit(Around(Broken.apply), pair, recipe(batch_size=4, precision="float16"))
 
 
@@ -1034,14 +1044,13 @@ def test_training_with_other_augmentation_or_normalization_is_not_gone_on_with(
     almost = tuple(mean * (1 + 1e-15) for mean in dataset.CIFAR10_MEAN)
     assert almost != dataset.CIFAR10_MEAN  # as another CPU may compute them
     alike = dataset.make_loaders(*IMAGES, **loader, mean=almost)
-    assert train_test.plan_of(alike, recipe()) == train_test.plan_of(
-        loaders(), recipe()
-    )
     plain = dataset.make_loaders(*IMAGES, **loader, flip=0)
     sentence = "the loader's flip is 0.5 there and 0.0 here"
     assert sentence in refusal(interrupted, pair=plain)
     flat = dataset.make_loaders(*IMAGES, **loader, std=(0.2, 0.2, 0.2))
     assert "the loader's std is" in refusal(interrupted, pair=flat)
+    history = fit(network(), alike, recipe(), checkpoint=interrupted, resume=True)
+    assert len(history.epochs) == 3
 
 
 def test_loader_that_augments_otherwise_than_the_recipe_says_is_warned_of():
