@@ -1,10 +1,18 @@
-"""Copies of a model, for what tries it out."""
+"""A model without its wrapping, and copies of it for what tries it out."""
 
 import copy
 import itertools
 from collections.abc import Iterable
 
 from torch import Tensor, nn
+
+
+def uncompiled(model: nn.Module) -> nn.Module:
+    """The model that torch.compile has wrapped, or the model itself.
+
+    The wrapper has the same tensors, by names with a prefix.
+    """
+    return getattr(model, "_orig_mod", model)
 
 
 def copy_of(model: nn.Module, *, sharing: Iterable[Tensor] = ()) -> nn.Module:

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from helpers.copies import copy_of
+from helpers.copies import copy_of, uncompiled
 from helpers.receptive_field import Row, receptive_field_table, taking
 
 __all__ = [
@@ -220,6 +220,7 @@ def save_weights(
     """
     from safetensors.torch import save
 
+    model = uncompiled(model)
     facts = {"format": WEIGHTS_FORMAT, **facts_of(model)}
     if len(classes) != facts["num_classes"]:
         raise ValueError(

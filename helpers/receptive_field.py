@@ -17,7 +17,7 @@ from torch import fx, nn
 from torch.fx.passes.shape_prop import ShapeProp
 from torch.nn import functional as F
 
-from helpers.copies import copy_of
+from helpers.copies import copy_of, uncompiled
 
 
 class Row(NamedTuple):
@@ -205,7 +205,7 @@ def taking(image_size: tuple[int, int, int]) -> Iterator[None]:
 
 def trace(model: nn.Module) -> fx.GraphModule:
     """A copy of the model, in evaluation mode, as the graph of what it calls."""
-    tried = copy_of(getattr(model, "_orig_mod", model))  # that of a compiled one
+    tried = copy_of(uncompiled(model))
     tried.eval()
     try:
         return fx.symbolic_trace(tried)
@@ -224,7 +224,8 @@ def receptive_field_table(
 ) -> list[Row]:
     """A row for each layer and each sum of branches, in the order in which they run.
 
-    Where branches meet, the longest path counts. GroupNorm, InstanceNorm2d and LayerNorm
+    Where branches meet, the longest path counts; of images that aren't square, the longer
+    side does. GroupNorm, InstanceNorm2d and LayerNorm
     take mean and deviation from all of the map; these aren't counted, as is usual.
 
     model: any network for images of `image_size` (C, H, W) that torch.fx can trace; it is

@@ -29,7 +29,7 @@ from helpers.checkpoint import (
     require_writable,
     save_checkpoint,
 )
-from helpers.copies import copy_of
+from helpers.copies import copy_of, uncompiled
 from helpers.history import Epoch, History, Metrics
 from helpers.lr_range import LRRangeTest, find_max_lr, lr_range_test
 from helpers.memory import (
@@ -314,9 +314,9 @@ class Training:
         self.device, self.processes = device, processes
         self.dtype = choose_dtype(recipe.precision, device)
         self.wrapped = processes.wrap(model, device)
-        self.model = model
+        self.model = uncompiled(model)
         averages = recipe.average_epochs > 0
-        self.averaged = AveragedModel(copy_of(model)) if averages else NO_AVERAGE
+        self.averaged = AveragedModel(copy_of(self.model)) if averages else NO_AVERAGE
         self.optimizer = make_optimizer(model, recipe, lr=history.max_lr)
         # Before the optimizer's state is loaded: building it resets the learning rate.
         self.scheduler = make_scheduler(
@@ -507,7 +507,8 @@ def fit(
     processes.require_same({**plan, "max_lr": recipe.max_lr, "resume": resume})
     saved = None
     if resume and processes.first:
-        saved = load_checkpoint(path, plan=plan, model=model.state_dict())
+        own = uncompiled(model).state_dict()
+        saved = load_checkpoint(path, plan=plan, model=own)
     saved = processes.broadcast(saved)
     model.to(device, memory_format=torch.channels_last)
     require_fitting(loaders, recipe)
@@ -550,7 +551,7 @@ def fit(
     if path and processes.first:
         drop_previous(path)
     if recipe.average_epochs:
-        model.load_state_dict(training.averaged.module.state_dict())
+        training.model.load_state_dict(training.averaged.module.state_dict())
     model.eval()
     return history
 
@@ -584,8 +585,9 @@ def read_history(checkpoint: str | PathLike, model: nn.Module | None = None) -> 
         )
     path, state = latest_whole(kept)
     if model:
-        require_same_model(path, state, model.state_dict())
+        own = uncompiled(model)
+        require_same_model(path, state, own.state_dict())
         require_scale(model, state["plan"]["logit_scale"])
-        model.load_state_dict(evaluated_weights(state))
+        own.load_state_dict(evaluated_weights(state))
         model.eval()
     return History.from_dict(state["history"])

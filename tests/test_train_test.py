@@ -1293,3 +1293,16 @@ def test_an_epoch_that_is_done_is_seen_in_a_file_too():
         fit(network(), loaders(), recipe())
         shown = raw.getvalue().decode()
     assert shown.count("epoch ") == recipe().epochs
+
+
+def test_what_a_compiled_model_has_learned_the_plain_one_can_go_on_with(tmp_path):
+    path, plan = tmp_path / "training.pt", recipe(average_epochs=1)
+    plain, other = network(), network(seed=9)
+    compiled = torch.compile(plain, backend="eager")
+    history = fit(compiled, loaders(), plan, checkpoint=path)
+    assert train_test.read_history(path, other) == history
+    assert (
+        fit(network(seed=7), loaders(), plan, checkpoint=path, resume=True) == history
+    )
+    for name, weight in plain.state_dict().items():
+        assert torch.equal(other.state_dict()[name], weight), name

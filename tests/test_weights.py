@@ -370,6 +370,12 @@ def test_damaged_header_is_one_sentence_even_without_a_digest(file):
     assert refused > len(places) / 2
 
 
+def test_compiled_network_has_the_file_of_the_plain_one(file, tmp_path):
+    compiled = torch.compile(small(num_classes=3), backend="eager")
+    path, classes = tmp_path / "compiled.safetensors", ["a", "b", "c"]
+    assert models.save_weights(compiled, path, classes=classes, data=DATA) == file[1]
+
+
 def test_one_other_byte_is_another_digest(file):
     path, digest = file
     content = path.read_bytes()
