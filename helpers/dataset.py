@@ -310,10 +310,14 @@ def synthetic_cifar10(
     """Drawn images in the shape of CIFAR-10, from no file and no network.
 
     Ten classes of shape, colour and texture, learnable but not at a glance; the same
-    seed draws the same images.
+    seed draws the same images. Raises ValueError, naming it, for a number that won't do.
     """
     from helpers.synthetic import CLASSES, draw
 
+    require_whole(train=train, test=test)
+    if min(train, test) < 0:
+        raise ValueError(f"train and test must be 0 or more, not {train} and {test}")
+    require_seed(seed)
     # Two streams, so that the number of training images does not alter the test set.
     streams = np.random.SeedSequence(seed).spawn(2)
     sets = []
@@ -687,6 +691,7 @@ def make_loaders(
             # Without a fork each would get a copy of all images.
             wanted = device.type == "cuda" and LINUX
             num_workers = min(8, usable_cores()) if wanted else 0
+        require_whole(num_workers=num_workers)
         if padding or flip:
             steps = geometry(padding=padding, flip=flip, size=size)
             transform = import_albumentations().Compose(steps)

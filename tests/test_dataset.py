@@ -1136,6 +1136,7 @@ def test_greyscale_of_another_size_goes_through_both_ways():
     [
         ({"batch_size": 41}, "batch_size must be 1 to 40"),
         ({"batch_size": 0}, "batch_size must be 1 to 40"),
+        ({"workers": 0.5, "on": "cpu"}, "num_workers must be a whole number, not 0.5"),
         ({"padding": 32}, "padding must be 0 to 31 pixels, not 32"),
         ({"padding": -1}, "padding must be 0 to 31 pixels, not -1"),
         ({"flip": 1.5}, "flip must be a probability from 0 to 1, not 1.5"),
@@ -1175,6 +1176,19 @@ def test_transforms_refuse_images_of_another_shape_and_impossible_colours():
         assert "Normalize" in repr(kind())  # as a cell's last line shows it
         with pytest.raises(ValueError, match="std more than 0"):
             kind(std=(0, 0, 0))
+
+
+@pytest.mark.parametrize(
+    ("numbers", "said"),
+    [
+        ({"train": -1}, "train and test must be 0 or more, not -1 and 1"),
+        ({"train": 1.5}, "train must be a whole number, not 1.5"),
+        ({"train": 1, "seed": -1}, "seed must be 0 or more, not -1"),
+    ],
+)
+def test_numbers_that_make_no_synthetic_images_are_refused(numbers, said):
+    with pytest.raises(ValueError, match=said):
+        dataset.synthetic_cifar10(test=1, **numbers)
 
 
 def test_parts_of_a_set_are_whole_numbers_that_it_has():
