@@ -220,6 +220,15 @@ def found_rate(monkeypatch):
     return search.max_lr
 
 
+def test_resnet18_is_described_by_the_same_cells(sources, run_cells, capsys):
+    (end,) = [n for n, text in enumerate(sources) if "receptive_field_table(" in text]
+    some = [text for text in sources[: end + 1] if "plot_" not in text]
+    switched = [text.replace('"CustomResNet"', '"ResNet18"') for text in some]
+    rows = run_cells(switched)["rows"]
+    assert "11,173,962 parameters" in capsys.readouterr().out
+    assert sum(row.kind == "Conv2d" for row in rows) == 20  # 3 of them in shortcuts
+
+
 def test_rate_that_was_set_is_kept(sources, run_cells, monkeypatch, found_rate):
     (after,) = [n for n, text in enumerate(sources) if "train_test.fit(" in text]
     (constants,) = [n for n, text in enumerate(sources) if "\nRECIPE = " in text]
