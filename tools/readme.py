@@ -86,6 +86,12 @@ TRIED = {
     "schedule": [
         sweeps.Trial("linear", {"anneal": "linear"}, "no-averaging", "linear")
     ],
+    "hole": [
+        sweeps.Trial("no-cutout", {"cutout": 0}, "no-averaging", "no-cutout"),
+        sweeps.Trial(
+            "beside page", {"recipe": "ours", "cutout": 0}, "page", "no-cutout"
+        ),
+    ],
     "beta2": [sweeps.Trial("beta2", {"beta2": 0.99}, "half-decay", "beta2")],
 }
 IMAGES = PROJECT / "Images"
