@@ -2,29 +2,19 @@
 
 import json
 import os
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 
 from benchmarks import epoch, figures, variants
-
-PROJECT = Path(__file__).resolve().parent.parent
+from tests.shared import python
 
 
 @pytest.fixture(scope="module")
 def rehearsal(tmp_path_factory):
     folder = tmp_path_factory.mktemp("bench")
-    done = subprocess.run(
-        [sys.executable, "-m", "benchmarks", "--smoke", "--out", str(folder)],
-        cwd=PROJECT,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
+    on_cpu = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    options = ("--smoke", "--out", folder)
+    done = python("-m", "benchmarks", *options, env=on_cpu, timeout=300)
     assert done.returncode == 0, done.stderr
     return folder, done.stdout
 

@@ -3,9 +3,7 @@
 import dataclasses
 import functools
 import json
-from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -33,9 +31,7 @@ from benchmarks.rows import (
 )
 from benchmarks.targets import targets
 from helpers import dataset, models, train_test
-
-PROJECT = Path(__file__).resolve().parent.parent
-CPU = torch.device("cpu")
+from tests.shared import CPU, raising
 
 
 def test_the_table_says_what_was_not_measured():
@@ -126,11 +122,11 @@ def test_a_ratio_needs_both_rows():
 
 
 def test_a_group_that_fails_takes_no_other_along(tmp_path, monkeypatch, capsys):
-    def fail(setup, rows):
-        raise RuntimeError("no compiler")
-
     row = Row(group="a", name="one", unit="s", values=[1.0])
-    groups = {"data": fail, "fresh": lambda setup, rows: [row]}
+    groups = {
+        "data": raising(RuntimeError("no compiler")),
+        "fresh": lambda setup, rows: [row],
+    }
     monkeypatch.setattr(bench, "GROUPS", groups)
     with pytest.raises(SystemExit, match="not measured, for the reasons above: data"):
         bench.main(["--smoke", "--out", str(tmp_path)])
@@ -210,16 +206,13 @@ def test_compiling_pays_back_when_what_it_saves_is_its_price():
 
 
 def test_where_nothing_compiles_the_row_says_why():
-    def broken(graph, inputs):
-        raise OSError("no compiler here")
-
     setup = Setup(
         device=CPU,
         data="synthetic",
         threads=1,
         batch_size=2,
         repeats=1,
-        compiler=broken,
+        compiler=raising(OSError("no compiler here")),
     )
     rows = {row.name: row for row in variants.measure(setup)}
     assert not rows[variants.COMPILED].values
@@ -228,10 +221,7 @@ def test_where_nothing_compiles_the_row_says_why():
 
 
 def test_profiler_that_fails_costs_its_own_row_alone(monkeypatch):
-    def fails(*args):
-        raise ValueError("no profiler here")
-
-    monkeypatch.setattr(epoch, "waits_in", fails)
+    monkeypatch.setattr(epoch, "waits_in", raising(ValueError("no profiler here")))
     small = {"batch_size": 8, "steps": 2, "repeats": 1, "smoke": True}
     setup = Setup(device=CPU, data="synthetic", threads=1, **small)
     rows = {row.name: row for row in epoch.measure(setup)}
@@ -329,18 +319,6 @@ def test_a_short_run_of_the_fast_paths_is_as_accurate_as_the_usual_loop():
         assert accuracy(functools.partial(fast, dtype)) == pytest.approx(
             expected, abs=0.08
         )
-
-
-def test_the_images_are_held_once():
-    train, test = dataset.synthetic_cifar10(train=20, test=10)
-    on_device, per_image = (
-        dataset.make_loaders(
-            train, test, batch_size=10, device="cpu", augment_on=where
-        ).train
-        for where in ("device", "cpu")
-    )
-    assert np.shares_memory(on_device.images.numpy(), train.images)
-    assert per_image.loader.dataset.images is train.images
 
 
 def test_both_students_loaders_draw_what_ours_does():

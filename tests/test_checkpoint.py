@@ -1,6 +1,5 @@
 """What a crash, a flipped bit or a full disk can do to a checkpoint: nothing unnoticed."""
 
-import subprocess
 import sys
 import tempfile
 from pathlib import Path
@@ -12,9 +11,9 @@ from hypothesis import strategies as st
 
 from helpers import checkpoint
 from helpers.checkpoint import load_checkpoint, previous, save_checkpoint
+from tests.shared import python
 
 PLAN = {"epochs": 3}
-PROJECT = Path(__file__).parent.parent
 
 
 def state(number):
@@ -96,12 +95,6 @@ def test_place_where_nothing_can_be_written_is_said_and_training_may_go_on(tmp_p
 
 @pytest.mark.skipif(sys.platform != "linux", reason="no fork, or not a safe one")
 def test_killed_trainings_end_as_if_undisturbed():
-    soak = subprocess.run(
-        [sys.executable, "-m", "tests.soak", "5"],
-        cwd=PROJECT,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    soak = python("-m", "tests.soak", 5)
     assert soak.returncode == 0, soak.stdout + soak.stderr
     assert soak.stdout.startswith("5 kills, ")

@@ -27,6 +27,7 @@ from PIL import Image
 
 from helpers import dataset
 from helpers.loaders import usable_cores
+from tests.shared import CPU, raising
 
 MEAN_COLOUR = 255 * np.array(dataset.CIFAR10_MEAN)
 
@@ -247,9 +248,7 @@ def test_file_in_the_way_of_the_root_is_said(tmp_path):
 
 
 def test_archive_that_cannot_be_read_is_unavailable(tmp_path, monkeypatch):
-    def refused(path, md5):
-        raise PermissionError(errno.EACCES, "Permission denied")
-
+    refused = raising(PermissionError(errno.EACCES, "Permission denied"))
     (tmp_path / "cifar-10-python.tar.gz").write_bytes(b"")
     monkeypatch.setattr("helpers.download.has_md5", refused)
     *_, reason = dataset.load_or_draw(tmp_path, train_images=10, test_images=10)
@@ -645,6 +644,14 @@ def test_images_with_their_channels_first_are_refused(channels):
     labels = image_set().labels
     with pytest.raises(ValueError, match=r"transpose\(0, 2, 3, 1\) turns them"):
         dataset.ImageSet(images, labels, dataset.CIFAR10_CLASSES, "turned")
+
+
+def test_batches_on_the_device_are_of_the_images_that_are_there():
+    train, _ = sets = dataset.synthetic_cifar10(train=20, test=10)
+    made = dataset.make_loaders(
+        *sets, batch_size=10, device=CPU, augment_on="device"
+    ).train
+    assert np.shares_memory(made.images.numpy(), train.images)
 
 
 def test_memory_map_is_not_read_before_it_is_used(tmp_path):

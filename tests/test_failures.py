@@ -28,29 +28,10 @@ from helpers.memory import (
 )
 from helpers.preflight import require_model
 from helpers.processes import synchronized
+from tests.shared import CPU, PROJECT, Around, network, python, recipe
 
-PROJECT = Path(__file__).resolve().parent.parent
-CPU = torch.device("cpu")
-RECIPE = train_test.Recipe(
-    epochs=3, batch_size=8, peak_epoch=1, max_lr=0.01, precision="float32"
-)
-IMAGES = dataset.synthetic_cifar10(train=24, test=8)
-
-
-def network():
-    torch.manual_seed(0)
-    return nn.Sequential(
-        nn.Conv2d(3, 8, 3, stride=4), nn.ReLU(), nn.Flatten(), nn.Linear(512, 10)
-    )
-
-
-class Wrapped(nn.Module):
-    def __init__(self, answer):
-        super().__init__()
-        self.network, self.answer = network(), answer
-
-    def forward(self, images):
-        return self.answer(self.network(images))
+RECIPE = recipe(batch_size=8)
+IMAGES = dataset.synthetic_cifar10(train=24, test=8)  # three batches and one
 
 
 # --- memory ----------------------------------------------------------------------------
@@ -93,13 +74,7 @@ print(len(train(fits, peak_epoch=1, max_lr=1e-3).epochs), "epochs")
 
 @pytest.mark.skipif(sys.platform != "linux", reason="limits memory as Linux does")
 def test_out_of_memory_names_a_batch_size_that_fits():
-    done = subprocess.run(
-        [sys.executable, "-c", SHORT_OF_MEMORY],
-        cwd=PROJECT,
-        capture_output=True,
-        text=True,
-        check=True,
-    )
+    done = python("-c", SHORT_OF_MEMORY, check=True)
     lines = [line for line in done.stdout.splitlines() if line[:6] != "epoch "]
     assert lines[0] == "MemoryError in epoch 1; no checkpoint was kept"
     for sentence in lines[1:3]:  # in training, in the range test
@@ -151,7 +126,7 @@ def test_smaller_batch_is_also_found_where_labels_are_of_another_type():
     images, labels = torch.zeros(16, 3, 32, 32), torch.zeros(16, dtype=torch.int32)
     with (
         pytest.raises(MemoryError, match="a step of 16 images .* make batch_size 2"),
-        explaining_memory(Wrapped(Short.apply), [(images, labels)], torch.float32, CPU),
+        explaining_memory(Around(Short.apply), [(images, labels)], torch.float32, CPU),
     ):
         raise torch.OutOfMemoryError("out of memory")
 
@@ -202,7 +177,7 @@ def test_what_was_too_large_to_answer_is_not_kept_with_the_error():
 
     batch = torch.zeros(8, 3, 32, 32), torch.arange(8)
     with pytest.raises(MemoryError, match="a smaller batch_size") as error:
-        train_test.predict(Wrapped(full), [batch], device=CPU)
+        train_test.predict(Around(full), [batch], device=CPU)
     assert error.value.__cause__ and not kept
 
 
@@ -258,6 +233,11 @@ def test_share_of_the_last_batch_that_is_one_image_is_said_too():
 IMAGE = torch.zeros(8, 3, 32, 32)
 
 
+def trained(model, batch=None, plan=RECIPE):
+    batch = batch or (IMAGE, torch.arange(8))
+    return train_test.fit(model, ([batch] * 3, [batch]), plan, device=CPU)
+
+
 @pytest.mark.parametrize(
     ("batch", "sentence"),
     [
@@ -279,7 +259,7 @@ IMAGE = torch.zeros(8, 3, 32, 32)
 )
 def test_batch_that_training_cannot_take_is_said_with_the_remedy(batch, sentence):
     with pytest.raises(ValueError, match=sentence):
-        train_test.fit(network(), ([batch] * 3, [batch]), RECIPE, device=CPU)
+        trained(network(), batch)
 
 
 def test_what_is_no_loader_or_no_model_is_said_by_its_kind():
@@ -296,18 +276,17 @@ def test_what_is_no_loader_or_no_model_is_said_by_its_kind():
 
 
 def test_model_that_answers_in_a_dict_is_told_to_give_a_tensor():
-    batch = IMAGE, torch.arange(8)
-    model = Wrapped(lambda logits: {"logits": logits})
+    model = Around(lambda logits: {"logits": logits})
     with pytest.raises(TypeError, match="the model gives a dict; a classifier gives"):
-        train_test.fit(model, ([batch] * 3, [batch]), RECIPE, device=CPU)
+        trained(model)
 
 
-class InTraining(Wrapped):
+class InTraining(Around):
     """Whose answer is another one in training."""
 
     def forward(self, images):
-        logits = self.network(images)
-        return self.answer(logits) if self.training else logits
+        logits = self.inner(images)
+        return self.then(logits) if self.training else logits
 
 
 @pytest.mark.parametrize(
@@ -322,12 +301,11 @@ class InTraining(Wrapped):
     ],
 )
 def test_model_that_answers_otherwise_in_training_is_told_so_before(answer, kind, said):
-    batch = IMAGE, torch.arange(8)
     with pytest.raises(kind, match=f"^in training the model {said}"):
-        train_test.fit(InTraining(answer), ([batch] * 3, [batch]), RECIPE, device=CPU)
+        trained(InTraining(answer))
 
 
-class Halved(Wrapped):
+class Halved(Around):
     """With BatchNorm, and on two GPUs: it normalizes each half of a batch."""
 
     def __init__(self):
@@ -344,12 +322,10 @@ class Halved(Wrapped):
     [InTraining(lambda logits: logits.view(-1, 4, 10).flatten(0, 1)), Halved()],
 )
 def test_model_that_trains_on_parts_of_a_batch_is_trained(model):
-    batch = IMAGE, torch.arange(8)
-    history = train_test.fit(model, ([batch] * 3, [batch]), RECIPE, device=CPU)
-    assert len(history.epochs) == 3
+    assert len(trained(model).epochs) == 3
 
 
-class Mute(Wrapped):
+class Mute(Around):
     """Whose mode is set by a method that gives nothing back."""
 
     def train(self, mode=True):
@@ -363,7 +339,7 @@ def pruned():
 
 
 def keeping():
-    model = Wrapped(lambda logits: setattr(model, "kept", logits) or logits)
+    model = Around(lambda logits: setattr(model, "kept", logits) or logits)
     model(IMAGE)  # what it keeps has a history, which torch refuses to copy
     return model
 
@@ -385,10 +361,8 @@ def remembering():
     "make", [lambda: Mute(lambda logits: logits), pruned, keeping, remembering]
 )
 def test_model_that_torch_alone_would_train_is_tried_averaged_and_trained(make):
-    model, batch = make(), (IMAGE, torch.arange(8))
-    recipe = replace(RECIPE, max_lr=None, average_epochs=1, lr_test_steps=10)
-    history = train_test.fit(model, ([batch] * 3, [batch]), recipe, device=CPU)
-    assert len(history.epochs) == 3
+    plan = replace(RECIPE, max_lr=None, average_epochs=1, lr_test_steps=10)
+    assert len(trained(make(), plan=plan).epochs) == 3
 
 
 @pytest.mark.parametrize("make", [pruned, keeping, remembering])
@@ -406,27 +380,25 @@ def test_copy_of_a_model_is_one_of_what_it_keeps_too():
 
 
 def test_model_made_without_the_recipes_logit_scale_is_refused():
-    batch, recipe = (IMAGE, torch.arange(8)), replace(RECIPE, logit_scale=0.125)
-    model = network()
+    model, plan = network(), replace(RECIPE, logit_scale=0.125)
     with pytest.raises(ValueError, match=r"logit_scale is 0\.125 and the model's 1;"):
-        train_test.fit(model, ([batch] * 3, [batch]), recipe, device=CPU)
+        trained(model, plan=plan)
     model.logit_scale = 0.125
     # As in DataParallel, or behind a layer that normalizes.
     for fitting in (model, nn.Sequential(nn.Identity(), model)):
-        train_test.fit(fitting, ([batch] * 3, [batch]), recipe, device=CPU)
+        trained(fitting, plan=plan)
 
 
 def test_model_that_ends_in_softmax_is_trained_and_warned_of():
     batch = IMAGE, torch.arange(8)
-    model = Wrapped(lambda logits: logits.softmax(1))
-    recipe = replace(RECIPE, max_lr=None)
-    train = [batch] * 3
+    model = Around(lambda logits: logits.softmax(1))
+    plan, train = replace(RECIPE, max_lr=None), [batch] * 3
     sentence = "are probabilities, .* leave the softmax"
     with pytest.warns(UserWarning, match=sentence) as fitted:
-        history = train_test.fit(model, (train, [batch]), recipe, device=CPU)
+        history = train_test.fit(model, (train, [batch]), plan, device=CPU)
     assert len(history.epochs) == 3
     with pytest.warns(UserWarning, match=sentence) as tested:
-        train_test.lr_range_test(model, train, recipe, device=CPU)
+        train_test.lr_range_test(model, train, plan, device=CPU)
     for warned in (fitted, tested):
         assert [warning.filename for warning in warned] == [__file__]
 
@@ -506,11 +478,12 @@ def test_pass_of_the_loader_draws_from_no_global_generator(workers):
 
 
 def test_interrupted_program_says_what_is_kept_and_goes_on(tmp_path):
-    command = [sys.executable, "-u", "-m", "helpers", "--profile", "smoke"]
+    command = ["-u", "-m", "helpers", "--profile", "smoke"]
     command += ["--train-images", "64", "--max-lr", "1e-3", "--out", str(tmp_path)]
     command += ["--epochs", "6"]  # so that it isn't over before it is interrupted
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
     with subprocess.Popen(
-        command, cwd=PROJECT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        [sys.executable, *command], cwd=PROJECT, text=True, **pipes
     ) as running:
         while not running.stdout.readline().startswith("epoch   1"):
             assert running.poll() is None
@@ -521,9 +494,7 @@ def test_interrupted_program_says_what_is_kept_and_goes_on(tmp_path):
         f"go on from {checkpoint} with resume=True (--resume)"
     )
     assert (running.returncode, errors) == (130, "")
-    done = subprocess.run(
-        [*command, "--resume"], cwd=PROJECT, capture_output=True, text=True, check=True
-    )
+    done = python(*command, "--resume", check=True)
     assert f"{checkpoint}: going on after epoch" in done.stdout
     (record,) = tmp_path.glob("*.json")
     assert len(json.loads(record.read_text())["history"]) == 6
@@ -531,14 +502,10 @@ def test_interrupted_program_says_what_is_kept_and_goes_on(tmp_path):
 
 ENDLESS = """
 import torch
-from helpers import dataset, train_test
-from tests.test_failures import IMAGES, network
+from tests.shared import fit, loaders, network, recipe
 
-recipe = train_test.Recipe(epochs=100_000, batch_size=8, max_lr=0.01)
-loaders = dataset.make_loaders(*IMAGES, batch_size=8, device="cpu", augment_on="device")
-history = train_test.fit(
-    network(), loaders, recipe, device="cpu", checkpoint="{path}", resume=True
-)
+endless = recipe(epochs=100_000)
+history = fit(network(), loaders(), endless, checkpoint="{path}", resume=True)
 """
 
 
@@ -561,13 +528,19 @@ def test_stopped_cell_goes_on_when_it_is_run_again(tmp_path):
         return hook
 
     try:
-        for text in ("epoch   2", "going on after epoch"):
+        # A front end that can ask for input is taken for somebody who watches.
+        for text, watched in (("epoch   2", True), ("| train loss", False)):
+            before = len(printed)
             reply = client.execute_interactive(
                 ENDLESS.replace("{path}", str(path)),
                 output_hook=stop_when(text),
+                allow_stdin=watched,
                 timeout=120,
             )
             assert reply["content"]["ename"] == "KeyboardInterrupt"
+            shown = "".join(printed[before:])
+            assert bool(re.search(r"epoch \d+: ", shown)) is watched
+            assert ("going on after epoch" in shown) is (before > 0)
     finally:
         client.stop_channels()
         manager.shutdown_kernel(now=True)

@@ -10,18 +10,20 @@ from helpers import dataset, models, train_test, utils
 from helpers.loaders import usable_cores
 from helpers.train_test import RECIPES
 from tests.pretended_gpu import pretended_gpu
-from tests.test_main import Tiny, main
-from tests.test_train_test import (
+from tests.shared import (
     Failing,
     Interrupted,
+    Tiny,
     assert_same_state,
     interrupt,
     loaders,
     network,
+    raising,
+    repeatable,
     state_of,
-    untimed,
 )
-from tests.test_train_test import recipe as tiny
+from tests.shared import recipe as tiny
+from tests.test_main import main
 
 # A DataLoader's, where there is no GPU to pin memory for.
 pytestmark = pytest.mark.filterwarnings("ignore:'pin_memory' argument is set as true")
@@ -70,7 +72,7 @@ def test_training_on_a_gpu_keeps_all_in_its_place_and_computes_the_same(name, on
         places = {tensor.device.type for tensor in on_gpu.state_dict().values()}
         assert places == {"cuda"}
         assert_same_state(state_of(on_gpu.cpu()), state_of(model))
-    assert untimed(found) == untimed(expected)
+    assert repeatable(found) == repeatable(expected)
 
 
 # As on new GPUs, and as on older ones, where a scaler looks for infinite gradients.
@@ -105,7 +107,7 @@ def test_training_on_a_gpu_goes_on_from_its_checkpoint(tmp_path):
             fit(network(), plan, "cuda", pair=pair, checkpoint=path)
         found = fit(model, plan, "cuda", checkpoint=path, resume=True)
         assert_same_state(state_of(model), state_of(straight))
-    assert untimed(found) == untimed(expected)
+    assert repeatable(found) == repeatable(expected)
 
 
 def test_loss_that_is_no_number_is_located_on_a_gpu_too():
@@ -151,12 +153,10 @@ def test_answers_of_a_gpu_come_back_to_the_cpu(tmp_path):
 
 
 def test_gpu_that_computes_nothing_is_said_at_once(monkeypatch):
-    def no_kernel(*size, device):
-        raise RuntimeError("CUDA error: no kernel image is available\nand more")
-
+    error = RuntimeError("CUDA error: no kernel image is available\nand more")
     with pretended_gpu():
         assert utils.get_device() == torch.device("cuda")
-        monkeypatch.setattr(torch, "ones", no_kernel)
+        monkeypatch.setattr(torch, "ones", raising(error))
         said = r"a pretended GPU can't compute \(CUDA error: no .* available\); choose"
         with pytest.raises(OSError, match=said):
             utils.get_device()

@@ -7,7 +7,6 @@ import re
 import runpy
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 
 import nbformat
@@ -15,9 +14,9 @@ import pytest
 
 from helpers import __main__ as program
 from helpers import train_test, weights
+from tests.shared import PROJECT, python
 from tools import run_notebook
 
-PROJECT = Path(__file__).parent.parent
 NOTEBOOK = PROJECT / "S10.ipynb"
 
 
@@ -143,20 +142,9 @@ def test_first_cell_says_what_it_needs_and_fetches_the_project(
 
 
 def nbval(notebook):
-    command = [sys.executable, "-m", "pytest", "--nbval", "--nbval-current-env", "-q"]
-    command += [
-        "--color=no",
-        "-p",
-        "no:cacheprovider",
-        "--rootdir",
-        str(notebook.parent),
-        str(notebook),
-    ]
-    return subprocess.run(
-        command,
-        capture_output=True,
-        text=True,
-        check=False,
+    return python(
+        *("-m", "pytest", "--nbval", "--nbval-current-env", "-q", "--color=no"),
+        *("-p", "no:cacheprovider", "--rootdir", notebook.parent, notebook),
         cwd=notebook.parent,
         env={**os.environ, "S10_WEIGHTS": "", "S10_CHECKPOINT": ""},
     )

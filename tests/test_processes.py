@@ -4,10 +4,8 @@ import contextlib
 import itertools
 import os
 import socket
-import subprocess
 import sys
 from datetime import timedelta
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -17,44 +15,34 @@ from torch import nn
 from helpers import dataset, train_test
 from helpers.processes import Processes, connected
 from tests import together
-from tests.together import CPU, IMAGES, RECIPE
-
-PROJECT = Path(__file__).resolve().parent.parent
-
+from tests.shared import (
+    CPU,
+    IMAGES,
+    assert_same_state,
+    loaders,
+    network,
+    python,
+    recipe,
+    untimed,
+)
 
 # Also where there is a GPU; and plain text, whatever the environment asks for.
 ON_CPU = {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "NO_COLOR": "1"}
 
 
 def torchrun(processes, *arguments, restarts=0):
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    command = ["-m", "torch.distributed.run", "--standalone"]
     command += ["--local-addr=127.0.0.1"]  # the host's own name may lead nowhere
     command += [f"--nproc-per-node={processes}", f"--max-restarts={restarts}", "-m"]
-    return subprocess.run(
-        [*command, *map(str, arguments)],
-        cwd=PROJECT,
-        env={**os.environ, **ON_CPU},
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
+    return python(*command, *arguments, env={**os.environ, **ON_CPU}, timeout=300)
+
+
+def epochs(found):
+    return untimed(found["history"]["epochs"])
 
 
 def left_by(folder, processes):
     return [torch.load(folder / f"rank{rank}.pt") for rank in range(processes)]
-
-
-def untimed(found):
-    """The numbers of a history that a second run can repeat, a tuple a row."""
-    rows = found["history"]["epochs"]
-    timings = ("seconds", "images_per_second")
-    return [tuple(v for k, v in row.items() if k not in timings) for row in rows]
-
-
-def assert_same_weights(one, other):
-    for name, weight in one["model"].items():
-        assert torch.equal(weight, other["model"][name]), name
 
 
 @pytest.fixture(scope="module", params=[2, 3])
@@ -72,7 +60,7 @@ def alone():
 
 def test_several_train_as_one_does(several, alone):
     for found in several[0]:
-        for row, expected in zip(untimed(found["plain"]), untimed(alone), strict=True):
+        for row, expected in zip(epochs(found["plain"]), epochs(alone), strict=True):
             assert row == pytest.approx(expected, rel=1e-4)
         for name, weight in alone["model"].items():
             theirs = found["plain"]["model"][name]
@@ -92,8 +80,8 @@ def test_loader_that_tells_its_share_alone_trains_as_one_does(several):
 def test_all_end_with_the_same_weights_statistics_and_history(several, kind):
     first, *others = [found[kind] for found in several[0]]
     for other in others:
-        assert_same_weights(first, other)
-        assert untimed(other) == untimed(first)
+        assert_same_state(first["model"], other["model"])
+        assert epochs(other) == epochs(first)
 
 
 def test_each_test_image_is_counted_once_and_in_order(several):
@@ -102,22 +90,21 @@ def test_each_test_image_is_counted_once_and_in_order(several):
         assert torch.equal(found["plain"]["labels"], labels)
         logits = found["plain"]["logits"]
         accuracy = (logits.argmax(1) == labels).double().mean()
-        assert untimed(found["plain"])[-1][4] == pytest.approx(float(accuracy))
+        assert epochs(found["plain"])[-1]["test_accuracy"] == pytest.approx(
+            float(accuracy)
+        )
 
 
 def test_range_test_is_that_of_one_process_on_whole_batches(several):
     search = train_test.lr_range_test(
-        together.network(batchnorm=False),
-        together.loaders(Processes()).train,
-        RECIPE,
-        device=CPU,
+        network(norm=False), loaders().train, recipe(), device=CPU
     )
     assert {found["max_lr"] for found in several[0]} == {search.max_lr}
 
 
 def test_only_the_first_prints(several):
     lines = [line for line in several[1].splitlines() if line.startswith("epoch")]
-    assert len(lines) == 2 * RECIPE.epochs
+    assert len(lines) == 2 * recipe().epochs
 
 
 def test_different_recipes_data_and_whole_loaders_are_refused(several):
@@ -149,8 +136,8 @@ def test_killed_process_is_restarted_and_ends_as_if_nothing_had_happened(
     assert (tmp_path / "died").exists()
     assert "going on after epoch" in done.stdout
     for one, other in zip(left_by(tmp_path, 2), several[0], strict=True):
-        assert untimed(one) == untimed(other["batchnorm"])
-        assert_same_weights(one, other["batchnorm"])
+        assert epochs(one) == epochs(other["batchnorm"])
+        assert_same_state(one["model"], other["batchnorm"]["model"])
 
 
 def test_batchnorm_over_gpus_is_the_models_own_and_leaves_the_model_as_it_was(
@@ -158,7 +145,7 @@ def test_batchnorm_over_gpus_is_the_models_own_and_leaves_the_model_as_it_was(
 ):
     parallel = "helpers.processes.DistributedDataParallel"
     monkeypatch.setattr(parallel, lambda model: model)
-    model = together.network(batchnorm=True)
+    model = network()
     kinds = [type(module) for module in model.modules()]
     trained = Processes(0, 2).wrap(model, torch.device("cuda"))
     assert [type(module) for module in model.modules()] == kinds
@@ -217,8 +204,8 @@ def test_shares_of_a_batch_are_the_batch(on, processes):
 
 
 def test_shares_of_a_batch_are_augmented_as_the_batch_is_on_the_device():
-    whole = next(iter(together.loaders(Processes()).train))[0]
-    parts = [next(iter(together.loaders(Processes(r, 3)).train))[0] for r in range(3)]
+    whole = next(iter(loaders().train))[0]
+    parts = [next(iter(loaders(share=(r, 3)).train))[0] for r in range(3)]
     assert torch.equal(torch.cat(parts), whole)
 
 

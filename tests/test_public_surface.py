@@ -12,9 +12,9 @@ import inspect
 import re
 import runpy
 import tomllib
-from pathlib import Path
 
-PROJECT = Path(__file__).parent.parent
+from tests.shared import PROJECT
+
 STORED = PROJECT / "tests" / "public_surface.txt"
 CHANGELOG = PROJECT / "CHANGELOG.md"
 MODULES = ("models", "dataset", "train_test", "utils", "weights")

@@ -4,7 +4,6 @@ import base64
 import json
 import re
 import runpy
-import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -16,9 +15,8 @@ import torch
 from benchmarks import __main__ as benchmarks
 from helpers import __main__ as program
 from helpers import dataset, models, train_test, utils
+from tests.shared import PROJECT, python
 from tools import readme
-
-PROJECT = Path(__file__).parent.parent
 
 
 @pytest.fixture(scope="module")
@@ -115,10 +113,7 @@ def test_the_example_runs_and_each_module_is_imported_without_packages_it_does_n
     optional = ["torchvision", "albumentations", "torch_lr_finder", "torchsummary"]
     optional += ["safetensors", "filelock"]  # PIL comes with Matplotlib
     hide = f"import sys; sys.modules |= dict.fromkeys({optional})\n"
-    command = [sys.executable, "-c", hide + example + ALONE]
-    done = subprocess.run(
-        command, cwd=PROJECT, capture_output=True, text=True, check=False
-    )
+    done = python("-c", hide + example + ALONE)
     assert (done.returncode, done.stderr) == (0, "")
     assert "\nepoch   2" in done.stdout
 

@@ -16,15 +16,15 @@ from torch.nn import functional as F
 from helpers import models, train_test
 from helpers.checkpoint import previous
 from helpers.train_test import PROFILES, RECIPES, Recipe
-from tests.test_train_test import (
+from tests.shared import (
+    CPU,
     FIELDS,
+    assert_same_state,
     break_off,
     loaders,
     network,
 )
-from tests.test_train_test import recipe as tiny
-
-CPU = torch.device("cpu")
+from tests.shared import recipe as tiny
 
 
 def named(name, **changes):
@@ -333,15 +333,17 @@ def test_checkpoint_gives_history_and_the_weights_that_were_evaluated(
     history = fit(model, tiny(average_epochs=averaged), checkpoint=path)
     other = network(seed=9)
     assert train_test.read_history(path, other) == history
-    for name, weight in model.state_dict().items():
-        assert torch.equal(other.state_dict()[name], weight), name
+    assert_same_state(other.state_dict(), model.state_dict())
     path.rename(previous(path))  # as a stop in the middle of a write leaves it
     assert train_test.read_history(path) == history
+
+
+def test_read_history_says_what_does_not_fit(tmp_path):
+    path = break_off(tmp_path / "training.pt")
     with pytest.raises(FileNotFoundError, match="nothing.pt is not there"):
         train_test.read_history(tmp_path / "nothing.pt")
     with pytest.raises(ValueError, match="training.pt.*comes from another model"):
         train_test.read_history(path, nn.Linear(3, 3))
-    other.logit_scale = 8
     other = network(seed=5)
     other.logit_scale = 8
     with pytest.raises(ValueError, match="is 1 and the model's 8; .* recipe with 8$"):

@@ -11,7 +11,7 @@ import pytest
 from helpers import models, utils, weights
 from helpers import records as kept
 from helpers.train_test import PROFILES, RECIPES, Recipe
-from tests.test_main import Tiny
+from tests.shared import Tiny
 from tools import readme, records
 
 SMALL = ["--profile", "smoke", "--train-images", "48", "--test-images", "16"]

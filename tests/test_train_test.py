@@ -2,18 +2,16 @@
 
 import contextlib
 import copy
-import dataclasses
 import hashlib
 import io
+import itertools
 import json
 import math
 import os
 import platform
 import statistics
-import subprocess
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -30,88 +28,28 @@ from torch.utils.data import (
 
 from helpers import dataset, train_test
 from helpers.train_test import Epoch, History, Recipe
-
-CPU = torch.device("cpu")
-FIELDS = [field.name for field in dataclasses.fields(Recipe)]
-
-
-# --- the smallest training -------------------------------------------------------------
-
-
-def network(*, seed=0, dropout=0.0):
-    torch.manual_seed(seed)
-    return nn.Sequential(
-        nn.Conv2d(3, 8, 3, padding=1),
-        nn.BatchNorm2d(8),
-        nn.ReLU(),
-        nn.AdaptiveAvgPool2d(4),
-        nn.Flatten(),
-        nn.Dropout(dropout),
-        nn.Linear(8 * 4 * 4, 10),
-    )
-
-
-def recipe(**changes):
-    tiny = {
-        "epochs": 3,
-        "batch_size": 16,
-        "peak_epoch": 1,
-        "max_lr": 0.01,
-        "lr_test_steps": 30,
-        "lr_test_seeds": 2,
-        "precision": "float32",
-    }
-    return Recipe(**{**tiny, **changes})
-
-
-def noise(count=40):
-    """Images (N, 3, 8, 8) and labels (N,) that have nothing to do with each other."""
-    generator = torch.Generator().manual_seed(0)
-    labels = torch.randint(10, (count,), generator=generator)
-    return torch.randn(count, 3, 8, 8, generator=generator), labels
-
-
-def batches(*sizes):
-    """A loader that is a list."""
-    images, labels = noise(sum(sizes))
-    return list(zip(images.split(sizes), labels.split(sizes), strict=True))
-
-
-IMAGES = dataset.synthetic_cifar10(train=40, test=20)
-
-
-def loaders(*, on="device", seed=0, workers=0, device=CPU, **augmentation):
-    """Two whole batches and a partial one to train on, augmented."""
-    return dataset.make_loaders(
-        *IMAGES,
-        batch_size=16,
-        device=device,
-        augment_on=on,
-        seed=seed,
-        num_workers=workers,
-        **augmentation,
-    )
-
-
-def fit(model, pair, recipe, **options):
-    return train_test.fit(model, pair, recipe, device=CPU, **options)
-
-
-def untimed(history):
-    """All of it that a second run can repeat."""
-    rows = [row._replace(seconds=0, images_per_second=0) for row in history.epochs]
-    return history.max_lr, history.learning_rates, rows
-
-
-def state_of(model):
-    return {name: value.clone() for name, value in model.state_dict().items()}
-
-
-def assert_same_state(one, other):
-    assert one.keys() == other.keys()
-    for name in one:
-        assert torch.equal(one[name], other[name]), name
-
+from tests.shared import (
+    CPU,
+    FIELDS,
+    IMAGES,
+    NO_SPACE,
+    Around,
+    Failing,
+    Interrupted,
+    assert_same_state,
+    batches,
+    break_off,
+    fit,
+    interrupt,
+    loaders,
+    network,
+    noise,
+    python,
+    raising,
+    recipe,
+    repeatable,
+    state_of,
+)
 
 # --- the cycle of the learning rate ----------------------------------------------------
 
@@ -282,45 +220,23 @@ def test_iterable_dataset_that_has_a_length_is_taken():
     assert len(fit(network(), pair, recipe()).learning_rates) == 3 * 3
 
 
-class Around(nn.Module):
-    """network(), and what becomes of its answer."""
-
-    def __init__(self, then):
-        super().__init__()
-        self.inner, self.then = network(), then
-
-    def forward(self, x):
-        return self.then(self.inner(x))
-
-
-class Broken(torch.autograd.Function):
-    """Answers, and gives no finite gradient back, the first few times."""
-
-    left = 0
-
-    @staticmethod
-    def forward(ctx, x):
-        return x.clone()
-
-    @staticmethod
-    def backward(ctx, gradient):
-        Broken.left -= 1
-        return gradient * (math.nan if Broken.left >= 0 else 1)
-
-
 @pytest.mark.parametrize("broken", [16, 17])
-def test_gradients_that_float16_cannot_hold_end_a_training_from_the_17th(
-    broken, monkeypatch
-):
+def test_gradients_that_float16_cannot_hold_end_a_training_from_the_17th(broken):
     # As long as the scale is too large, as on a T4 in the first steps, that is no fault.
-    monkeypatch.setattr(Broken, "left", broken)
+    factors = itertools.chain([math.nan] * broken, itertools.repeat(1))
+
+    def overflowing(logits):
+        if logits.requires_grad:
+            logits.register_hook(lambda gradient: gradient * next(factors))
+        return logits
+
     pair = batches(*[4] * 20), batches(8)
     ends = contextlib.nullcontext()
     if broken == 17:
         sentence = "gradients are not finite in ep"
         ends = pytest.raises(train_test.NonFiniteLoss, match=sentence)
     with ends:
-        fit(Around(Broken.apply), pair, recipe(batch_size=4, precision="float16"))
+        fit(Around(overflowing), pair, recipe(batch_size=4, precision="float16"))
 
 
 def test_layer_with_two_names_is_averaged_once():
@@ -451,16 +367,6 @@ def test_lines_go_to_whatever_stands_in_for_a_terminal(monkeypatch):
     assert log.text.splitlines() == lines_of(history)
 
 
-@pytest.mark.parametrize("watched", [True, False])
-def test_notebook_shows_bars_where_its_front_end_can_ask(watched, capsys, monkeypatch):
-    kernel = SimpleNamespace(_allow_stdin=watched)
-    shell = SimpleNamespace(kernel=kernel)
-    ipython = SimpleNamespace(get_ipython=lambda: shell)
-    monkeypatch.setitem(sys.modules, "IPython", ipython)
-    fit(network(), loaders(), recipe())
-    assert ("epoch 3: " in capsys.readouterr().out) is watched
-
-
 def test_lines_stay_below_a_progress_bar(capsys, monkeypatch):
     monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
     history = fit(network(), loaders(), recipe(max_lr=None))
@@ -550,7 +456,7 @@ def test_without_max_lr_the_range_test_finds_it_and_leaves_the_training_as_it_is
     given = fit(fixed, loaders(), recipe(max_lr=searched.max_lr))
     assert searched.max_lr == found.max_lr
     assert max(searched.learning_rates) == pytest.approx(found.max_lr)
-    assert untimed(searched) == untimed(given)
+    assert repeatable(searched) == repeatable(given)
     assert_same_state(state_of(free), state_of(fixed))
 
 
@@ -591,16 +497,11 @@ def train_and_count_page_faults(max_lr):
 
 
 @asks_glibc
-@pytest.mark.parametrize("max_lr", [0.01, None])
-def test_step_on_a_cpu_finds_the_memory_that_the_one_before_it_freed(max_lr):
+def test_step_on_a_cpu_finds_the_memory_that_the_one_before_it_freed():
     # In a new process: once an allocation has failed, glibc gives its thread another arena,
     # which keeps no large blocks.
-    count = f"test_train_test.train_and_count_page_faults({max_lr})"
-    command = [sys.executable, "-c", f"from tests import test_train_test; {count}"]
-    project = Path(__file__).parent.parent
-    done = subprocess.run(
-        command, cwd=project, capture_output=True, text=True, check=False
-    )
+    count = "[test_train_test.train_and_count_page_faults(lr) for lr in (0.01, None)]"
+    done = python("-c", f"from tests import test_train_test; {count}")
     assert done.returncode == 0, done.stderr
 
 
@@ -623,11 +524,7 @@ print((after - before) / (2**23 / resource.getpagesize()))
 @asks_glibc
 def test_what_comes_after_training_finds_freed_memory_as_it_would_have_before():
     # In a process whose memory is in one piece, or the block may lie in a gap by chance.
-    command = [sys.executable, "-c", AFTERWARDS]
-    project = Path(__file__).parent.parent
-    done = subprocess.run(
-        command, cwd=project, capture_output=True, text=True, check=True
-    )
+    done = python("-c", AFTERWARDS, check=True)
     assert float(done.stdout) < 0.5  # of its pages
 
 
@@ -791,59 +688,13 @@ def test_huge_learning_rate_ends_training_with_an_error():
         fit(network(), (batches(16, 16, 16), batches(16)), recipe(max_lr=1e30))
 
 
-class Failing:
-    """A loader like `inner` that does `failure` instead of a batch, in one epoch.
-
-    Epochs and batches count from 0.
-    """
-
-    def __init__(self, inner, failure, *, epoch, batch=1):
-        self.inner, self.failure, self.at, self.batch = inner, failure, epoch, batch
-        self.epoch = 0
-
-    def __getattr__(self, name):
-        return getattr(self.inner, name)
-
-    def __len__(self):
-        return len(self.inner)
-
-    def set_epoch(self, epoch):
-        self.epoch = epoch
-        if hasattr(self.inner, "set_epoch"):
-            self.inner.set_epoch(epoch)
-
-    def __iter__(self):
-        now, self.epoch = self.epoch, self.epoch + 1
-        for number, (images, labels) in enumerate(self.inner):
-            if (now, number) == (self.at, self.batch):
-                images = self.failure(images)
-            yield images, labels
-
-
-class Interrupted(Exception):
-    pass
-
-
-def interrupt(images):
-    raise Interrupted
-
-
-def break_off(path, plan=None, *, epoch=1, dropout=0.0, **how):
-    """Interrupt a training in this epoch, counted from 0; return its checkpoint."""
-    train, test = loaders(**how)
-    pair = Failing(train, interrupt, epoch=epoch), test
-    with pytest.raises(Interrupted):
-        fit(network(dropout=dropout), pair, plan or recipe(), checkpoint=path)
-    return path
-
-
 def assert_as_if_undisturbed(path, plan=None, *, dropout=0.0, workers=0, **how):
     """Going on from this checkpoint ends as a training does that had no stop."""
     plan, straight = plan or recipe(), network(dropout=dropout)
     history = fit(straight, loaders(**how), plan)
     model, pair = network(seed=9, dropout=dropout), loaders(workers=workers, **how)
     resumed = fit(model, pair, plan, checkpoint=path, resume=True)
-    assert untimed(resumed) == untimed(history)
+    assert repeatable(resumed) == repeatable(history)
     assert_same_state(state_of(model), state_of(straight))
 
 
@@ -988,7 +839,7 @@ def test_checkpoint_of_loaders_with_a_seed_of_numpys_can_be_gone_on_with(tmp_pat
 def test_resume_without_a_checkpoint_starts_anew(tmp_path):
     path = tmp_path / "new" / "training.pt"
     history = fit(network(), loaders(), recipe(), checkpoint=str(path), resume=True)
-    assert untimed(history) == untimed(fit(network(), loaders(), recipe()))
+    assert repeatable(history) == repeatable(fit(network(), loaders(), recipe()))
     assert path.exists()
 
 
@@ -999,7 +850,7 @@ def test_resumed_training_keeps_the_rate_that_it_began_with_and_says_so(
     resumed = fit(network(), loaders(), plan, checkpoint=interrupted, resume=True)
     assert resumed.max_lr == 0.01
     assert "max_lr 1.00e-02 as it began" in capsys.readouterr().out
-    assert untimed(resumed) == untimed(fit(network(), loaders(), recipe()))
+    assert repeatable(resumed) == repeatable(fit(network(), loaders(), recipe()))
 
 
 def test_resume_with_another_number_of_threads_is_said(interrupted):
@@ -1153,21 +1004,18 @@ def test_foreign_file_is_an_error_and_its_code_does_not_run(write, tmp_path):
 def test_failing_write_is_said_and_costs_neither_training_nor_checkpoint(
     interrupted, failing, monkeypatch
 ):
-    def refuse(*args):
-        raise OSError(28, "No space left on device")
-
     content, model, straight = interrupted.read_bytes(), network(), network()
-    expected = untimed(fit(straight, loaders(), recipe()))
+    expected = repeatable(fit(straight, loaders(), recipe()))
     with monkeypatch.context() as patched:
-        patched.setattr(failing, refuse)
+        patched.setattr(failing, raising(NO_SPACE))
         with pytest.warns(UserWarning, match="training.pt can't be written .*No space"):
             done = fit(model, loaders(), recipe(), checkpoint=interrupted, resume=True)
-    assert untimed(done) == expected
+    assert repeatable(done) == expected
     assert_same_state(state_of(model), state_of(straight))
     assert list(interrupted.parent.iterdir()) == [interrupted]
     assert interrupted.read_bytes() == content
     resumed = fit(network(), loaders(), recipe(), checkpoint=interrupted, resume=True)
-    assert untimed(resumed) == expected
+    assert repeatable(resumed) == expected
 
 
 def test_the_only_checkpoint_that_is_left_outlives_the_training(

@@ -4,8 +4,6 @@ import hashlib
 import json
 import re
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -16,8 +14,8 @@ from torch import nn
 from torch.nn.utils import prune
 
 from helpers import dataset, models, train_test, utils, weights
+from tests.shared import python
 
-PROJECT = Path(__file__).parent.parent
 DATA = "made-up data, for a test"
 CPU = torch.device("cpu")
 
@@ -512,10 +510,7 @@ def test_record_without_weights_is_one_sentence(tmp_path):
         rescore(path)
 
 
-def test_program_says_what_is_wrong_and_fails(tmp_path):
-    command = [sys.executable, "-m", "helpers.weights", "no.json"]
-    done = subprocess.run(
-        command, capture_output=True, text=True, cwd=PROJECT, check=False
-    )
+def test_program_says_what_is_wrong_and_fails():
+    done = python("-m", "helpers.weights", "no.json")
     assert done.returncode == 1
     assert "no.json" in done.stderr and "Traceback" not in done.stderr

@@ -6,7 +6,6 @@ Each process trains its share and leaves what it saw in FOLDER/rankN.pt.
 """
 
 import atexit
-import dataclasses
 import os
 import signal
 import sys
@@ -14,52 +13,20 @@ import time
 from pathlib import Path
 
 import torch
-from torch import nn
 
-from helpers import dataset, train_test
+from helpers import train_test
 from helpers.processes import Processes, connected
+from tests.shared import CPU, loaders, network, recipe
 
-CPU = torch.device("cpu")
-IMAGES = dataset.synthetic_cifar10(train=40, test=23)
-RECIPE = train_test.Recipe(
-    epochs=3,
-    batch_size=16,  # neither this nor the last batch of 8 divides by 3
-    peak_epoch=1,
-    max_lr=0.01,
-    lr_test_steps=30,
-    precision="float32",
-)
-
-
-def network(*, batchnorm: bool) -> nn.Module:
-    torch.manual_seed(0)
-    return nn.Sequential(
-        nn.Conv2d(3, 8, 3, padding=1),
-        nn.BatchNorm2d(8) if batchnorm else nn.Identity(),
-        nn.ReLU(),
-        nn.AdaptiveAvgPool2d(4),
-        nn.Flatten(),
-        nn.Linear(8 * 4 * 4, 10),
-    )
-
-
-def loaders(processes: Processes) -> dataset.Loaders:
-    return dataset.make_loaders(
-        *IMAGES,
-        batch_size=16,
-        device=CPU,
-        augment_on="device",
-        seed=0,
-        share=processes,
-    )
+RECIPE = recipe()  # neither its batches of 16 nor the last one of 8 divide by 3
 
 
 def train(processes: Processes, *, batchnorm: bool, **options) -> dict:
-    model, pair = network(batchnorm=batchnorm), loaders(processes)
+    model, pair = network(norm=batchnorm), loaders(share=processes)
     if options.pop("killed", False):
         kill_once(pair.train, processes, options["checkpoint"])
-    recipe = dataclasses.replace(RECIPE, average_epochs=1 if batchnorm else 0)
-    history = train_test.fit(model, pair, recipe, device=CPU, **options)
+    plan = recipe(average_epochs=1 if batchnorm else 0)
+    history = train_test.fit(model, pair, plan, device=CPU, **options)
     predictions = train_test.predict(model, pair.test, device=CPU)
     return {
         "history": history.as_dict(),
@@ -79,10 +46,10 @@ class Own(list):
 
 def own(processes: Processes) -> dict:
     """The weights after an epoch of equal shares of 12 images."""
-    images, labels = next(iter(loaders(Processes()).test))
+    images, labels = next(iter(loaders().test))
     mine = slice(processes.rank, 12, processes.size)
     batches = Own([(images[mine], labels[mine])], processes)
-    model = network(batchnorm=False)
+    model = network(norm=False)
     train_test.train_one_epoch(
         processes.wrap(model, CPU),
         batches,
@@ -111,20 +78,20 @@ def kill_once(loader, processes: Processes, checkpoint: Path) -> None:
 def refusals(processes: Processes) -> dict[str, str]:
     """What fit says to processes that don't belong together."""
     first = processes.rank == 0
-    pair = loaders(processes)
+    pair = loaders(share=processes)
     others = {
-        "recipe": (pair, dataclasses.replace(RECIPE, epochs=3 if first else 4)),
+        "recipe": (pair, recipe(epochs=3 if first else 4)),
         "data": (pair, RECIPE),
-        "share": (loaders(Processes()), RECIPE),
-        "transform": (loaders(processes), RECIPE),
+        "share": (loaders(), RECIPE),
+        "transform": (loaders(share=processes), RECIPE),
     }
     if not first:  # as of a loader with a transform of its own
         others["transform"][0].train.made_with = {}
     said = {}
-    for name, (given, recipe) in others.items():
+    for name, (given, plan) in others.items():
         pair.train.fingerprint = str(processes.rank) if name == "data" else None
         try:
-            train_test.fit(network(batchnorm=False), given, recipe, device=CPU)
+            train_test.fit(network(norm=False), given, plan, device=CPU)
         except ValueError as error:
             said[name] = str(error)
     return said
@@ -158,9 +125,9 @@ def main(folder: Path, *, killed: bool, failing: bool) -> None:
                 killed=True,
             )
         else:
-            pair = loaders(processes)
+            pair = loaders(share=processes)
             search = train_test.lr_range_test(
-                network(batchnorm=False), pair.train, RECIPE, device=CPU
+                network(norm=False), pair.train, RECIPE, device=CPU
             )
             found = {
                 "plain": train(processes, batchnorm=False),
