@@ -22,8 +22,7 @@ PARTS = ("data", "forward", "loss and backward", "optimizer", "evaluation")
 SYNCS = "waits for the GPU between first and last step"
 NO_WAITS = "the trace has none at all, so it doesn't tell"
 TEST = 10_000  # images of CIFAR-10's; the shares are of an epoch of TRAIN and these
-# What fit is watched with: all that it can do between two steps.
-TRACED = train_test.Recipe(epochs=1, peak_epoch=0.9, max_lr=RATE, average_epochs=1)
+TRACED = train_test.Recipe(epochs=1, peak_epoch=0.9, max_lr=RATE)
 
 
 class Clock:

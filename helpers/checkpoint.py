@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-FORMAT = 6
+FORMAT = 7
 DIGEST_BYTES = hashlib.sha256().digest_size  # at the end of the file
 
 
@@ -193,19 +193,6 @@ def require_same_model(
             f"{' and so on' if differing[3:] else ''}; name another file or use that "
             "model"
         )
-
-
-def evaluated_weights(state: dict[str, Any]) -> dict[str, Tensor]:
-    """The state dict of the network that the last epoch was evaluated with."""
-    averaged = state["averaged"]
-    if not averaged.get("n_averaged"):
-        return state["model"]
-    inner = "module."  # AveragedModel's own prefix
-    return {
-        name.removeprefix(inner): weight
-        for name, weight in averaged.items()
-        if name.startswith(inner)
-    }
 
 
 def shapes(state: dict[str, Tensor]) -> dict[str, tuple[int, ...]]:

@@ -18,7 +18,6 @@ class Epoch(NamedTuple):
     *_loss: mean cross-entropy in nats per example, train_loss of smoothed labels if they
         were smoothed.
     *_accuracy: fractions in [0, 1].
-    test_*: of the averaged weights, in epochs that are averaged.
     learning_rate: that of the epoch's last step.
     seconds: of training and evaluation.
     images_per_second: in training alone.

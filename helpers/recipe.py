@@ -36,7 +36,6 @@ ALLOWED: dict[str, tuple[Callable[[Any], bool], str]] = {
     "weight_decay": (lambda v: is_number(v) and v >= 0, "a number from 0"),
     "label_smoothing": (lambda v: is_number(v) and 0 <= v < 1, "0 to below 1"),
     "logit_scale": (lambda v: is_number(v) and v > 0, "a number above 0"),
-    "average_epochs": (lambda v: is_whole(v, 0), "a whole number from 0"),
     "max_lr": (
         lambda v: v is None or (is_number(v) and v > 0),
         "a number above 0, or None for the range test",
@@ -67,8 +66,6 @@ class Recipe:
         gradient.
     label_smoothing: the share of each label that is spread evenly over all classes.
     logit_scale: what the network multiplies its outputs by.
-    average_epochs: how many of the last epochs are averaged, step by step, into the
-        network that is evaluated and kept; 0 for none.
     max_lr: the learning rate at the peak of the cycle; None for the range test's.
     peak_epoch: the epoch at whose end the learning rate peaks; fractions are allowed.
     anneal: the shape of the cycle's two flanks, cos or linear.
@@ -94,7 +91,6 @@ class Recipe:
     weight_decay: float = 0
     label_smoothing: float = 0
     logit_scale: float = 1
-    average_epochs: int = 0
     max_lr: float | None = None
     peak_epoch: float = 5
     anneal: Literal["cos", "linear"] = "cos"
@@ -115,11 +111,6 @@ class Recipe:
             raise ValueError(
                 f"peak_epoch is {self.peak_epoch} and must be below epochs, which is "
                 f"{self.epochs}; lower it too, to {self.epochs / 4:g} say"
-            )
-        if self.average_epochs > self.epochs:
-            raise ValueError(
-                f"average_epochs must be at most epochs, which is {self.epochs}, "
-                f"not {self.average_epochs}"
             )
 
     @property

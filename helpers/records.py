@@ -16,6 +16,8 @@ from typing import Any, NamedTuple
 from helpers.recipe import PROFILES, RECIPES, Recipe
 
 FORMAT = 2
+# Fields that recipes once had, with the value that changed nothing.
+RETIRED = {"average_epochs": 0}
 # In columns of their own.
 IN_COLUMNS = {"epochs", "batch_size", "train_images", "test_images", "max_lr"}
 # What a recipe leaves to profile and machine.
@@ -54,7 +56,12 @@ def read_record(path: str | os.PathLike) -> dict[str, Any]:
     if form == 1:  # which had one recipe, and no flip TTA
         record = {"recipe_name": "assignment", "flip_tta_accuracy": None, **record}
     if "recipe" in record:  # a field that is newer had what is its default now
-        record["recipe"] = {**asdict(Recipe()), **record["recipe"]}
+        whole = {**asdict(Recipe()), **record["recipe"]}
+        record["recipe"] = {
+            field: value
+            for field, value in whole.items()
+            if (field, value) not in RETIRED.items()
+        }
     if record.get("augment_on") == "auto":  # as it was asked for, not where it was
         record["augment_on"] = "device" if is_of_a_gpu(record) else "cpu"
     return record

@@ -14,11 +14,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
-from torch.optim.swa_utils import AveragedModel
 
 from helpers.checkpoint import (
     drop_previous,
-    evaluated_weights,
     kept_checkpoints,
     latest_whole,
     load_checkpoint,
@@ -29,7 +27,7 @@ from helpers.checkpoint import (
     require_writable,
     save_checkpoint,
 )
-from helpers.copies import copy_of, uncompiled
+from helpers.copies import uncompiled
 from helpers.history import Epoch, History, Metrics
 from helpers.lr_range import LRRangeTest, find_max_lr, lr_range_test
 from helpers.memory import (
@@ -270,30 +268,7 @@ def evaluate(model: nn.Module, loader, *, device: torch.device | str) -> Metrics
     return predict(model, loader, device=device).metrics
 
 
-NO_AVERAGE = nn.Identity()  # has no state, and takes none
-STATEFUL = ("model", "averaged", "optimizer", "scheduler", "scaler")  # of a Training
-
-
-@torch.no_grad()
-def average_in(averaged: AveragedModel, model: nn.Module) -> None:
-    """Make the averages those of one more state of the model.
-
-    AveragedModel's own update copies its counter to the GPU and reads it there, and
-    divides BatchNorm's counters, whole numbers, which CUDA refuses.
-    """
-    weight = 1 / (int(averaged.n_averaged) + 1)
-    ours = averaged.module
-    # These give a layer that goes by two names once.
-    pairs = [
-        *zip(ours.parameters(), model.parameters(), strict=True),
-        *zip(ours.buffers(), model.buffers(), strict=True),
-    ]
-    moving = [pair for pair in pairs if pair[0].is_floating_point()]
-    torch._foreach_lerp_(*map(list, zip(*moving, strict=True)), weight)
-    for average, now in pairs:
-        if not average.is_floating_point():
-            average.copy_(now)
-    averaged.n_averaged += 1
+STATEFUL = ("model", "optimizer", "scheduler", "scaler")  # of a Training
 
 
 class Training:
@@ -315,8 +290,6 @@ class Training:
         self.dtype = choose_dtype(recipe.precision, device)
         self.wrapped = processes.wrap(model, device)
         self.model = uncompiled(model)
-        averages = recipe.average_epochs > 0
-        self.averaged = AveragedModel(copy_of(self.model)) if averages else NO_AVERAGE
         self.optimizer = make_optimizer(model, recipe, lr=history.max_lr)
         # Before the optimizer's state is loaded: building it resets the learning rate.
         self.scheduler = make_scheduler(
@@ -372,13 +345,10 @@ class Training:
         for loader in (self.train, self.test):
             if hasattr(loader, "set_epoch"):
                 loader.set_epoch(number - 1)
-        averages = number > self.recipe.epochs - self.recipe.average_epochs
 
         def on_step(images: int, learning_rate: float) -> None:
             sizes.append(images)
             self.history.learning_rates.append(learning_rate)
-            if averages:
-                average_in(self.averaged, self.model)
 
         start = time.perf_counter()
         with explaining_memory(self.model, self.train, self.dtype, self.device):
@@ -395,11 +365,8 @@ class Training:
                 on_step=on_step,
             )
         seconds = time.perf_counter() - start
-        tested = self.averaged.module if averages else self.model
         self.processes.align_buffers(self.model)
-        if averages:
-            self.processes.align_buffers(tested)
-        metrics = evaluate(tested, self.test, device=self.device)
+        metrics = evaluate(self.model, self.test, device=self.device)
         row = Epoch(
             number,
             *trained,
@@ -550,8 +517,6 @@ def fit(
         raise
     if path and processes.first:
         drop_previous(path)
-    if recipe.average_epochs:
-        training.model.load_state_dict(training.averaged.module.state_dict())
     model.eval()
     return history
 
@@ -588,6 +553,6 @@ def read_history(checkpoint: str | PathLike, model: nn.Module | None = None) -> 
         own = uncompiled(model)
         require_same_model(path, state, own.state_dict())
         require_scale(model, state["plan"]["logit_scale"])
-        own.load_state_dict(evaluated_weights(state))
+        own.load_state_dict(state["model"])
         model.eval()
     return History.from_dict(state["history"])

@@ -360,8 +360,8 @@ def remembering():
 @pytest.mark.parametrize(
     "make", [lambda: Mute(lambda logits: logits), pruned, keeping, remembering]
 )
-def test_model_that_torch_alone_would_train_is_tried_averaged_and_trained(make):
-    plan = replace(RECIPE, max_lr=None, average_epochs=1, lr_test_steps=10)
+def test_model_that_torch_alone_would_train_is_tried_and_trained(make):
+    plan = replace(RECIPE, max_lr=None, lr_test_steps=10)
     assert len(trained(make(), plan=plan).epochs) == 3
 
 

@@ -31,7 +31,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:'pin_memory' argument is set as 
 STEPS = 3  # of an epoch
 FIELDS = {
     "page": RECIPES["page"],
-    "averaged": {**RECIPES["ours"], "average_epochs": 3, "final_div_factor": 4},
+    "ours": RECIPES["ours"],
 }
 
 
@@ -97,7 +97,7 @@ def test_within_an_epoch_nothing_waits_for_the_gpu(name, on, precision):
 
 def test_training_on_a_gpu_goes_on_from_its_checkpoint(tmp_path):
     # In float16 there is a scaler to keep too.
-    plan = recipe("averaged", max_lr=0.01, precision="float16")
+    plan = recipe("ours", max_lr=0.01, precision="float16")
     path, straight, model = tmp_path / "training.pt", network(), network(seed=9)
     with pretended_gpu():
         expected = fit(straight, plan, "cuda")

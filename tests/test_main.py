@@ -241,7 +241,6 @@ OTHER = {
     "weight_decay": 0.001,
     "label_smoothing": 0.1,
     "logit_scale": 0.5,
-    "average_epochs": 1,
     "max_lr": 0.02,
     "peak_epoch": 0.75,
     "anneal": "linear",

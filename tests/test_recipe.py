@@ -1,4 +1,4 @@
-"""The recipes: what their optimizers, averages and scales do, and where Page's is from."""
+"""The recipes: what their optimizers and scales do, and where Page's is from."""
 
 import copy
 import dataclasses
@@ -57,7 +57,6 @@ REFUSED = {
     "a number from 0": {"weight_decay": [-1e-4, math.nan, math.inf, None, "0"]},
     "0 to below 1": {"label_smoothing": [1, -0.1, math.nan, None, True]},
     "a number above 0": {"logit_scale": [0, -1, math.inf, None]},
-    "a whole number from 0": {"average_epochs": [-1, 1.5, None, True]},
     "one of cos, linear": {"anneal": ["cosine", None]},
     "a number above 0, or None for the range test": {
         "max_lr": [0, -1, math.nan, math.inf, "x", True],
@@ -112,7 +111,7 @@ def test_no_field_goes_unchecked():
         {"flip": 1, "max_lr": 1, "div_factor": 1, "final_div_factor": 1.5},
         {"lr_test_steps": 10, "lr_test_seeds": 1, "batch_size": 1},
         {"train_images": 1, "test_images": 1, "precision": "float16"},
-        {"weight_decay": 5, "label_smoothing": 0.99, "average_epochs": 24},
+        {"weight_decay": 5, "label_smoothing": 0.99},
     ],
 )
 def test_values_at_the_edge_of_what_is_allowed_are_taken(changes):
@@ -130,12 +129,6 @@ def test_peak_that_is_not_below_the_epochs_is_refused(peak):
         match="is 5 and must be below epochs, which is 5; lower it too, to 1.25 say",
     ):
         Recipe(epochs=5)
-
-
-def test_more_epochs_averaged_than_there_are_is_refused():
-    sentence = "average_epochs must be at most epochs, which is 6, not 7"
-    with pytest.raises(ValueError, match=sentence):
-        Recipe(epochs=6, average_epochs=7)
 
 
 @pytest.mark.parametrize("name", PROFILES)
@@ -278,59 +271,12 @@ def test_flip_tta_is_the_mean_over_image_and_mirror_image():
     assert torch.allclose(logits(images.flip(3), flip_tta=True), both)
 
 
-# --- averaging -------------------------------------------------------------------------
+# --- what a checkpoint tells -----------------------------------------------------------
 
 
-def test_weights_are_averaged_over_the_steps_of_the_last_epochs():
-    seen = []
-
-    def numbers(model):
-        """BatchNorm's statistics too."""
-        tensors = (*model.parameters(), *model.buffers())
-        return [t.detach().clone() for t in tensors if t.is_floating_point()]
-
-    class Watched(nn.Sequential):
-        def forward(self, x):
-            if self.training:
-                seen.append(numbers(self))
-            return super().forward(x)
-
-    recipe = tiny(average_epochs=2)
-    plain = Watched(*network())
-    fit(plain, tiny())
-    steps = seen[-5:] + [numbers(plain)]  # after each of the last 6
-    averaged = network()
-    history = fit(averaged, recipe)
-    for place, value in enumerate(numbers(averaged)):
-        mean = torch.stack([step[place] for step in steps]).mean(0)
-        assert torch.allclose(value, mean, atol=1e-6)
-    tested = train_test.evaluate(averaged, loaders().test, device=CPU)
-    assert tuple(tested) == (history.last.test_loss, history.last.test_accuracy)
-
-
-def test_averaging_leaves_the_epochs_before_it_alone():
-    averaged, plain = fit(network(), tiny(average_epochs=1)), fit(network(), tiny())
-    assert [row.test_loss for row in averaged.epochs[:2]] == [
-        row.test_loss for row in plain.epochs[:2]
-    ]
-    assert averaged.last.train_loss == plain.last.train_loss
-    assert averaged.last.test_loss != plain.last.test_loss
-
-
-def test_history_from_before_averaging_comes_with_the_weights_of_then(tmp_path):
-    path = break_off(tmp_path / "training.pt", tiny(average_epochs=1))
-    other = network(seed=9)
-    last = train_test.read_history(path, other).last
-    found = train_test.evaluate(other, loaders().test, device=CPU)
-    assert tuple(found) == (last.test_loss, last.test_accuracy)
-
-
-@pytest.mark.parametrize("averaged", [0, 2])
-def test_checkpoint_gives_history_and_the_weights_that_were_evaluated(
-    averaged, tmp_path
-):
+def test_checkpoint_gives_history_and_the_weights_that_were_evaluated(tmp_path):
     model, path = network(), tmp_path / "training.pt"
-    history = fit(model, tiny(average_epochs=averaged), checkpoint=path)
+    history = fit(model, tiny(), checkpoint=path)
     other = network(seed=9)
     assert train_test.read_history(path, other) == history
     assert_same_state(other.state_dict(), model.state_dict())

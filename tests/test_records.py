@@ -330,7 +330,7 @@ def test_record_that_cannot_be_written_leaves_what_was_there(tmp_path, monkeypat
 @pytest.mark.parametrize(("name", "where"), [("Tesla T4", "device"), ("AMD", "cpu")])
 def test_record_of_an_older_format_is_given_what_it_lacks(name, where, tmp_path):
     path, old = tmp_path / "run.json", {"format": 1, "augment_on": "auto"}
-    old["recipe"] = {"epochs": 3}
+    old["recipe"] = {"epochs": 3, "average_epochs": 0}  # one that is no more, off
     path.write_text(json.dumps({**old, "hardware": {"device": name}}))
     new = {"recipe_name": "assignment", "flip_tta_accuracy": None, "augment_on": where}
     new["recipe"] = asdict(Recipe()) | {"epochs": 3}

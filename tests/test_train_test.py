@@ -18,7 +18,6 @@ import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
-from torch.optim.swa_utils import AveragedModel
 from torch.utils.data import (
     BatchSampler,
     DataLoader,
@@ -237,16 +236,6 @@ def test_gradients_that_float16_cannot_hold_end_a_training_from_the_17th(broken)
         ends = pytest.raises(train_test.NonFiniteLoss, match=sentence)
     with ends:
         fit(Around(overflowing), pair, recipe(batch_size=4, precision="float16"))
-
-
-def test_layer_with_two_names_is_averaged_once():
-    model = nn.Module()
-    model.a = model.b = nn.Linear(1, 1)
-    averaged = AveragedModel(model)
-    for value in (0.0, 1.0, 2.0, 3.0):
-        nn.init.constant_(model.a.weight, value)
-        train_test.average_in(averaged, model)
-    assert averaged.module.b.weight.item() == 1.5
 
 
 @pytest.mark.parametrize(
@@ -748,8 +737,6 @@ def test_failure_is_told_as_it_is_where_no_checkpoint_can_be_named(
     [
         ({}, "cpu", 1),
         ({}, "device", 2),
-        ({"average_epochs": 2}, "device", 1),
-        ({"average_epochs": 2}, "device", 2),
         ({"optimizer": "sgd"}, "device", 1),
         ({"precision": "float16"}, "device", 1),
     ],
@@ -1144,7 +1131,7 @@ def test_an_epoch_that_is_done_is_seen_in_a_file_too():
 
 
 def test_what_a_compiled_model_has_learned_the_plain_one_can_go_on_with(tmp_path):
-    path, plan = tmp_path / "training.pt", recipe(average_epochs=1)
+    path, plan = tmp_path / "training.pt", recipe()
     plain, other = network(), network(seed=9)
     compiled = torch.compile(plain, backend="eager")
     history = fit(compiled, loaders(), plan, checkpoint=path)

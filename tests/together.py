@@ -25,8 +25,7 @@ def train(processes: Processes, *, batchnorm: bool, **options) -> dict:
     model, pair = network(norm=batchnorm), loaders(share=processes)
     if options.pop("killed", False):
         kill_once(pair.train, processes, options["checkpoint"])
-    plan = recipe(average_epochs=1 if batchnorm else 0)
-    history = train_test.fit(model, pair, plan, device=CPU, **options)
+    history = train_test.fit(model, pair, RECIPE, device=CPU, **options)
     predictions = train_test.predict(model, pair.test, device=CPU)
     return {
         "history": history.as_dict(),

@@ -31,8 +31,6 @@ OURS = RECIPES["ours"]
 INGREDIENTS = {field.replace("_", "-"): {field: value} for field, value in OURS.items()}
 # Each is tried with all of these.
 CHANGES: dict[str, dict[str, Any]] = {
-    # Averaging needs steps that still move: the rate ends at 1% of its peak.
-    "averaging": {"average_epochs": 3, "final_div_factor": 4},
     "decay-0.1": {"weight_decay": 0.1},
     "decay-0.4": {"weight_decay": 0.4},
     "no-cutout": {"cutout": 0},
