@@ -117,10 +117,16 @@ class DeviceLoader(Loader):
     def __post_init__(self) -> None:
         super().__post_init__()
         # Of what is read-only, a memory map say, torch would warn: that is read here.
-        self.images, self.labels = (
-            torch.from_numpy(np.require(array, requirements="W")).to(self.device)
-            for array in (self.images, self.labels)
-        )
+        try:
+            self.images, self.labels = (
+                torch.from_numpy(np.require(array, requirements="W")).to(self.device)
+                for array in (self.images, self.labels)
+            )
+        except torch.OutOfMemoryError as error:
+            raise MemoryError(
+                f"{self.images.nbytes / 1e9:.1f} GB of images don't fit into the memory of "
+                f'{self.device}; augment_on="cpu" leaves them outside'
+            ) from error
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         rng = self.start_epoch()

@@ -127,7 +127,12 @@ def require_model(
     found = labels.tolist()
     for loader in loaders:
         found += getattr(loader, "label_range", ())
-    low, high, classes = min(found), max(found), logits.shape[1]
+    require_outputs(torch.tensor(found), logits)
+
+
+def require_outputs(labels: Tensor, logits: Tensor) -> None:
+    """Raise ValueError for a label that the model has no output for."""
+    (low, high), classes = map(int, labels.aminmax()), logits.shape[1]
     if low < 0 or high >= classes:
         raise ValueError(
             f"the labels run from {low} to {high} and the model tells {classes} classes "

@@ -134,7 +134,8 @@ def connected() -> Iterator[Processes]:
     if cuda and local >= gpus:
         raise ValueError(
             f"process {local} of this machine has no GPU, there are {gpus}; start "
-            f"{gpus} processes, or hide the GPUs with CUDA_VISIBLE_DEVICES="
+            f"{gpus} processes, hide the GPUs with CUDA_VISIBLE_DEVICES=, or set "
+            "LOCAL_RANK=0 where each process sees one of its own"
         )
     if cuda:
         torch.cuda.set_device(local)

@@ -47,6 +47,7 @@ from helpers.preflight import (
     require_fitting,
     require_kinds,
     require_model,
+    require_outputs,
     require_scale,
     require_shared,
 )
@@ -109,8 +110,8 @@ def train_one_epoch(
     epoch: its number from 1, for progress and errors, whose advice in the first differs.
     on_step: called after each step with the number of its images and its learning rate.
 
-    Raises NonFiniteLoss, and ValueError where the loader's length isn't the truth or its
-    batches are no such pairs.
+    Raises NonFiniteLoss, and ValueError where the loader's length isn't the truth, its
+    batches are no such pairs, or a label has no output.
     """
     device = torch.device(device)
     scaler = scaler or torch.amp.GradScaler(device.type, enabled=False)
@@ -125,6 +126,9 @@ def train_one_epoch(
         optimizer.zero_grad()  # before the forward pass, where memory is scarcest
         with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
             logits = model(images)
+            # A GPU would say so steps later, and then compute nothing any more.
+            if batch[1].device.type == "cpu":
+                require_outputs(batch[1], logits)
             loss = F.cross_entropy(logits, labels, label_smoothing=label_smoothing)
         # Gradients are averaged over the processes: each counts by its share of the batch.
         equal = processes.size * len(labels)  # unless the loader tells better

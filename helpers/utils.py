@@ -138,7 +138,8 @@ def device_name(device: torch.device | str) -> str:
 def versions() -> dict[str, str]:
     """Return the versions behind a result, of the packages that are installed."""
     found = {"helpers": __version__, "python": platform.python_version()}
-    for name in ("torch", "torchvision", "albumentations", "torch-lr-finder", "numpy"):
+    found["torch"] = torch.__version__  # where PyPI's tells no CUDA, this does
+    for name in ("torchvision", "albumentations", "torch-lr-finder", "numpy"):
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             found[name] = importlib.metadata.version(name)
     return found

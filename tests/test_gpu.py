@@ -152,6 +152,14 @@ def test_answers_of_a_gpu_come_back_to_the_cpu(tmp_path):
     assert torch.equal(found.logits, on_cpu.logits)
 
 
+def test_images_that_do_not_fit_on_a_gpu_are_said(monkeypatch):
+    full = torch.OutOfMemoryError("CUDA out of memory")
+    with pretended_gpu(), monkeypatch.context() as patched:
+        patched.setattr(torch.Tensor, "to", raising(full))
+        with pytest.raises(MemoryError, match='0.0 GB of images .* augment_on="cpu"'):
+            loaders(device="cuda")
+
+
 def test_gpu_that_computes_nothing_is_said_at_once(monkeypatch):
     error = RuntimeError("CUDA error: no kernel image is available\nand more")
     with pretended_gpu():
@@ -168,8 +176,10 @@ def test_own_transform_is_for_workers_though_the_model_is_on_a_gpu():
         assert train.augment_on == test.augment_on == "device"
         own = dataset.import_albumentations().Compose([])
         train, test = loaders(on="auto", workers=None, device="cuda", transform=own)
+        shared, _ = loaders(on="cpu", workers=None, device="cuda", share=(0, 8))
     assert train.augment_on == "cpu"
     assert train.num_workers == min(8, usable_cores())
+    assert shared.num_workers == max(1, usable_cores() // 8)
     assert loaders(on="cpu", workers=None)[0].num_workers == 0
 
 

@@ -137,15 +137,10 @@ def test_record_tells_by_what_code_and_on_which_machine(ran):
     assert got["versions"] == {
         "helpers": helpers.__version__,
         "python": platform.python_version(),
+        "torch": torch.__version__,
         **{
             name: importlib.metadata.version(name)
-            for name in (
-                "torch",
-                "torchvision",
-                "albumentations",
-                "torch-lr-finder",
-                "numpy",
-            )
+            for name in ("torchvision", "albumentations", "torch-lr-finder", "numpy")
         },
     }
     auto = train_test.choose_dtype("auto", torch.device("cpu"))

@@ -402,6 +402,14 @@ def test_label_that_the_model_has_no_output_for_is_an_error_before_training(labe
     assert_same_state(state_of(model), before)
 
 
+def test_label_without_an_output_that_comes_later_is_the_same_sentence():
+    # On a GPU it would end all that is computed there.
+    images, labels = noise(16)
+    train = [*batches(16), (images, labels + 7)]
+    with pytest.raises(ValueError, match="labels run from 7 to 16 .*10 classes"):
+        fit(network(), (train, batches(16)), recipe())
+
+
 def test_model_that_is_no_classifier_is_an_error_before_training():
     model = network()[:3]
     with pytest.raises(ValueError, match=r"gives \(2, 8, 8, 8\) for 2 images"):
