@@ -644,7 +644,8 @@ def make_loaders(
         images, where several train together.
 
     Raises TypeError for sets and transforms of other kinds, ModuleNotFoundError where
-    albumentations is needed and missing, and ValueError, naming it, for a number out of
+    albumentations is needed and missing, MemoryError where the images don't fit on a GPU
+    that is to augment them, and ValueError, naming it, for a number out of
     range, a batch larger than the training set or smaller than the processes that share
     it, a transform that gives something else, and images or classes that differ from one
     set to the other.
