@@ -86,11 +86,11 @@ SOFTMAX = (
 )  # fmt: skip
 SAME_FIELD = (
     *SOFTMAX,
-    nn.BatchNorm2d, nn.GroupNorm, nn.InstanceNorm2d, nn.LayerNorm, nn.Dropout, nn.Dropout2d, nn.Flatten, nn.Identity, nn.PReLU, nn.ReLU, nn.ReLU6, nn.LeakyReLU,
-    nn.ELU, nn.CELU, nn.GELU, nn.SiLU, nn.Mish, nn.Hardswish, nn.Hardsigmoid, nn.Sigmoid, nn.Tanh, nn.Softplus,
-    F.relu, F.relu6, F.leaky_relu, F.gelu, F.silu, F.dropout,
+    nn.BatchNorm2d, nn.SyncBatchNorm, nn.GroupNorm, nn.InstanceNorm2d, nn.LayerNorm, nn.Dropout, nn.Dropout2d, nn.Flatten, nn.Identity, nn.PReLU, nn.ReLU, nn.ReLU6, nn.LeakyReLU,
+    nn.ELU, nn.CELU, nn.GELU, nn.SiLU, nn.Mish, nn.Hardswish, nn.Hardsigmoid, nn.Sigmoid, nn.Tanh, nn.Softplus, nn.SELU,
+    F.relu, F.relu6, F.leaky_relu, F.gelu, F.silu, F.dropout, F.dropout2d,
     torch.relu, torch.sigmoid, torch.tanh, torch.flatten, torch.reshape,
-    operator.mul, operator.truediv, torch.mul, "relu", "sigmoid", "tanh", "flatten", "view", "reshape", "squeeze",
+    operator.mul, operator.truediv, torch.mul, "relu", "sigmoid", "tanh", "flatten", "view", "reshape", "squeeze", "unsqueeze",
 )  # fmt: skip
 # Their arguments after the first are those of the layer of that name.
 FUNCTIONS = {
@@ -99,7 +99,7 @@ FUNCTIONS = {
     F.adaptive_max_pool2d: nn.AdaptiveMaxPool2d,
     F.adaptive_avg_pool2d: nn.AdaptiveAvgPool2d,
 }
-AVERAGES = ("mean", "amax", torch.mean, torch.amax)
+AVERAGES = {"mean": "mean", torch.mean: "mean", "amax": "amax", torch.amax: "amax"}
 MERGES = {
     operator.add: "add",
     operator.iadd: "add",
@@ -257,7 +257,7 @@ def receptive_field_table(
             continue  # sizes and other numbers that the network computes on its way
         layer = layer_of(node, traced)
         what = layer or node.target
-        kind = type(layer).__name__ if layer else MERGES.get(node.target)
+        kind = type(layer).__name__ if layer else (MERGES | AVERAGES).get(node.target)
         # A function is called inside the innermost module that is being run.
         inside = list(node.meta.get("nn_module_stack", {}))[-1:]
         called = MERGES.get(node.target, node.name)

@@ -167,10 +167,11 @@ def banner(text: str) -> str:
 def receptive_field_markdown(rows: Sequence[Any]) -> str:
     """Return a Markdown table of the rows that `models.receptive_field_table` gives.
 
-    Convolutions, poolings and linear layers have a line each; the others, which see what
-    their input sees, have their parameters summed up in the last but one.
+    Convolutions, poolings, means and linear layers have a line each; the others, which see
+    what their input sees, have their parameters summed up in the last but one.
     """
-    shown = [row for row in rows if row.kind.endswith(("Conv2d", "Pool2d", "Linear"))]
+    kinds = ("Conv2d", "Pool2d", "Linear", "mean", "amax")
+    shown = [row for row in rows if row.kind.endswith(kinds)]
     total, listed = (sum(row.parameters for row in some) for some in (rows, shown))
     lines = [
         (

@@ -296,6 +296,15 @@ def test_functions_it_cannot_know_are_named(function, named):
 )
 def test_means_over_the_whole_map_see_all_of_it(function):
     model = nn.Sequential(nn.Conv2d(3, 4, 3), Called(function), nn.Linear(4, 2))
+    _, whole, last = models.receptive_field_table(model)
+    assert whole.kind in ("mean", "amax")
+    assert whole.receptive_field == last.receptive_field == 32
+    assert f"| {whole.kind} | 4 | **32** |" in utils.receptive_field_markdown([whole])
+
+
+def test_gate_made_of_a_mean_may_get_its_axes_back_by_unsqueeze():
+    gate = Called(lambda x: x * x.mean((2, 3)).unsqueeze(2).unsqueeze(3).sigmoid())
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), gate, nn.SELU())
     assert models.receptive_field_table(model)[-1].receptive_field == 32
 
 
