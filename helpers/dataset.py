@@ -97,7 +97,8 @@ class ImageSet:
             raise ValueError(
                 f"labels must be integers ({len(self.images)},), one an image, not "
                 f"{self.labels.dtype} {self.labels.shape}; np.asarray(labels).astype(np.int64) "
-                "converts, .ravel() takes an axis away"
+                "converts, .ravel() takes an axis away, .argmax(1) undoes one-hot, and "
+                "np.unique(labels, return_inverse=True)[1] numbers names"
             )
         if isinstance(self.classes, str) or not isinstance(
             self.classes, Sequence | np.ndarray

@@ -22,7 +22,7 @@ from torch import nn
 from helpers.copies import copy_of
 from helpers.memory import explaining_memory, keeping_freed_memory
 from helpers.optimizer import choose_dtype, make_optimizer
-from helpers.preflight import pair, require_model
+from helpers.preflight import pair, require_model, require_outputs
 from helpers.processes import Processes
 from helpers.progress import step_bar
 from helpers.recipe import Recipe
@@ -70,8 +70,8 @@ def lr_range_test(
     """
     if not len(loader):
         raise ValueError("the loader has no batch; give it at least one")
-    device = torch.device(device)
     choose_dtype(recipe.precision, device)  # raises for a device that won't do
+    device = torch.device(device)
     if Processes.of(loader).first:
         # A batch may draw from any generator.
         with borrowed(loader), untouched_generators(device):
@@ -183,6 +183,11 @@ def sweep(
         def inputs_labels_from_batch(self, batch):
             return pair(batch)
 
+    class Loss(nn.CrossEntropyLoss):
+        def forward(self, logits, labels):
+            require_outputs(labels, logits)
+            return super().forward(logits, labels)
+
     # It prints where we return, and draws a bar that can't be turned off.
     steps = recipe.lr_test_steps
     counted = step_bar(range(steps), name)
@@ -191,7 +196,7 @@ def sweep(
         finder = LRFinder(
             model,
             make_optimizer(model, recipe, lr=START_LR),
-            nn.CrossEntropyLoss(label_smoothing=recipe.label_smoothing),
+            Loss(label_smoothing=recipe.label_smoothing),
             device=device,
             amp_backend="torch",
             amp_config={

@@ -286,13 +286,13 @@ def require_positive(name: str, value: int) -> None:
 
 def as_rgb(name: str, images: ArrayLike, axes: str) -> np.ndarray:
     """Return images of 1 or 3 channels, uint8 or floats from 0 to 1, as RGB in uint8."""
-    pixels = as_array(images)
+    pixels = given = as_array(images)
     if pixels.dtype.kind == "f" and ((pixels >= 0) & (pixels <= 1)).all():
         pixels = np.rint(255 * pixels).astype(np.uint8)
     if pixels.ndim != 4 or pixels.shape[3] not in (1, 3) or pixels.dtype != np.uint8:
         raise ValueError(
-            f"{name} has shape {pixels.shape} and type {pixels.dtype}; pass the "
-            f"untouched uint8 images, or what denormalize gives, shape ({axes}) with 1 or "
-            "3 channels"
+            f"{name} has shape {given.shape} and type {given.dtype}; pass the "
+            f"untouched uint8 images, or what denormalize gives of a loader's, shape "
+            f"({axes}) with 1 or 3 channels"
         )
     return np.broadcast_to(pixels, (*pixels.shape[:3], 3))

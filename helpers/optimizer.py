@@ -15,8 +15,11 @@ def choose_dtype(precision: str, device: torch.device | str) -> torch.dtype:
     older GPUs, float32 elsewhere. Raises ValueError for devices of other kinds, for a
     precision that isn't one of Recipe's, and for bfloat16 on an older GPU.
     """
-    device = torch.device(device)
-    if device.type not in ("cpu", "cuda"):
+    try:
+        kind = torch.device(device).type
+    except RuntimeError:  # not one of torch's names
+        kind = "unknown"
+    if kind not in ("cpu", "cuda"):
         # MPS has no float64, and copies late from memory that may be another's by then.
         raise ValueError(
             f"device is {device}; give cpu or cuda, the only ones that work"
@@ -24,7 +27,7 @@ def choose_dtype(precision: str, device: torch.device | str) -> torch.dtype:
     allows, allowed = ALLOWED["precision"]
     if not allows(precision):
         raise ValueError(f"precision must be {allowed}, not {precision!r}")
-    if device.type == "cuda" and precision in ("auto", "bfloat16"):
+    if kind == "cuda" and precision in ("auto", "bfloat16"):
         # torch.cuda.is_bf16_supported() counts emulation, which is slow.
         modern = torch.cuda.get_device_capability(device) >= (8, 0)
         if precision == "bfloat16" and not modern:

@@ -112,7 +112,8 @@ def require_model(
                 logits = tried(few)  # there is memory for two
         except RuntimeError as error:
             if images.dtype != torch.float32:
-                remedy = ".float() converts"
+                whole = not images.is_floating_point()
+                remedy = ".float() / 255 converts" if whole else ".float() converts"
             elif "channels" in str(error) or "cannot be multiplied" in str(error):
                 remedy = "make one for images of this size, with as many in_channels"
             else:
@@ -122,6 +123,13 @@ def require_model(
                 f"({error}); {remedy}"
             ) from error
     require_answer(logits, len(few), "the model")
+    # Normalized ones reach 3 or so.
+    if (largest := float(images.abs().max())) > 20:
+        warnings.warn(
+            f"the test images reach {largest:g}; divide those from 0 to 255 by 255, in "
+            "training too, and normalize them",
+            stacklevel=3,
+        )
     warn_of_probabilities(logits)
     require_trainable(tried, few, train, device=device)
     found = labels.tolist()
@@ -136,7 +144,8 @@ def require_outputs(labels: Tensor, logits: Tensor) -> None:
     if low < 0 or high >= classes:
         raise ValueError(
             f"the labels run from {low} to {high} and the model tells {classes} classes "
-            "apart, from 0; give it as many outputs as there are classes"
+            "apart, from 0; give it as many outputs as there are classes, and subtract 1 "
+            "from labels that begin at 1"
         )
 
 

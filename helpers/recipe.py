@@ -56,7 +56,8 @@ class Recipe:
 
     epochs: passes over the training images.
     batch_size: images a step.
-    train_images, test_images: how many of the images are used; None for all.
+    train_images, test_images: how many of the images are used, None for all; `fit` leaves
+        that to whoever makes its loaders, with `ImageSet.subset` say.
     padding: pixels by which a random crop moves an image, either way.
     flip: probability of a horizontal flip.
     cutout: side of the square hole, in pixels; 0 for none.

@@ -1,5 +1,6 @@
 """From batches to metrics: one epoch, a whole training; the recipe's parts lie below it."""
 
+import math
 import time
 import warnings
 from collections.abc import Callable, Iterator
@@ -221,7 +222,8 @@ class Predictions(NamedTuple):
 
     @property
     def metrics(self) -> Metrics:
-        """Loss and accuracy over all N."""
+        """Loss and accuracy over all N; ValueError for a label without a logit."""
+        require_outputs(self.labels, self.logits)
         loss = F.cross_entropy(self.logits.double(), self.labels)
         correct = (self.answers == self.labels).double().mean()
         return Metrics(float(loss), float(correct))
@@ -371,6 +373,12 @@ class Training:
         seconds = time.perf_counter() - start
         self.processes.align_buffers(self.model)
         metrics = evaluate(self.model, self.test, device=self.device)
+        if not math.isfinite(metrics.loss):
+            warnings.warn(
+                f"the test loss is {metrics.loss} in epoch {number}; look for what is not "
+                "finite in the test images",
+                stacklevel=3,
+            )
         row = Epoch(
             number,
             *trained,
@@ -465,9 +473,9 @@ def fit(
     require_kinds(model, loaders, recipe)
     if resume and not checkpoint:
         raise ValueError("resume needs a checkpoint, the file to go on from")
+    choose_dtype(recipe.precision, device)  # raises for a device that won't do
     device = torch.device(device)
     path = place_of(checkpoint) if checkpoint else None
-    choose_dtype(recipe.precision, device)  # raises for a device that won't do
     processes = Processes.current()
     require_shared(loaders, processes)
     if path and processes.first:
@@ -499,11 +507,19 @@ def fit(
     if saved:
         training.load_state_dict(saved)
         if processes.first:
+            done = len(history.epochs)
             print(
-                f"{path}: going on after epoch {len(history.epochs)} of {recipe.epochs}, "
-                f"with max_lr {history.max_lr:.2e} as it began",
+                f"{path}: going on after epoch {done} of {recipe.epochs}, "
+                + "with nothing left to train, " * (done == recipe.epochs)
+                + f"with max_lr {history.max_lr:.2e} as it began",
                 flush=True,
             )
+            if recipe.max_lr not in (None, history.max_lr):
+                warnings.warn(
+                    f"the recipe's max_lr {recipe.max_lr:.2e} is not that of {path}, which "
+                    "is kept; another needs another file",
+                    stacklevel=2,
+                )
 
     try:
         for epoch in range(len(history.epochs) + 1, recipe.epochs + 1):

@@ -286,7 +286,10 @@ def test_with_a_checkpoint_the_training_cell_goes_on(
     run_cells(some)
     assert "going on" not in capsys.readouterr().out
     run_cells(some)
-    assert "going on after epoch 3 of 3" in capsys.readouterr().out
+    assert (
+        "going on after epoch 3 of 3, with nothing left to train"
+        in capsys.readouterr().out
+    )
 
 
 # Ctrl-C reaches the program; the cell itself would go on.

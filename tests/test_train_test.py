@@ -27,6 +27,7 @@ from torch.utils.data import (
 
 from helpers import dataset, train_test
 from helpers.train_test import Epoch, History, Recipe
+from tests import shared
 from tests.shared import (
     CPU,
     FIELDS,
@@ -311,8 +312,9 @@ def test_evaluation_that_runs_out_of_memory_is_not_blamed_on_the_training_batch(
 
 
 def test_devices_and_precisions_that_do_not_work_are_refused():
-    with pytest.raises(ValueError, match="device is mps; give cpu or cuda"):
-        train_test.choose_dtype("auto", "mps")
+    for name in ("mps", "gpu"):
+        with pytest.raises(ValueError, match=f"device is {name}; give cpu or cuda"):
+            train_test.choose_dtype("auto", name)
     with pytest.raises(ValueError, match="not 'bf16'"):
         train_test.choose_dtype("bf16", CPU)
     model, pair = network(), (batches(16, 16), batches(16))
@@ -408,6 +410,38 @@ def test_label_without_an_output_that_comes_later_is_the_same_sentence():
     train = [*batches(16), (images, labels + 7)]
     with pytest.raises(ValueError, match="labels run from 7 to 16 .*10 classes"):
         fit(network(), (train, batches(16)), recipe())
+
+
+def test_label_without_an_output_is_that_sentence_in_range_test_and_evaluation_too():
+    images, labels = noise(16)
+    wrong = [*batches(16), (images, labels + 7)]
+    said = "labels run from [07] to 16 .* subtract 1 from labels that begin at 1"
+    with pytest.raises(ValueError, match=said):
+        train_test.lr_range_test(network(), wrong, recipe(), device=CPU)
+    with pytest.raises(ValueError, match=said):
+        train_test.evaluate(network(), wrong, device=CPU)
+
+
+def test_images_from_0_to_255_are_warned_of():
+    images, labels = noise(16)
+    pair = batches(16, 16), [(images.abs() * 100, labels)]
+    with pytest.warns(
+        UserWarning, match="test images reach .* by 255, in training too"
+    ):
+        fit(network(), pair, recipe())
+    raw = [(images.byte(), labels)] * 2
+    with pytest.raises(ValueError, match=r"torch.uint8 .*\.float\(\) / 255 converts"):
+        fit(network(), (raw, raw), recipe())
+
+
+def test_test_images_that_are_not_finite_are_said_once_an_epoch():
+    images, labels = noise(16)
+    images[11] = math.nan
+    with pytest.warns(UserWarning) as warned:
+        fit(network(), (batches(16, 16), [(images, labels)]), recipe())
+    said = "the test loss is nan in epoch 1; look for what is not finite in the test images"
+    assert str(warned[0].message) == said and len(warned) == 3
+    assert {warning.filename for warning in warned} == {shared.__file__}
 
 
 def test_model_that_is_no_classifier_is_an_error_before_training():
@@ -841,8 +875,12 @@ def test_resume_without_a_checkpoint_starts_anew(tmp_path):
 def test_resumed_training_keeps_the_rate_that_it_began_with_and_says_so(
     interrupted, capsys
 ):
-    plan = recipe(max_lr=0.02)
-    resumed = fit(network(), loaders(), plan, checkpoint=interrupted, resume=True)
+    plan, model = recipe(max_lr=0.02), network()
+    said = (
+        "recipe's max_lr 2.00e-02 is not that of .*training.pt, which is kept; another "
+    )
+    with pytest.warns(UserWarning, match=said):
+        resumed = fit(model, loaders(), plan, checkpoint=interrupted, resume=True)
     assert resumed.max_lr == 0.01
     assert "max_lr 1.00e-02 as it began" in capsys.readouterr().out
     assert repeatable(resumed) == repeatable(fit(network(), loaders(), recipe()))

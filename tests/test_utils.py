@@ -760,6 +760,11 @@ BAD = {
     "images has shape (4, 3, 8, 8) and type float32; pass the untouched uint8": (
         lambda: utils.plot_samples(TENSOR, [0] * 4, CLASSES, data=DATA)
     ),
+    "images has shape (4, 3, 8, 8) and type float64; pass the untouched uint8": (
+        lambda: utils.plot_samples(
+            TENSOR.double().clip(0, 1), [0] * 4, CLASSES, data=DATA
+        )
+    ),
     "labels has 3 entries for 4; pass as many": (
         lambda: utils.plot_samples(IMAGES, [0] * 3, CLASSES, data=DATA)
     ),
