@@ -692,8 +692,7 @@ def make_loaders(
         if num_workers is None:
             # Without a fork each would get a copy of all images.
             wanted = device.type == "cuda" and LINUX
-            cores = min(8, max(1, usable_cores() // share[1]))
-            num_workers = cores if wanted else 0
+            num_workers = min(8, usable_cores()) if wanted else 0
         require_whole(num_workers=num_workers)
         if padding or flip:
             steps = geometry(padding=padding, flip=flip, size=size)

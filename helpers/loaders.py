@@ -180,9 +180,13 @@ class DeviceLoader(Loader):
 
 
 def usable_cores() -> int:
-    """Those that this process may use: a job's share of a machine, say."""
+    """Those that this process may use: a job's share of a machine, say.
+
+    Of several that torchrun started on this machine each has its part of them.
+    """
     allowed = getattr(os, "sched_getaffinity", None)  # Linux has it
-    return len(allowed(0)) if allowed else os.cpu_count() or 1
+    cores = len(allowed(0)) if allowed else os.cpu_count() or 1
+    return max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
 
 
 def reflected(index: Tensor, size: int) -> Tensor:

@@ -98,7 +98,7 @@ def require_model(
 ) -> None:
     """Raise ValueError or TypeError for a model that doesn't fit recipe or batches.
 
-    Warns of one that gives probabilities.
+    Warns of one that gives probabilities, and of images that reach far.
     """
     require_scale(model, recipe.logit_scale)
     tried = copy_of(model).to(device)
@@ -123,11 +123,11 @@ def require_model(
                 f"({error}); {remedy}"
             ) from error
     require_answer(logits, len(few), "the model")
-    # Normalized ones reach 3 or so.
-    if (largest := float(images.abs().max())) > 20:
+    # Normalized ones reach 3 or so; what to do with whole numbers such a model knows.
+    if images.is_floating_point() and (largest := float(images.abs().max())) > 20:
         warnings.warn(
-            f"the test images reach {largest:g}; divide those from 0 to 255 by 255, in "
-            "training too, and normalize them",
+            f"the images that are tested on reach {largest:g}; divide those from 0 to 255 "
+            "by 255, in training too, and normalize them",
             stacklevel=3,
         )
     warn_of_probabilities(logits)
@@ -140,7 +140,7 @@ def require_model(
 
 def require_outputs(labels: Tensor, logits: Tensor) -> None:
     """Raise ValueError for a label that the model has no output for."""
-    (low, high), classes = map(int, labels.aminmax()), logits.shape[1]
+    (low, high), classes = map(int, labels.long().aminmax()), logits.shape[1]
     if low < 0 or high >= classes:
         raise ValueError(
             f"the labels run from {low} to {high} and the model tells {classes} classes "

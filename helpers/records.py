@@ -320,7 +320,7 @@ def is_page(record: dict[str, Any]) -> bool:
         if field not in AMOUNTS
     )
     by_name = (record["model"], record["recipe_name"]) == ("CustomResNet", "page")
-    return by_name and as_it_is
+    return by_name and as_it_is and record["recipe"].keys() <= whole.keys()
 
 
 def against_page(

@@ -112,7 +112,7 @@ def train_one_epoch(
     on_step: called after each step with the number of its images and its learning rate.
 
     Raises NonFiniteLoss, and ValueError where the loader's length isn't the truth, its
-    batches are no such pairs, or a label has no output.
+    batches are no such pairs, or a label that is on the CPU has no output.
     """
     device = torch.device(device)
     scaler = scaler or torch.amp.GradScaler(device.type, enabled=False)
@@ -270,7 +270,10 @@ def predict(
 
 
 def evaluate(model: nn.Module, loader, *, device: torch.device | str) -> Metrics:
-    """Loss and accuracy of `model` over all examples of `loader`; see `predict`."""
+    """Loss and accuracy of `model` over all examples of `loader`; see `predict`.
+
+    Raises ValueError also for a label that has no output.
+    """
     return predict(model, loader, device=device).metrics
 
 
@@ -375,8 +378,8 @@ class Training:
         metrics = evaluate(self.model, self.test, device=self.device)
         if not math.isfinite(metrics.loss):
             warnings.warn(
-                f"the test loss is {metrics.loss} in epoch {number}; look for what is not "
-                "finite in the test images",
+                f"the test loss is {metrics.loss} in epoch {number}; train with a lower "
+                "max_lr, or look for what is not finite in the test images",
                 stacklevel=3,
             )
         row = Epoch(

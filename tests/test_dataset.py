@@ -646,12 +646,22 @@ def test_images_with_their_channels_first_are_refused(channels):
         dataset.ImageSet(images, labels, dataset.CIFAR10_CLASSES, "turned")
 
 
-def test_batches_on_the_device_are_of_the_images_that_are_there():
+def test_batches_are_made_of_the_images_that_are_there_and_not_of_copies():
     train, _ = sets = dataset.synthetic_cifar10(train=20, test=10)
-    made = dataset.make_loaders(
-        *sets, batch_size=10, device=CPU, augment_on="device"
-    ).train
-    assert np.shares_memory(made.images.numpy(), train.images)
+    on_device, per_image = (
+        dataset.make_loaders(*sets, batch_size=10, device=CPU, augment_on=where).train
+        for where in ("device", "cpu")
+    )
+    assert np.shares_memory(on_device.images.numpy(), train.images)
+    assert per_image.loader.dataset.images is train.images
+
+
+def test_processes_that_share_a_machine_share_its_cores(monkeypatch):
+    alone = usable_cores()
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", str(alone))
+    assert usable_cores() == 1
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", str(2 * alone))
+    assert usable_cores() == 1
 
 
 def test_memory_map_is_not_read_before_it_is_used(tmp_path):

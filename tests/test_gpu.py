@@ -176,10 +176,8 @@ def test_own_transform_is_for_workers_though_the_model_is_on_a_gpu():
         assert train.augment_on == test.augment_on == "device"
         own = dataset.import_albumentations().Compose([])
         train, test = loaders(on="auto", workers=None, device="cuda", transform=own)
-        shared, _ = loaders(on="cpu", workers=None, device="cuda", share=(0, 8))
     assert train.augment_on == "cpu"
     assert train.num_workers == min(8, usable_cores())
-    assert shared.num_workers == max(1, usable_cores() // 8)
     assert loaders(on="cpu", workers=None)[0].num_workers == 0
 
 

@@ -422,12 +422,27 @@ def test_label_without_an_output_is_that_sentence_in_range_test_and_evaluation_t
         train_test.evaluate(network(), wrong, device=CPU)
 
 
+@pytest.mark.parametrize("kind", [torch.uint8, torch.uint16, torch.int32])
+def test_labels_of_any_whole_numbers_train(kind):
+    pair = [[(images, labels.to(kind)) for images, labels in batches(16, 16)]] * 2
+    assert len(fit(network(), pair, recipe()).epochs) == 3
+
+
+def test_whole_numbers_that_a_model_takes_as_images_are_its_own_affair():
+    class Normalizing(Around):
+        def forward(self, x):
+            return self.then(self.inner(x.float() / 255))
+
+    images, labels = noise(16)
+    for kind in (torch.uint8, torch.bool):
+        pair = [[((images * 255).to(kind), labels)] * 2] * 2
+        assert len(fit(Normalizing(nn.Identity()), pair, recipe()).epochs) == 3
+
+
 def test_images_from_0_to_255_are_warned_of():
     images, labels = noise(16)
     pair = batches(16, 16), [(images.abs() * 100, labels)]
-    with pytest.warns(
-        UserWarning, match="test images reach .* by 255, in training too"
-    ):
+    with pytest.warns(UserWarning, match="tested on reach .* by 255, in training too"):
         fit(network(), pair, recipe())
     raw = [(images.byte(), labels)] * 2
     with pytest.raises(ValueError, match=r"torch.uint8 .*\.float\(\) / 255 converts"):
@@ -439,7 +454,10 @@ def test_test_images_that_are_not_finite_are_said_once_an_epoch():
     images[11] = math.nan
     with pytest.warns(UserWarning) as warned:
         fit(network(), (batches(16, 16), [(images, labels)]), recipe())
-    said = "the test loss is nan in epoch 1; look for what is not finite in the test images"
+    said = (
+        "the test loss is nan in epoch 1; train with a lower max_lr, or look for what is not "
+        "finite in the test images"
+    )
     assert str(warned[0].message) == said and len(warned) == 3
     assert {warning.filename for warning in warned} == {shared.__file__}
 
