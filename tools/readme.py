@@ -92,6 +92,11 @@ TRIED = {
             "beside page", {"recipe": "ours", "cutout": 0}, "page", "no-cutout"
         ),
     ],
+    "flips": [
+        sweeps.Trial(
+            "alternating", {"flips": "alternating"}, "no-averaging", "alternating"
+        )
+    ],
     "beta2": [sweeps.Trial("beta2", {"beta2": 0.99}, "half-decay", "beta2")],
 }
 IMAGES = PROJECT / "Images"
