@@ -16,7 +16,8 @@ from helpers.train_test import Recipe
 PROJECT = Path(__file__).resolve().parent.parent
 CPU = torch.device("cpu")
 FIELDS = [field.name for field in dataclasses.fields(Recipe)]
-# To train on, two whole batches of 16 and a partial one; to test on, one by one among 2.
+# 40 to train on, two batches of 16 and one of 8; 23 to test on, which 2 and 3 processes
+# share unevenly.
 IMAGES = dataset.synthetic_cifar10(train=40, test=23)
 
 
