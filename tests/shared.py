@@ -61,6 +61,11 @@ def recipe(**changes):
     return Recipe(**{**tiny, **changes})
 
 
+def within(record, part, **changes):
+    """The record with other values in its recipe, say."""
+    return {**record, part: {**record[part], **changes}}
+
+
 def noise(count=40):
     """Images (N, 3, 8, 8) and labels (N,) that have nothing to do with each other."""
     generator = torch.Generator().manual_seed(0)

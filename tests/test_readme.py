@@ -15,7 +15,7 @@ import torch
 from benchmarks import __main__ as benchmarks
 from helpers import __main__ as program
 from helpers import dataset, models, train_test, utils
-from tests.shared import PROJECT, python
+from tests.shared import PROJECT, python, within
 from tools import readme
 
 
@@ -63,7 +63,7 @@ def test_what_a_record_tells_is_no_longer_missing():
 
 def test_runs_on_two_kinds_of_machines_are_told_apart():
     (record, *_) = utils.read_records(readme.RESULTS, "run-CustomResNet-*.json")
-    gpu = {**record, "hardware": {**record["hardware"], "device": "Tesla T4"}}
+    gpu = within(record, "hardware", device="Tesla T4")
     for table in (readme.headline, readme.by_class):
         here = record["hardware"]["device"]
         assert here not in table([record])
@@ -76,17 +76,12 @@ def test_runs_on_two_kinds_of_machines_are_told_apart():
 def test_a_recipe_is_measured_when_five_seeds_of_it_as_it_is_are():
     (record, *_) = utils.read_records(readme.RESULTS, "run-CustomResNet-*.json")
     runs = [
-        {
-            **record,
-            "recipe_name": name,
-            "recipe": {**record["recipe"], **fields},
-            "seed": seed,
-        }
+        {**within(record, "recipe", **fields), "recipe_name": name, "seed": seed}
         for name, fields in train_test.RECIPES.items()
         for seed in range(5)
     ]
     assert "five seeds of each recipe" not in readme.unmeasured(runs)
-    otherwise = {**runs[0], "recipe": {**runs[0]["recipe"], "weight_decay": 0.4}}
+    otherwise = within(runs[0], "recipe", weight_decay=0.4)
     for other in ({**runs[0], "model": "ResNet18"}, otherwise):
         assert "five seeds of each recipe" in readme.unmeasured([other, *runs[1:]])
 

@@ -11,7 +11,7 @@ import pytest
 from helpers import models, utils, weights
 from helpers import records as kept
 from helpers.train_test import PROFILES, RECIPES, Recipe
-from tests.shared import Tiny
+from tests.shared import Tiny, within
 from tools import readme, records
 
 SMALL = ["--profile", "smoke", "--train-images", "48", "--test-images", "16"]
@@ -223,7 +223,7 @@ def test_recipe_is_compared_with_pages_on_the_same_images_and_seeds():
     # By that name, and with something otherwise: no baseline, but compared with it.
     for otherwise in ({"weight_decay": 0}, {"beta2": 0.99}):  # the second is no more
         other = [
-            {**r, "recipe": {**r["recipe"], **otherwise}, "last_epoch_accuracy": 0.5}
+            {**within(r, "recipe", **otherwise), "last_epoch_accuracy": 0.5}
             for r in page
         ]
         for runs in ([*page, *ours, *other], [*other, *ours, *page]):
@@ -231,16 +231,16 @@ def test_recipe_is_compared_with_pages_on_the_same_images_and_seeds():
             assert kept.against_page(other[:1], runs) == "-40.00, one pair"
     # What isn't the recipe may be otherwise, if it is for both.
     longer = {"precision": "float32", "epochs": 40, "peak_epoch": 8}
-    exact = {**page[0]["hardware"], "precision": "float32"}
     alike = [
-        {**r, "recipe": {**r["recipe"], **longer}, "hardware": exact}
+        within(within(r, "recipe", **longer), "hardware", precision="float32")
         for r in page + ours
     ]
     assert kept.against_page(alike[3:], alike) == "+1.00 ± 0.00"
     assert kept.against_page(alike[3:], page + alike[3:]) == "not measured"
     for how in ({"precision": "float32"}, {"processes": 2}):
-        hardware = {**page[0]["hardware"], **how}
-        rough = [{**r, "hardware": hardware, "last_epoch_accuracy": 0.5} for r in page]
+        rough = [
+            {**within(r, "hardware", **how), "last_epoch_accuracy": 0.5} for r in page
+        ]
         for runs in ([*page, *rough, *ours], [*rough, *page, *ours]):
             assert kept.against_page(ours, runs) == "+1.00 ± 0.00"
     ours[0]["last_epoch_accuracy"] = 0.93
@@ -265,11 +265,11 @@ def test_two_runs_of_one_seed_are_one_row_of_one_run():
 
 def test_row_says_what_the_run_had_otherwise_than_its_recipe_today():
     run = made("assignment", 0, 0.90)
-    bare = {**run, "recipe": {**run["recipe"], "cutout": 0, "max_lr": 0.1}}
+    bare = within(run, "recipe", cutout=0, max_lr=0.1)
     first, second = rows_of([run, bare])
     assert first.startswith("| CustomResNet, `assignment` with `cutout=0` |")
     assert second.startswith("| CustomResNet, `assignment` |")
-    still = {**run, "recipe": {**run["recipe"], "padding": 0, "flip": 0}}
+    still = within(run, "recipe", padding=0, flip=0)
     assert kept.how_trained(still) == "`assignment` with `flip=0`, `padding=0`"
     quick = {**asdict(PROFILES["quick"]), "max_lr": 3e-3}
     short = {**run, "profile": "quick", "recipe": quick}
@@ -278,15 +278,15 @@ def test_row_says_what_the_run_had_otherwise_than_its_recipe_today():
     gone = {**bare, "recipe_name": "of another version"}
     for record in (reported, gone):
         assert kept.how_trained(record) == f"`{record['recipe_name']}`"
-    older = {**run, "recipe": {**run["recipe"], "beta2": 0.99}}  # a field once tried
+    older = within(run, "recipe", beta2=0.99)  # a field once tried
     assert kept.how_trained(older) == "`assignment` with `beta2=0.99`"
 
 
 def test_runs_that_differ_in_anything_but_the_seed_are_rows_of_their_own():
     run, again = made("assignment", 0, 0.90), made("assignment", 1, 0.92)
-    bare = {**run, "recipe": {**run["recipe"], "cutout": 0}}
-    held = {**run, "data": {**run["data"], "evaluated_on": "held-out training images"}}
-    shared = {**run, "hardware": {**run["hardware"], "processes": 2}}
+    bare = within(run, "recipe", cutout=0)
+    held = within(run, "data", evaluated_on="held-out training images")
+    shared = within(run, "hardware", processes=2)
     rows = rows_of([run, held, bare, shared, again])
     assert len(rows) == 4
     assert sum("91.00% ± 1.41" in row for row in rows) == 1
@@ -298,7 +298,7 @@ def test_what_all_rows_share_stands_above_them():
     above, _, head, *_ = utils.results_markdown([run, other]).splitlines()
     said = "training → test images: 50,000 → 10,000; epochs × batch: 24 × 512"
     assert said in above and "epochs × batch" not in head
-    longer = {**other, "recipe": {**other["recipe"], "epochs": 30}}
+    longer = within(other, "recipe", epochs=30)
     above, _, head, *_ = utils.results_markdown([run, longer]).splitlines()
     assert "epochs" not in above and "| epochs × batch |" in head
     assert utils.results_markdown([]) == "(no records)"
