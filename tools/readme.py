@@ -204,7 +204,7 @@ def claims(records: list[dict[str, Any]]) -> str:
     return f"""\
 | the report says | here |
 | :-- | :-- |
-| 18 convolutional layers and 6,574,090 parameters | They are two networks: that of {custom:,} parameters has 8 convolutions, and ResNet-18 for images of this size has {resnet:,} parameters |
+| 18 convolutional layers and 6,574,090 parameters | They don't fit: the network of {custom:,} parameters has 8 convolutions; ResNet-18 for images of this size has 20 (17, and 3 in shortcuts) and {resnet:,} parameters |
 | a table of 9 convolutions, whose parameters add up to 7,013,258 | Its rows can't be one network: Convolution 5, in a block of 128 channels, has the parameters of one between 128 and 256. The notebook's table adds up to {sum(row.parameters for row in rows):,} |
 | receptive field 3×3 at every convolution, 5×5 to 17×17 behind blocks, 32×32 at the end | 3×3 is the kernel; the field grows to {field}×{field} pixels |
 | maximum test accuracy 92.35%, in epoch 22 of 24 | The best of 24 test results, so chosen by the test set. Here the best is {record["maximum_accuracy"]:.2%}, that of the last of {epochs} epochs {record["last_epoch_accuracy"]:.2%}, recipe `{record["recipe_name"]}`, seed {record["seed"]}, {record["data"]["source"]} |
