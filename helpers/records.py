@@ -330,25 +330,29 @@ def against_page(
     if is_page(runs[0]):
         return "0"
 
+    pairs = paired([record for record in records if is_page(record)], runs)
+    gains = [after - before for before, after in pairs]
+    return Gain.of(gains).points if gains else NOT_MEASURED
+
+
+def paired(
+    before: Sequence[dict[str, Any]], after: Sequence[dict[str, Any]]
+) -> list[tuple[float, float]]:
+    """Last-epoch accuracies of each two runs that only model or recipe sets apart."""
+
     def conditions(record: dict[str, Any]) -> tuple:
-        # But for model and recipe, which are to be compared; where images are augmented
-        # decides only what is drawn.
+        # Where images are augmented decides only what is drawn.
         rest = Experiment.of(record)._replace(model="", recipe_name="", trained="")
         hardware = record["hardware"]
         how = hardware.get("precision"), hardware.get("processes", 1)
         return *rest, record["recipe"]["peak_epoch"], *how, record["seed"]
 
-    page = {
-        conditions(record): record["last_epoch_accuracy"]
-        for record in records
-        if is_page(record)
-    }
-    gains = [
-        run["last_epoch_accuracy"] - page[conditions(run)]
-        for run in runs
-        if conditions(run) in page
+    found = {conditions(record): record["last_epoch_accuracy"] for record in before}
+    return [
+        (found[conditions(record)], record["last_epoch_accuracy"])
+        for record in after
+        if conditions(record) in found
     ]
-    return Gain.of(gains).points if gains else NOT_MEASURED
 
 
 def markdown(

@@ -11,7 +11,7 @@ import pytest
 from helpers import models, utils, weights
 from helpers import records as kept
 from helpers.train_test import PROFILES, RECIPES, Recipe
-from tests.shared import Tiny, within
+from tests.shared import CPU, Tiny, within
 from tools import readme, records
 
 SMALL = ["--profile", "smoke", "--train-images", "48", "--test-images", "16"]
@@ -66,11 +66,11 @@ def test_all_records_are_made_once(small, tmp_path, capsys):
     assert [x for x in lines if x[:3] == "---"] == ["--- lr-1.0e-03-seed1"]
 
 
-def test_nothing_begins_that_would_not_end_in_time(small, tmp_path):
-    with pytest.raises(
-        SystemExit, match="run-ours-CustomResNet-seed0 is next; run this"
-    ):
-        small("--minutes", "1e-6")
+def test_nothing_begins_that_would_not_end_in_time(small, tmp_path, capsys):
+    small("--minutes", "1e-6")
+    said = capsys.readouterr().out
+    assert "run-ours-CustomResNet-seed0 is next; run this again" in said
+    assert "all records" not in said
     (made,) = tmp_path.iterdir()
     assert made.name == "run-page-CustomResNet-seed0.json"
 
@@ -108,8 +108,8 @@ def test_runs_are_of_full_length_also_where_no_gpu_is_found(tmp_path, monkeypatc
         records.make(run, tmp_path, [])
 
 
-def test_recipes_come_first(tmp_path):
-    names = [run.name for run in records.missing(tmp_path)]
+def test_recipes_come_first():
+    names = [run.name for run in records.plan()]
     assert names[0] == "run-page-CustomResNet-seed0"
     assert [name[:3] for name in names[:21]] == ["run"] * 20 + ["swe"]
 
@@ -122,11 +122,26 @@ def test_network_of_the_first_seed_is_kept_and_scores_as_recorded(tmp_path, caps
     assert "They agree: " in capsys.readouterr().out
 
 
-def leave(folder, name, accuracies):
+def test_days_of_training_on_a_cpu_are_not_begun_unasked(tmp_path, monkeypatch):
+    monkeypatch.setattr(utils, "get_device", lambda: CPU)
+    with pytest.raises(SystemExit, match=r"no GPU .* these 100 trainings take days"):
+        records.main(["--out", str(tmp_path)])
+    assert not [*tmp_path.iterdir()]
+
+
+def test_records_of_another_machine_are_not_added_to(small, tmp_path):
+    there = within(made("page", 0, 0.9), "hardware", device="Tesla T4")
+    path = tmp_path / "run-page-CustomResNet-seed0.json"
+    utils.write_record(path, there)
+    with pytest.raises(SystemExit, match=r"made on Tesla T4 and this is .* --out"):
+        small()
+    assert [*tmp_path.iterdir()] == [path]
+
+
+def leave(folder, name, accuracies, **hardware):
     for seed, accuracy in enumerate(accuracies):
-        record = {"format": 2, "seed": seed, "last_epoch_accuracy": accuracy}
-        path = folder / f"sweep-{name}-seed{seed}.json"
-        path.write_text(json.dumps(record))
+        record = within(made("ours", seed, accuracy), "hardware", **hardware)
+        utils.write_record(folder / f"sweep-{name}-seed{seed}.json", record)
 
 
 @pytest.mark.parametrize(
@@ -144,6 +159,12 @@ def test_ingredient_is_kept_if_it_gains_two_standard_errors_over_five_seeds(
     leave(tmp_path, "ours", [0.90, 0.91, 0.90, 0.91, 0.90])
     leave(tmp_path, "no-cutout", tried)
     assert records.gain(tmp_path, "ours", "no-cutout").kept == kept
+
+
+def test_trials_on_two_machines_are_no_pairs(tmp_path):
+    leave(tmp_path, "ours", [0.90, 0.91])
+    leave(tmp_path, "no-cutout", [0.93, 0.94], device="Tesla T4")
+    assert records.gain(tmp_path, "ours", "no-cutout").n == 0
 
 
 def test_trial_without_records_decides_nothing(tmp_path):

@@ -12,14 +12,12 @@ import argparse
 import math
 import tempfile
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from helpers import __main__ as program
-from helpers import utils
+from helpers import records, utils
 from helpers.recipe import RECIPES
-from helpers.records import Gain
 
 PROJECT = Path(__file__).resolve().parent.parent
 SEEDS = range(5)
@@ -102,26 +100,22 @@ def other_network() -> list[Run]:
     ]
 
 
-def accuracies(folder: Path, prefix: str) -> dict[int, float]:
-    """Last-epoch accuracy by seed."""
-    records = utils.read_records(folder, f"{prefix}-seed*.json")
-    return {record["seed"]: record["last_epoch_accuracy"] for record in records}
-
-
 def base_runs(folder: Path) -> list[dict[str, Any]]:
     """Those whose rate the range test chose, on the images of the curve's runs."""
     return utils.read_records(folder, "sweep-base-seed*.json")
 
 
 def paired(folder: Path, without: str, having: str) -> list[tuple[float, float]]:
-    """Accuracies of two kinds of runs, of each seed that both have."""
-    before, tried = (accuracies(folder, f"sweep-{name}") for name in (without, having))
-    return [(before[seed], tried[seed]) for seed in before if seed in tried]
+    """Accuracies of two kinds of runs, of each seed that both have, all else alike."""
+    names = (f"sweep-{name}-seed*.json" for name in (without, having))
+    return records.paired(*(utils.read_records(folder, name) for name in names))
 
 
-def gain(folder: Path, without: str, having: str) -> Gain:
+def gain(folder: Path, without: str, having: str) -> records.Gain:
     """What the second of two kinds of runs gains over the first."""
-    return Gain.of([after - one for one, after in paired(folder, without, having)])
+    return records.Gain.of(
+        [after - one for one, after in paired(folder, without, having)]
+    )
 
 
 class Trial(NamedTuple):
@@ -142,11 +136,29 @@ def trials() -> list[Trial]:
     ]
 
 
-def missing(folder: Path) -> Iterator[Run]:
-    """Those still to be made, what tells most first."""
-    for run in [*finals(), *ingredient_sweep(), *other_network(), *rate_sweep()]:
-        if not (folder / f"{run.name}.json").exists():
-            yield run
+def plan() -> list[Run]:
+    """All of them, what tells most first."""
+    return [*finals(), *ingredient_sweep(), *other_network(), *rate_sweep()]
+
+
+def require_machine(folder: Path, common: list[str]) -> None:
+    """Raises SystemExit where days would pass, or what was made couldn't be compared."""
+    here = utils.get_device()
+    if here.type == "cpu" and not any(o.startswith("--profile") for o in common):
+        raise SystemExit(
+            f"torch finds no GPU that it can use, and on a CPU these {len(plan())} trainings "
+            "take days: go to a GPU machine (with an older driver to torch for its CUDA), or "
+            "say how long they are to be, as in `-- --profile=quick`"
+        )
+    name = program.hardware(here, "auto")["device"]
+    for path in (folder / f"{run.name}.json" for run in plan()):
+        if path.exists():
+            there = utils.read_record(path)["hardware"]["device"]
+            if there != name:
+                raise SystemExit(
+                    f"{path} was made on {there} and this is {name}, whose accuracies aren't "
+                    "compared with those: go on there, or add --out FOLDER for this one's"
+                )
 
 
 def make(run: Run, folder: Path, common: list[str]) -> None:
@@ -173,7 +185,7 @@ def main(arguments: list[str] | None = None) -> None:
         "--minutes",
         type=float,
         default=math.inf,
-        help="begin no run that would not end within these",
+        help="begin no run that, by the longest so far, would not end within these",
     )
     parser.add_argument("--out", type=Path, default=PROJECT / "results")
     parser.add_argument(
@@ -181,12 +193,16 @@ def main(arguments: list[str] | None = None) -> None:
     )
     options = parser.parse_args(arguments)
     options.out.mkdir(parents=True, exist_ok=True)
+    require_machine(options.out, options.common)
     began, longest, failed = time.monotonic(), 0.0, []
-    for run in missing(options.out):
+    for run in plan():
+        if (options.out / f"{run.name}.json").exists():
+            continue
         start = time.monotonic()
         # The first run begins in any case, or nothing would ever be made.
         if longest and start - began + longest > 60 * options.minutes:
-            raise SystemExit(f"{run.name} is next; run this again to go on")
+            print(f"{run.name} is next; run this again to go on")
+            break
         print(f"--- {run.name}", flush=True)
         try:
             make(run, options.out, options.common)
@@ -198,9 +214,10 @@ def main(arguments: list[str] | None = None) -> None:
             print(error)
             failed.append(run.name)
         longest = max(longest, time.monotonic() - start)
+    else:
+        print(f"all {'other ' * bool(failed)}records are in {options.out}")
     if failed:
         raise SystemExit(f"no record of {', '.join(failed)}: the reasons are above")
-    print(f"all records are in {options.out}")
 
 
 if __name__ == "__main__":
