@@ -5,6 +5,7 @@ import dataclasses
 import gc
 import json
 import os
+import re
 import time
 import traceback
 from dataclasses import replace
@@ -61,21 +62,28 @@ def main(arguments: list[str] | None = None) -> None:
     for folder in (records, images):
         folder.mkdir(parents=True, exist_ok=True)
     record = described(setup)  # before it begins: the checkout may move on meanwhile
-    # Each kind of machine has its own: a CPU with bfloat16 instructions, say.
-    kind = f"{setup.device.type}-{record['hardware']['precision']}"
+    # Each kind of machine has its own: a CPU with bfloat16 instructions, say, or an H100.
+    device = setup.device.type
+    if device == "cuda":
+        device = re.sub(r"[^a-z0-9]+", "-", record["hardware"]["device"].lower())
+    kind = f"{device}-{record['hardware']['precision']}"
     path = records / f"bench-{kind}.json"
     begun, before = time.perf_counter(), kept_from(path, record, options.only)
     rows, spent = before["rows"], before["seconds"]
+    chosen = [group for group in GROUPS if group in options.only]
     failed = []
-    for name in (group for group in GROUPS if group in options.only):
+    for name in chosen:
         try:
             if setup.device.type == "cuda":  # a group's processes need it all
                 gc.collect()
                 torch.cuda.empty_cache()
-            rows += [replace(row, part=name) for row in GROUPS[name](setup, rows)]
+            new = [replace(row, part=name) for row in GROUPS[name](setup, rows)]
         except Exception:  # noqa: BLE001 - the others' rows are worth having all the same
             traceback.print_exc()
             failed.append(name)
+            continue  # with the group's rows of an earlier call, if there are any
+        rows = [row for row in rows if row.part != name] + new
+        rows.sort(key=lambda row: list(GROUPS).index(row.part))
         print(f"{name}: done after {time.perf_counter() - begun:.0f} s", flush=True)
         found = targets(rows, setup)
         # Each time: a later group that is interrupted takes nothing along.
@@ -87,6 +95,8 @@ def main(arguments: list[str] | None = None) -> None:
             ],
         }
         path.write_text(json.dumps(record, indent=1) + "\n")
+    if failed == chosen:  # a record that is there is left as it is
+        raise SystemExit("nothing was measured, for the reasons above")
     print(f"\n{figures.about(record)}\n\n{table(rows)}")
     print(f"\n{target_table(found)}\n\nrecord {path}")
     drawn = {"bench": figures.plot_ratios}
@@ -99,19 +109,19 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def kept_from(path: Path, record: dict[str, Any], anew: list[str]) -> dict[str, Any]:
-    """Other groups' rows by an earlier call, of the same code on the same machine."""
+    """What an earlier call measured, of the same code on the same machine."""
     nothing = {"rows": [], "seconds": 0.0}
     if set(anew) == set(GROUPS) or not path.exists():
         return nothing
     earlier = json.loads(path.read_text())
-    changed = record["commit"].endswith("-dirty")  # who knows to what
+    # Who knows to what, or of what.
+    changed = record["commit"].endswith("-dirty") or record["commit"] == "unknown"
     if changed or any(earlier.get(name) != value for name, value in record.items()):
         print(
             f"{path} is of other code or another machine: it is replaced, not added to"
         )
         return nothing
-    rows = [Row(**row) for row in earlier["rows"]]
-    return {**earlier, "rows": [row for row in rows if row.part not in anew]}
+    return {**earlier, "rows": [Row(**row) for row in earlier["rows"]]}
 
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:

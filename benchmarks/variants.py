@@ -21,6 +21,7 @@ from benchmarks.data import TRAIN
 from benchmarks.rows import Row, Setup, compared, interleaved, median, seconds, versus
 from benchmarks.steps import OURS, contender, our_epoch, random_batches
 from helpers import models, utils
+from helpers.optimizer import choose_dtype
 
 GROUP = "variants of the step, CustomResNet"
 POOL = "ours, MaxPool2d(4) for AdaptiveMaxPool2d(1)"
@@ -55,10 +56,11 @@ def measure(setup: Setup) -> list[Row]:
         COMPILED: our_epoch(compiled, batches, setup.device),
     }
     others = []
-    if cuda or setup.smoke:
+    already = choose_dtype("auto", setup.device) == torch.float16
+    if (cuda and not already) or setup.smoke:
         works[HALF] = our_epoch(models.CustomResNet(), batches, setup.device, "float16")
     else:
-        note = "needs a CUDA device"
+        note = "ours is it already" if already else "needs a CUDA device"
         others.append(Row(group=GROUP, name=HALF, unit="images/s", note=note))
     # What the libraries need for their own start is no price of compiling.
     works[OURS]()

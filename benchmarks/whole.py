@@ -31,6 +31,7 @@ EVALUATED = "ours, 24 epochs, with a test after each"
 CLOCK = "{}, airbench's clock"
 COLD = "{}, from process start to the last accuracy"
 ACCURACY = "{}, accuracy on the test images"
+AVERAGED = "ours, accuracy with flip TTA"
 SHARE = "ours, share of the matmul peak over 24 epochs"
 OURS = "ours"
 LIMIT = 1_800  # seconds, after which a process is taken to hang and ended
@@ -70,7 +71,7 @@ RIVALS = {
 
 def measure(setup: Setup, rows: list[Row]) -> list[Row]:
     """rows: of the limits, to tell the share of the peak."""
-    against = dict.fromkeys((TRAINING, EVALUATED, SHARE), "")
+    against = dict.fromkeys((TRAINING, EVALUATED, AVERAGED, SHARE), "")
     for text in (CLOCK, COLD, ACCURACY):
         compared = "" if text == ACCURACY else text.format(OURS)
         against[text.format(OURS)] = ""
@@ -92,7 +93,7 @@ def measure(setup: Setup, rows: list[Row]) -> list[Row]:
         Row(
             group=GROUP,
             name=label,
-            unit="%" if label == SHARE or "accuracy on" in label else "s",
+            unit="%" if label == SHARE or ", accuracy" in label else "s",
             values=values,
             against=against[label],
             note="" if values else failures.get(label) or why_not(label, setup),
@@ -135,7 +136,8 @@ def ours(setup: Setup) -> list[tuple[str, float]]:
         (TRAINING, trained),
         (EVALUATED, sum(row.seconds for row in history.epochs)),
         (CLOCK.format(OURS), trained + last),
-        (ACCURACY.format(OURS), 100 * said[0].metrics.accuracy),
+        (ACCURACY.format(OURS), 100 * history.last.test_accuracy),
+        (AVERAGED, 100 * said[0].metrics.accuracy),
     ]
 
 

@@ -135,6 +135,29 @@ def test_a_group_that_fails_takes_no_other_along(tmp_path, monkeypatch, capsys):
     assert "no compiler" in capsys.readouterr().err
 
 
+def test_a_group_that_fails_loses_nothing_that_was_measured(tmp_path, monkeypatch):
+    monkeypatch.setattr(bench, "commit", lambda: "a")
+    row = Row(group="a", name="one", unit="s", values=[1.0])
+    groups = {name: lambda setup, rows: [row] for name in ("data", "steps")}
+    monkeypatch.setattr(bench, "GROUPS", groups)
+    arguments = ["--smoke", "--out", str(tmp_path), "--only"]
+    bench.main([*arguments, "steps", "data"])
+    (path,) = tmp_path.glob("*.json")
+    before = path.read_text()
+    groups["data"] = raising(RuntimeError("no compiler"))
+    with pytest.raises(SystemExit, match="nothing was measured"):
+        bench.main([*arguments, "data"])
+    assert path.read_text() == before
+    with pytest.raises(SystemExit, match="not measured, for the reasons above: data"):
+        bench.main([*arguments, "steps", "data"])
+    parts = [row["part"] for row in json.loads(path.read_text())["rows"]]
+    assert parts == ["steps"]  # all anew: of data there is nothing
+    groups["data"] = lambda setup, rows: [row]
+    bench.main([*arguments, "data"])
+    parts = [row["part"] for row in json.loads(path.read_text())["rows"]]
+    assert parts == ["data", "steps"]
+
+
 def test_groups_measured_before_stay_beside_those_measured_anew(tmp_path, capsys):
     path, record = tmp_path / "bench.json", {"commit": "a", "setup": {"threads": 1}}
     rows = [
@@ -143,18 +166,17 @@ def test_groups_measured_before_stay_beside_those_measured_anew(tmp_path, capsys
     ]
     path.write_text(json.dumps({**record, "rows": rows, "seconds": 5.0}))
     kept = bench.kept_from(path, record, ["steps"])
-    assert [row.part for row in kept["rows"]] == ["data"]
+    assert [row.part for row in kept["rows"]] == ["data", "steps"]
     assert kept["seconds"] == 5.0
     other = {**record, "commit": "b"}  # of other code
     assert capsys.readouterr().out == ""
     assert bench.kept_from(path, other, ["steps"])["rows"] == []
     assert "is replaced, not added to" in capsys.readouterr().out
     assert bench.kept_from(path, record, list(bench.GROUPS))["rows"] == []
-    changed = {**record, "commit": "a-dirty", "rows": rows, "seconds": 5.0}
-    path.write_text(json.dumps(changed))  # it may have been changed otherwise since
-    assert (
-        bench.kept_from(path, {**record, "commit": "a-dirty"}, ["steps"])["rows"] == []
-    )
+    for commit in ("a-dirty", "unknown"):  # it may have been changed otherwise since
+        record["commit"] = commit
+        path.write_text(json.dumps({**record, "rows": rows, "seconds": 5.0}))
+        assert bench.kept_from(path, record, ["steps"])["rows"] == []
 
 
 def test_flops_of_an_image():
