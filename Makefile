@@ -49,10 +49,14 @@ bench: $(FOR_TEST)
 soak: $(FOR_TEST)
 	$(PYTHON) -m tests.soak 100
 
-readme: $(FOR_TEST)
+readme: $(FOR_RUN)
 	$(PYTHON) -m tools.readme
 
-# What a failure leaves there would be taken for whole.
+records: $(FOR_RUN)
+	$(PYTHON) -m tools.records $(ARGS)
+
+# 3.11.5 is what soupsieve asks for, which nbconvert brings. What a failure leaves there would be
+# taken for whole.
 $(VENV)/bin/python:
 	@$(BASE) -c 'import sys; sys.exit(not (3, 11, 5) <= sys.version_info < (3, 15) and "Python 3.11.5 to 3.14 is needed, for which there are all packages, and " + sys.executable + " is another: make BASE=python3.13, say")'
 	$(BASE) -m venv $(VENV) || { rm -f $@; exit 1; }
@@ -69,6 +73,3 @@ $(VENV)/.for-test: tests/requirements.txt $(VENV)/.for-run
 $(VENV)/.for-examples: examples/requirements.txt $(VENV)/.for-test
 	$(PYTHON) -m pip install --quiet --disable-pip-version-check -r examples/requirements.txt -c constraints.txt
 	@touch $@
-
-records: $(FOR_RUN)
-	$(PYTHON) -m tools.records $(ARGS)
