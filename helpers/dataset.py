@@ -224,7 +224,8 @@ def load_cifar10(
     Where several processes find nothing, one does, and the others wait. How many images
     an image folder has isn't checked.
 
-    Nothing is written where the batches or the image folder are there.
+    Nothing is written where the batches or the image folder are there. Batches that fail
+    their MD5 are passed over, and kept beside those that the archive then gives.
 
     Raises DatasetUnavailable where nothing is there and nothing can be downloaded or
     written, ValueError, naming the file, for an image folder that is not as described, and

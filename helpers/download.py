@@ -6,6 +6,7 @@ that a bad mirror can cost time but cannot harm the data.
 
 import errno
 import hashlib
+import itertools
 import os
 import re
 import shutil
@@ -264,16 +265,18 @@ def has_md5(path: Path, md5: str) -> bool:
 def extract(archive: Path, folder: Path, member: str) -> None:
     """Make folder/member, the top folder `member` of the archive that `download` verified.
 
-    It appears in one step, in place of what is there. Raises OSError when the disk is full
-    or a file cannot be used.
+    It appears in one step. What was there is kept beside it, with a warning. Raises OSError
+    when the disk is full or a file cannot be used.
     """
     goal = folder / member
+    names = (f"{member}.replaced{number or ''}" for number in itertools.count())
+    aside = next(path for path in map(folder.joinpath, names) if not path.exists())
     try:
         with tempfile.TemporaryDirectory(prefix=".extract-", dir=folder) as scratch:
             with tarfile.open(archive) as tar:
                 tar.extractall(Path(scratch, "new"), filter="data")
             with suppress(FileNotFoundError):
-                os.rename(goal, Path(scratch, "old"))
+                os.rename(goal, aside)
             os.rename(Path(scratch, "new", member), goal)
     except OSError as error:
         full = error.errno in FULL
@@ -282,3 +285,5 @@ def extract(archive: Path, folder: Path, member: str) -> None:
             error.errno,
             f"{archive} cannot be extracted to {goal} ({error.strerror}): {remedy}",
         ) from error
+    if aside.exists():
+        warnings.warn(f"what was in {goal} is in {aside} now", stacklevel=4)

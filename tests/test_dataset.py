@@ -348,11 +348,16 @@ def test_archive_in_the_root_is_extracted_and_read(batches, archive):
         assert (len(train), len(test), train.source) == (20, 4, "CIFAR-10")
 
 
-def test_altered_batch_is_replaced_from_the_archive_and_said_once(batches, archive):
-    (batches / "cifar-10-batches-py" / "data_batch_3").write_bytes(b"other")
-    with pytest.warns(UserWarning, match="is not the official dataset") as said:
+def test_altered_batch_is_replaced_from_the_archive_and_kept(batches, archive):
+    folder = batches / "cifar-10-batches-py"
+    (folder / "data_batch_3").write_bytes(b"other")
+    with pytest.warns(UserWarning) as said:
         train, _ = dataset.load_cifar10(batches)
-    assert len(said) == 1 and said[0].filename == __file__
+    assert {warning.filename for warning in said} == {__file__}
+    first, second = (str(warning.message) for warning in said)
+    assert "is not the official dataset" in first
+    assert second == f"what was in {folder} is in {folder}.replaced now"
+    assert (batches / f"{folder.name}.replaced/data_batch_3").read_bytes() == b"other"
     assert len(train) == 20
 
 

@@ -631,12 +631,17 @@ def test_extract(archive, folder, monkeypatch):
     assert [path.name for path in folder.iterdir()] == ["top"]
 
 
-def test_old_folder_is_replaced(archive, folder):
+def test_old_folder_is_replaced_and_kept_beside(archive, folder):
     (folder / "top").mkdir()
-    (folder / "top/extra").write_bytes(b"")
-    extract(archive, folder, "top")
-    assert tree(folder) == FILES
-    assert [path.name for path in folder.iterdir()] == ["top"]
+    for number, kept in enumerate(["top.replaced", "top.replaced1"]):
+        (folder / "top/extra").write_bytes(b"%d" % number)
+        with pytest.warns(UserWarning, match=rf"what was in .*top is in .*{kept} now"):
+            extract(archive, folder, "top")
+        found = {
+            f"top/{name}": content for name, content in tree(folder / "top").items()
+        }
+        assert found == FILES
+        assert (folder / kept / "extra").read_bytes() == b"%d" % number
 
 
 def test_renaming_fails(archive, folder, monkeypatch):
