@@ -89,7 +89,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     )
     parser.add_argument(
         "--out",
-        type=Path,
+        type=lambda text: Path(text).expanduser(),  # of --out=~/runs no shell does it
         default=Path("runs"),
         help="folder of records; runs at the same time need one each",
     )
@@ -260,7 +260,8 @@ def is_done(
     """Whether a run like this has left its record, and none was begun since; says so."""
     if train_test.kept_checkpoints(checkpoint):
         return False
-    for path in sorted(checkpoint.parent.glob(f"*-{checkpoint.stem}.json")):
+    # The latest first: it may be the one that was trained again for its weights.
+    for path in sorted(checkpoint.parent.glob(f"*-{checkpoint.stem}.json"))[::-1]:
         try:
             past = utils.read_record(path)
         except ValueError as error:

@@ -42,15 +42,8 @@ def require_free(path: Path) -> None:
     require_file(path)
     if kept := kept_checkpoints(path):
         raise FileExistsError(
-            f"{kept[0]} exists; go on from it with resume=True (--resume), or name another "
-            "place"
+            f"{kept[0]} exists; go on with resume=True (--resume), or name another place"
         )
-
-
-def place_of(checkpoint: str | os.PathLike) -> Path:
-    """The file itself, behind a link too: replacing a file would replace the link."""
-    path = Path(checkpoint).expanduser()
-    return path.resolve() if path.is_symlink() else path
 
 
 def require_writable(folder: Path) -> None:
@@ -93,7 +86,7 @@ def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
     content = buffer.getbuffer()
     new = path.with_name(path.name + ".new")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        # In a folder that was there: a drive that is lost isn't replaced by a folder.
         with open(new, "wb") as file:
             file.write(content)
             file.write(hashlib.sha256(content).digest())

@@ -60,8 +60,9 @@ def lr_range_test(
 
     loader: an iterable with a length, of (images (B, C, H, W), labels (B,)). The recipe
     gives the number of tests, their steps and all that decides a step of `fit`. Model,
-    global random generators and the loader's epoch are afterwards as they were. Of
-    several processes the first runs the test, on whole batches, and tells the others.
+    global random generators and the loader's epoch are afterwards as they were (not a
+    DataLoader's own generator and persistent_workers). Of several processes the first runs
+    the test, on whole batches, and tells the others.
 
     Raises ValueError where the loss never falls or is not finite from the start, for a
     loader without batches, and for a model that doesn't fit the recipe or the batches,

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from helpers.copies import copy_of, uncompiled
+from helpers.files import place_of, write_whole
 from helpers.receptive_field import Row, receptive_field_table, taking
 
 __all__ = [
@@ -229,14 +230,7 @@ def save_weights(
         )
     facts |= {"classes": list(classes), "data": data}
     content = save(as_stored(model), {WEIGHTS_ENTRY: json.dumps(facts)})
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    new = path.with_name(path.name + ".new")
-    try:
-        new.write_bytes(content)
-        new.replace(path)
-    finally:
-        new.unlink(missing_ok=True)  # there only after a failure
+    write_whole(path, content)
     return hashlib.sha256(content).hexdigest()
 
 
@@ -255,7 +249,7 @@ def load_pretrained(
     digest, of another kind or of a newer format, for a network that isn't in MODELS, and
     for weights that don't fit it, ModuleNotFoundError without safetensors.
     """
-    facts, tensors = read_weights(Path(path), sha256)
+    facts, tensors = read_weights(place_of(path), sha256)
     if facts["model"] not in MODELS:
         raise ValueError(
             f"{path} holds a {facts['model']}, and MODELS has {', '.join(MODELS)}; use the "

@@ -12,6 +12,9 @@ from helpers.copies import copy_of
 from helpers.processes import Processes
 from helpers.recipe import Recipe
 
+# In what torch says of a model for other images.
+OF_ANOTHER_SIZE = ("channels", "cannot be multiplied", "too small", "Kernel size")
+
 
 def require_kinds(model: object, loaders: object, recipe: object) -> None:
     """Raise TypeError for arguments of `fit` that are of other kinds."""
@@ -114,7 +117,9 @@ def require_model(
             if images.dtype != torch.float32:
                 whole = not images.is_floating_point()
                 remedy = ".float() / 255 converts" if whole else ".float() converts"
-            elif "channels" in str(error) or "cannot be multiplied" in str(error):
+            elif (found := float_type(tried)) != torch.float32:
+                remedy = f"its parameters are {found}, and .float() converts them"
+            elif any(word in str(error) for word in OF_ANOTHER_SIZE):
                 remedy = "make one for images of this size, with as many in_channels"
             else:
                 raise
@@ -123,6 +128,10 @@ def require_model(
                 f"({error}); {remedy}"
             ) from error
     require_answer(logits, len(few), "the model")
+    if not any(parameter.requires_grad for parameter in model.parameters()):
+        raise ValueError(
+            "the model has no parameter to train; give one requires_grad_(True)"
+        )
     # Normalized ones reach 3 or so; what to do with whole numbers such a model knows.
     if images.is_floating_point() and (largest := float(images.abs().max())) > 20:
         warnings.warn(
@@ -136,6 +145,12 @@ def require_model(
     for loader in loaders:
         found += getattr(loader, "label_range", ())
     require_outputs(torch.tensor(found), logits)
+
+
+def float_type(model: nn.Module) -> torch.dtype:
+    """That of the first parameter which is no whole number."""
+    types = (parameter.dtype for parameter in model.parameters())
+    return next((kind for kind in types if kind.is_floating_point), torch.float32)
 
 
 def require_outputs(labels: Tensor, logits: Tensor) -> None:

@@ -61,6 +61,16 @@ class Processes(NamedTuple):
             model = synchronized(model)
         return DistributedDataParallel(model)
 
+    def require_averaging(self, model: nn.Module) -> None:
+        """Raise ValueError where each process would train a model of its own."""
+        averages = (isinstance(m, DistributedDataParallel) for m in model.modules())
+        if self.size > 1 and not any(averages):
+            raise ValueError(
+                f"{self.size} processes train and nothing averages their gradients; wrap "
+                "the model in torch.nn.parallel.DistributedDataParallel, or take fit, "
+                "which does"
+            )
+
     def align_buffers(self, model: nn.Module) -> None:
         """Give each process the first one's running statistics."""
         if self.size > 1:

@@ -13,6 +13,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from helpers.files import place_of, write_whole
 from helpers.recipe import PROFILES, RECIPES, Recipe
 
 FORMAT = 2
@@ -35,7 +36,7 @@ def read_record(path: str | os.PathLike) -> dict[str, Any]:
     Raises FileNotFoundError where there is none, ValueError for a file that is no record
     and for one of a newer format.
     """
-    path = Path(path)
+    path = place_of(path)
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
         form = record["format"]
@@ -79,14 +80,8 @@ def write_record(path: str | os.PathLike, record: dict[str, Any]) -> None:
     record: of JSON's own types; `results_markdown` and `describe_record` need the fields
     of those in results. Raises OSError where the file can't be written.
     """
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    new = path.with_name(path.name + ".new")
-    try:
-        new.write_text(json.dumps({**record, "format": FORMAT}, indent=1) + "\n")
-        new.replace(path)
-    finally:
-        new.unlink(missing_ok=True)
+    content = json.dumps({**record, "format": FORMAT}, indent=1) + "\n"
+    write_whole(path, content.encode())
 
 
 def read_records(
@@ -98,11 +93,12 @@ def read_records(
 
     Raises FileNotFoundError also where there is no such folder.
     """
-    if not Path(folder).is_dir():
+    folder = Path(folder).expanduser()
+    if not folder.is_dir():
         raise FileNotFoundError(
             f"{folder} is not a folder; name one that holds records"
         )
-    return [read_record(path) for path in sorted(Path(folder).glob(pattern))]
+    return [read_record(path) for path in sorted(folder.glob(pattern))]
 
 
 def describe_record(record: dict[str, Any]) -> str:
@@ -273,7 +269,13 @@ class Experiment(NamedTuple):
     def of(cls, record: dict[str, Any]) -> "Experiment":
         """The experiment that a record is of."""
         data, recipe, hardware = record["data"], record["recipe"], record["hardware"]
-        how = (record.get("augment_on"), *map(hardware.get, ("precision", "processes")))
+        how = record.get("augment_on"), hardware.get("precision")
+        # 5 and 5.0 are one value, and an older record was of one process.
+        numbers = [*recipe.items(), ("processes", hardware.get("processes", 1))]
+        numbers = {
+            name: float(value) if isinstance(value, int) else value
+            for name, value in numbers
+        }
         return cls(
             record["model"],
             record["recipe_name"],
@@ -284,7 +286,7 @@ class Experiment(NamedTuple):
             data["test_images"],
             data["evaluated_on"],
             hardware["device"],
-            json.dumps([recipe, *how], sort_keys=True),
+            json.dumps([numbers, *how], sort_keys=True),
         )
 
 

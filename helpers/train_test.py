@@ -21,7 +21,6 @@ from helpers.checkpoint import (
     kept_checkpoints,
     latest_whole,
     load_checkpoint,
-    place_of,
     require_free,
     require_same_model,
     require_same_plan,
@@ -29,6 +28,7 @@ from helpers.checkpoint import (
     save_checkpoint,
 )
 from helpers.copies import uncompiled
+from helpers.files import place_of
 from helpers.history import Epoch, History, Metrics
 from helpers.lr_range import LRRangeTest, find_max_lr, lr_range_test
 from helpers.memory import (
@@ -103,7 +103,7 @@ def train_one_epoch(
     model: on `device` already; all of it is put in training mode, and left in it.
     loader: an iterable with a length, of (images (B, C, H, W), labels (B,)); one that
         gives a share of each batch counts in the metrics with those of the other
-        processes.
+        processes, over which the model, in DistributedDataParallel, averages gradients.
     scheduler: stepped after each batch.
     scaler: needed for float16.
     dtype: of autocast.
@@ -112,11 +112,13 @@ def train_one_epoch(
     on_step: called after each step with the number of its images and its learning rate.
 
     Raises NonFiniteLoss, and ValueError where the loader's length isn't the truth, its
-    batches are no such pairs, or a label that is on the CPU has no output.
+    batches are no such pairs, a label that is on the CPU has no output, or nothing averages
+    the gradients of several processes.
     """
     device = torch.device(device)
     scaler = scaler or torch.amp.GradScaler(device.type, enabled=False)
     processes = Processes.of(loader)
+    processes.require_averaging(model)
     batch_sizes = getattr(loader, "batch_sizes", None)
     model.train()
     steps = len(loader)
@@ -182,13 +184,14 @@ def require_finite(
         at = int((~finite).int().argmax())
         step = first_step + at
         remedy = (
-            "no step was taken yet: look for what is not finite in images or model"
-            if epoch == step == 1
+            "look for what is not finite in images or model"
+            if epoch == step == 1  # which no rate can have caused
             else "train with a lower max_lr, or look for what is not finite in the images"
         )
         raise NonFiniteLoss(
             f"the loss is {float(losses[at])} in epoch {epoch}, step {step}, at learning "
-            f"rate {rates[at]:.2e}; {remedy}"
+            f"rate {rates[at]:.2e}; {remedy}, and make the model anew, as by now it may "
+            "hold NaN"
         )
 
 
@@ -460,7 +463,8 @@ def fit(
         so mount a drive first.
     resume: go on from the checkpoint if it is there; with the same results as without a
         stop where what the loaders draw depends on `set_epoch` or torch's global generator
-        alone, as with `make_loaders` and the same augment_on, on a CPU.
+        alone, as with `make_loaders` and the same augment_on, on a CPU (but not in a
+        DataLoader's persistent_workers, which go on from epoch to epoch).
 
     Where torch.distributed has connected several processes, each calls this with its
     share of the loaders: they train one model, and the first of them prints and writes.
@@ -540,6 +544,7 @@ def fit(
         raise
     if path and processes.first:
         drop_previous(path)
+    training.optimizer.zero_grad()  # the last step's: as much memory as the model again
     model.eval()
     return history
 
@@ -549,7 +554,7 @@ def what_is_left(path: Path | None, error: BaseException) -> str:
     kept = kept_checkpoints(path) if path else []
     if not kept:
         return "no checkpoint was kept"
-    left = f"go on from {kept[0]} with resume=True (--resume)"
+    left = f"go on from {path} with resume=True (--resume)"
     if isinstance(error, NonFiniteLoss):
         left += ", which keeps the max_lr; another needs another file (--out)"
     return left

@@ -59,7 +59,7 @@ def load_run(path: str | os.PathLike) -> tuple[torch.nn.Module, dict[str, Any]]:
             "--save-weights wrote"
         )
     said = record["weights"]
-    file = Path(path).with_name(said["file"])
+    file = Path(path).expanduser().with_name(said["file"])
     return models.load_pretrained(file, sha256=said["sha256"]), record
 
 

@@ -87,10 +87,12 @@ def test_place_where_nothing_can_be_written_is_said_and_training_may_go_on(tmp_p
     path = tmp_path / "file" / "training.pt"  # refuses also to be cleaned up
     # Can't even be asked for, as on a network drive that is lost.
     gone = tmp_path / ("x" * 300)
+    unmounted = tmp_path / "drive" / "runs" / "training.pt"
     sentence = r"can't be written after epoch 1 .* goes on, and nothing is kept"
-    for place in (path, gone):
+    for place in (path, gone, unmounted):
         with pytest.warns(UserWarning, match=sentence):
             save_checkpoint(place, state(1))
+    assert not (tmp_path / "drive").exists()  # on this machine, and in a mount's way
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="no fork, or not a safe one")

@@ -447,7 +447,7 @@ def test_files_that_are_no_records_of_this_version_are_not_taken_for_done(
     shutil.copytree(ran, tmp_path, dirs_exist_ok=True)
     (written,) = tmp_path.glob("*.json")
     for number, content in enumerate(("", '{"format": 99}', '{"format": 2}')):
-        written.with_name(f"{number}-{written.name.split('-', 2)[2]}").write_text(
+        written.with_name(f"9{number}-{written.name.split('-', 2)[2]}").write_text(
             content
         )
     with pytest.warns(UserWarning, match="it doesn't count as done") as warned:
@@ -462,6 +462,23 @@ def test_weights_that_are_asked_for_too_late_are_not_passed_over_in_silence(
     shutil.copytree(ran, tmp_path, dirs_exist_ok=True)
     main(tmp_path, "--resume", "--seeds=3", "--save-weights")
     assert "it has no weights: without --resume" in capsys.readouterr().out
+
+
+def test_run_that_was_repeated_for_its_weights_is_done(ran, tmp_path, capsys):
+    shutil.copytree(ran, tmp_path, dirs_exist_ok=True)
+    first = record(tmp_path)
+    name = "99991231-235959-Tiny-smoke-assignment-seed3.json"
+    utils.write_record(tmp_path / name, {**first, "weights": {}})
+    main(tmp_path, "--resume", "--seeds=3", "--save-weights")
+    said = capsys.readouterr().out
+    assert f"{name} is the record of seed 3" in said
+    assert "it has no weights" not in said
+
+
+def test_home_is_meant_by_its_sign_also_where_no_shell_says_so(monkeypatch):
+    monkeypatch.setenv("HOME", "/home/anna")
+    monkeypatch.setenv("USERPROFILE", "/home/anna")  # Windows's name
+    assert program.parse(["--out=~/runs"]).out == Path("/home/anna/runs")
 
 
 def test_seed_that_is_done_and_begun_again_goes_on(ran, interrupted, capsys):

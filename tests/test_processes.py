@@ -209,6 +209,13 @@ def test_shares_of_a_batch_are_augmented_as_the_batch_is_on_the_device():
     assert torch.equal(torch.cat(parts), whole)
 
 
+def test_several_processes_do_not_train_a_model_each():
+    model, train = network(), loaders(share=(0, 2)).train
+    optimizer = train_test.make_optimizer(model, lr=0.1)
+    with pytest.raises(ValueError, match="nothing averages .*DistributedDataParallel"):
+        train_test.train_one_epoch(model, train, optimizer, device=CPU)
+
+
 def test_shares_of_a_batch_are_augmented_differently_by_albumentations():
     same = np.zeros((8, 32, 32, 3), np.uint8)
     same[:] = np.random.default_rng(0).integers(0, 255, (32, 32, 3))

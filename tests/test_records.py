@@ -303,6 +303,14 @@ def test_row_says_what_the_run_had_otherwise_than_its_recipe_today():
     assert kept.how_trained(older) == "`assignment` with `beta2=0.99`"
 
 
+def test_one_value_written_in_two_ways_is_one_row():
+    run, again = made("page", 0, 0.90), made("page", 1, 0.92)
+    again = within(again, "recipe", div_factor=float(again["recipe"]["div_factor"]))
+    del again["hardware"]["processes"]  # as in older records, of one
+    (row,) = rows_of([within(run, "hardware", processes=1), again])
+    assert "91.00% ± 1.41" in row
+
+
 def test_runs_that_differ_in_anything_but_the_seed_are_rows_of_their_own():
     run, again = made("assignment", 0, 0.90), made("assignment", 1, 0.92)
     bare = within(run, "recipe", cutout=0)
@@ -337,14 +345,22 @@ def test_record_is_written_into_a_new_folder_and_read_back(tmp_path):
     assert list(path.parent.iterdir()) == [path]
 
 
+def test_record_goes_to_the_file_behind_a_link(tmp_path):
+    path, link = tmp_path / "run.json", tmp_path / "link.json"
+    link.symlink_to(path)
+    utils.write_record(link, {"seed": 3})
+    assert link.is_symlink()
+    assert utils.read_record(path)["seed"] == 3
+
+
 def test_record_that_cannot_be_written_leaves_what_was_there(tmp_path, monkeypatch):
-    def full(path, text):
-        path.write_bytes(b"{")
+    def full(path, content):
+        path.touch()
         raise OSError(errno.ENOSPC, "No space left on device")
 
     path = tmp_path / "run.json"
     utils.write_record(path, {"seed": 3})
-    monkeypatch.setattr(Path, "write_text", full)
+    monkeypatch.setattr(Path, "write_bytes", full)
     with pytest.raises(OSError, match="No space left"):
         utils.write_record(path, {"seed": 4})
     assert list(tmp_path.iterdir()) == [path]

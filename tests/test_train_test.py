@@ -245,10 +245,17 @@ def test_gradients_that_float16_cannot_hold_end_a_training_from_the_17th(broken)
         (lambda x: x.view(len(x), -1), "channels-last here: use .flatten"),
         (nn.Conv2d(1, 10, 8), r"\(16, 3, 8, 8\) .* in_channels"),
         (nn.Sequential(nn.Flatten(), nn.Linear(5, 10)), "images of this size"),
+        (nn.Sequential(nn.MaxPool2d(8), nn.MaxPool2d(2)), "images of this size"),
+        (nn.Conv2d(3, 10, 9), "images of this size"),
+        (nn.Conv2d(3, 10, 8).double(), r"torch.float64, and .float\(\) converts"),
     ],
 )
 def test_images_that_the_model_cannot_take_are_said(layer, said):
     class Theirs(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = layer if isinstance(layer, nn.Module) else None
+
         def forward(self, x):
             return layer(x)
 
@@ -702,13 +709,25 @@ def test_nothing_to_evaluate_is_said():
 # --- a loss that is no number ----------------------------------------------------------
 
 
+def test_model_without_a_parameter_to_train_is_said():
+    frozen = network().requires_grad_(False)
+    with pytest.raises(ValueError, match="no parameter to train; give one requires_"):
+        fit(frozen, (batches(16), batches(16)), recipe(peak_epoch=2))
+
+
+def test_training_leaves_no_gradients():
+    model = network()
+    fit(model, (batches(16), batches(16)), recipe(peak_epoch=2))
+    assert all(parameter.grad is None for parameter in model.parameters())
+
+
 def test_infinite_weight_is_an_error_that_tells_epoch_step_and_rate():
     model = network()
     with torch.no_grad():
         model[-1].bias[0] = math.inf
     sentence = (
-        r"loss is (inf|nan) in epoch 1, step 1, at learning rate 4\.00e-04; no step was "
-        "taken yet: look for what is not finite in images or model"
+        r"loss is (inf|nan) in epoch 1, step 1, at learning rate 4\.00e-04; look for what "
+        "is not finite in images or model, and make the model anew"
     )
     with pytest.raises(train_test.NonFiniteLoss, match=sentence):
         fit(model, (batches(16, 16), batches(16)), recipe())

@@ -1,0 +1,25 @@
+"""Where a file is, and how it is written: whole, or not there."""
+
+import os
+from pathlib import Path
+
+
+def place_of(path: str | os.PathLike) -> Path:
+    """The file itself, behind ~ and a link too: replacing a file would replace the link."""
+    path = Path(path).expanduser()
+    return path.resolve() if path.is_symlink() else path
+
+
+def write_whole(path: str | os.PathLike, content: bytes) -> None:
+    """Write the file, and its folder if that is missing.
+
+    Raises OSError, and leaves what was there.
+    """
+    path = place_of(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    new = path.with_name(path.name + ".new")
+    try:
+        new.write_bytes(content)
+        new.replace(path)
+    finally:
+        new.unlink(missing_ok=True)  # there only after a failure
