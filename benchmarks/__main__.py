@@ -62,11 +62,7 @@ def main(arguments: list[str] | None = None) -> None:
     for folder in (records, images):
         folder.mkdir(parents=True, exist_ok=True)
     record = described(setup)  # before it begins: the checkout may move on meanwhile
-    # Each kind of machine has its own: a CPU with bfloat16 instructions, say, or an H100.
-    device = setup.device.type
-    if device == "cuda":
-        device = re.sub(r"[^a-z0-9]+", "-", record["hardware"]["device"].lower())
-    kind = f"{device}-{record['hardware']['precision']}"
+    kind = kind_of(setup.device, record["hardware"])
     path = records / f"bench-{kind}.json"
     begun, before = time.perf_counter(), kept_from(path, record, options.only)
     rows, spent = before["rows"], before["seconds"]
@@ -106,6 +102,13 @@ def main(arguments: list[str] | None = None) -> None:
         plot(record).savefig(images / f"{name}-{kind}.png", dpi=100)
     if failed:
         raise SystemExit(f"not measured, for the reasons above: {', '.join(failed)}")
+
+
+def kind_of(device: torch.device, hardware: dict[str, Any]) -> str:
+    """What has a record of its own: a CPU with bfloat16 instructions, say, or an H100."""
+    name = hardware["device"] if device.type == "cuda" else device.type
+    words = re.findall("[a-z0-9]+", f"{name} {hardware['precision']}".lower())
+    return "-".join(words)
 
 
 def kept_from(path: Path, record: dict[str, Any], anew: list[str]) -> dict[str, Any]:

@@ -260,8 +260,8 @@ def is_done(
     """Whether a run like this has left its record, and none was begun since; says so."""
     if train_test.kept_checkpoints(checkpoint):
         return False
-    # The latest first: it may be the one that was trained again for its weights.
-    for path in sorted(checkpoint.parent.glob(f"*-{checkpoint.stem}.json"))[::-1]:
+    found = []
+    for path in sorted(checkpoint.parent.glob(f"*-{checkpoint.stem}.json")):
         try:
             past = utils.read_record(path)
         except ValueError as error:
@@ -270,16 +270,18 @@ def is_done(
         if all(
             past.get(part) == record[part] for part in ("recipe", "augment_on", "data")
         ):
-            print(
-                f"{path} is the record of seed {past['seed']}, max_lr {past['max_lr']:.2e}, "
-                "which is passed over"
-            )
-            if options.save_weights and "weights" not in past:
-                print(
-                    "it has no weights: without --resume it is trained again, for them"
-                )
-            return True
-    return False
+            found.append((path, past))
+    if not found:
+        return False
+    # One may have been trained again for its weights.
+    path, past = max(found, key=lambda one: "weights" in one[1])
+    print(
+        f"{path} is the record of seed {past['seed']}, max_lr {past['max_lr']:.2e}, "
+        "which is passed over"
+    )
+    if options.save_weights and "weights" not in past:
+        print("it has no weights: without --resume it is trained again, for them")
+    return True
 
 
 def setting(

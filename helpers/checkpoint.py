@@ -86,7 +86,7 @@ def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
     content = buffer.getbuffer()
     new = path.with_name(path.name + ".new")
     try:
-        # In a folder that was there: a drive that is lost isn't replaced by a folder.
+        # The folder isn't made anew: on a drive that is lost it would be on another disk.
         with open(new, "wb") as file:
             file.write(content)
             file.write(hashlib.sha256(content).digest())

@@ -1,4 +1,4 @@
-"""Where a file is, and how it is written: whole, or not there."""
+"""Where a file is, and how it is written: whole, or not at all."""
 
 import os
 from pathlib import Path

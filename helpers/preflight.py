@@ -117,10 +117,10 @@ def require_model(
             if images.dtype != torch.float32:
                 whole = not images.is_floating_point()
                 remedy = ".float() / 255 converts" if whole else ".float() converts"
-            elif (found := float_type(tried)) != torch.float32:
-                remedy = f"its parameters are {found}, and .float() converts them"
             elif any(word in str(error) for word in OF_ANOTHER_SIZE):
                 remedy = "make one for images of this size, with as many in_channels"
+            elif (found := float_type(tried)) != torch.float32:
+                remedy = f"its parameters are {found}, and .float() converts them"
             else:
                 raise
             raise ValueError(

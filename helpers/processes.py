@@ -7,6 +7,7 @@ their gradients. A process alone is the case of size 1, in which nothing here do
 import atexit
 import os
 import sys
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
@@ -61,14 +62,15 @@ class Processes(NamedTuple):
             model = synchronized(model)
         return DistributedDataParallel(model)
 
-    def require_averaging(self, model: nn.Module) -> None:
-        """Raise ValueError where each process would train a model of its own."""
+    def expect_averaging(self, model: nn.Module) -> None:
+        """Warn where each process may train a model of its own."""
         averages = (isinstance(m, DistributedDataParallel) for m in model.modules())
         if self.size > 1 and not any(averages):
-            raise ValueError(
-                f"{self.size} processes train and nothing averages their gradients; wrap "
-                "the model in torch.nn.parallel.DistributedDataParallel, or take fit, "
-                "which does"
+            warnings.warn(
+                f"{self.size} processes train, and if nothing averages their gradients, "
+                "each its own model; torch.nn.parallel.DistributedDataParallel around the "
+                "model does, and fit",
+                stacklevel=4,
             )
 
     def align_buffers(self, model: nn.Module) -> None:

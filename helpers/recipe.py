@@ -123,7 +123,7 @@ class Recipe:
 PROFILES = {
     # The assignment, for a GPU; two CPU cores take hours.
     "full": Recipe(),
-    # The same story for two CPU cores: 13 minutes with bfloat16 instructions.
+    # The same story for two CPU cores: a quarter of an hour with bfloat16 instructions.
     "quick": Recipe(
         epochs=16,
         batch_size=128,

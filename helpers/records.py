@@ -271,10 +271,10 @@ class Experiment(NamedTuple):
         data, recipe, hardware = record["data"], record["recipe"], record["hardware"]
         how = record.get("augment_on"), hardware.get("precision")
         # 5 and 5.0 are one value, and an older record was of one process.
-        numbers = [*recipe.items(), ("processes", hardware.get("processes", 1))]
-        numbers = {
+        fields = {**recipe, "processes": hardware.get("processes", 1)}
+        fields = {
             name: float(value) if isinstance(value, int) else value
-            for name, value in numbers
+            for name, value in fields.items()
         }
         return cls(
             record["model"],
@@ -286,7 +286,7 @@ class Experiment(NamedTuple):
             data["test_images"],
             data["evaluated_on"],
             hardware["device"],
-            json.dumps([numbers, *how], sort_keys=True),
+            json.dumps([fields, *how], sort_keys=True),
         )
 
 
@@ -347,7 +347,8 @@ def paired(
         rest = Experiment.of(record)._replace(model="", recipe_name="", trained="")
         hardware = record["hardware"]
         how = hardware.get("precision"), hardware.get("processes", 1)
-        return *rest, record["recipe"]["peak_epoch"], *how, record["seed"]
+        images = record["data"].get("test_fingerprint")
+        return *rest, images, record["recipe"]["peak_epoch"], *how, record["seed"]
 
     found = {conditions(record): record["last_epoch_accuracy"] for record in before}
     return [

@@ -112,13 +112,12 @@ def train_one_epoch(
     on_step: called after each step with the number of its images and its learning rate.
 
     Raises NonFiniteLoss, and ValueError where the loader's length isn't the truth, its
-    batches are no such pairs, a label that is on the CPU has no output, or nothing averages
-    the gradients of several processes.
+    batches are no such pairs, or a label that is on the CPU has no output.
     """
     device = torch.device(device)
     scaler = scaler or torch.amp.GradScaler(device.type, enabled=False)
     processes = Processes.of(loader)
-    processes.require_averaging(model)
+    processes.expect_averaging(model)
     batch_sizes = getattr(loader, "batch_sizes", None)
     model.train()
     steps = len(loader)

@@ -135,7 +135,7 @@ def test_a_group_that_fails_takes_no_other_along(tmp_path, monkeypatch, capsys):
     assert "no compiler" in capsys.readouterr().err
 
 
-def test_a_group_that_fails_loses_nothing_that_was_measured(tmp_path, monkeypatch):
+def test_a_group_that_fails_loses_nothing_that_is_kept(tmp_path, monkeypatch):
     monkeypatch.setattr(bench, "commit", lambda: "a")
     row = Row(group="a", name="one", unit="s", values=[1.0])
     groups = {name: lambda setup, rows: [row] for name in ("data", "steps")}
@@ -156,6 +156,15 @@ def test_a_group_that_fails_loses_nothing_that_was_measured(tmp_path, monkeypatc
     bench.main([*arguments, "data"])
     parts = [row["part"] for row in json.loads(path.read_text())["rows"]]
     assert parts == ["data", "steps"]
+
+
+def test_each_kind_of_machine_has_a_record_of_its_own():
+    for device, name, kind in (
+        ("cpu", "AMD EPYC", "cpu-bfloat16"),
+        ("cuda", "NVIDIA H100 80GB (SXM)", "nvidia-h100-80gb-sxm-bfloat16"),
+    ):
+        hardware = {"device": name, "precision": "bfloat16"}
+        assert bench.kind_of(torch.device(device), hardware) == kind
 
 
 def test_groups_measured_before_stay_beside_those_measured_anew(tmp_path, capsys):

@@ -447,7 +447,7 @@ def test_files_that_are_no_records_of_this_version_are_not_taken_for_done(
     shutil.copytree(ran, tmp_path, dirs_exist_ok=True)
     (written,) = tmp_path.glob("*.json")
     for number, content in enumerate(("", '{"format": 99}', '{"format": 2}')):
-        written.with_name(f"9{number}-{written.name.split('-', 2)[2]}").write_text(
+        written.with_name(f"{number}-{written.name.split('-', 2)[2]}").write_text(
             content
         )
     with pytest.warns(UserWarning, match="it doesn't count as done") as warned:

@@ -209,11 +209,15 @@ def test_shares_of_a_batch_are_augmented_as_the_batch_is_on_the_device():
     assert torch.equal(torch.cat(parts), whole)
 
 
-def test_several_processes_do_not_train_a_model_each():
+def test_several_processes_that_may_train_a_model_each_are_warned_of():
     model, train = network(), loaders(share=(0, 2)).train
     optimizer = train_test.make_optimizer(model, lr=0.1)
-    with pytest.raises(ValueError, match="nothing averages .*DistributedDataParallel"):
+    with (
+        pytest.warns(UserWarning, match="its own model; .*DataParallel") as said,
+        pytest.raises(ValueError, match="process group"),  # they aren't connected here
+    ):
         train_test.train_one_epoch(model, train, optimizer, device=CPU)
+    assert said[0].filename == __file__
 
 
 def test_shares_of_a_batch_are_augmented_differently_by_albumentations():

@@ -129,6 +129,13 @@ def test_days_of_training_on_a_cpu_are_not_begun_unasked(tmp_path, monkeypatch):
     assert not [*tmp_path.iterdir()]
 
 
+def test_shorter_trainings_are_not_left_where_whole_ones_belong():
+    with pytest.raises(
+        SystemExit, match="pass for trainings of full length; add --out"
+    ):
+        records.main(["--", "--profile=smoke"])
+
+
 def test_records_of_another_machine_are_not_added_to(small, tmp_path):
     there = within(made("page", 0, 0.9), "hardware", device="Tesla T4")
     path = tmp_path / "run-page-CustomResNet-seed0.json"

@@ -332,6 +332,27 @@ DAMAGE = {
 }
 
 
+def test_home_is_meant_by_its_sign_in_each_path(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("USERPROFILE", str(tmp_path))  # Windows's name
+    names = {"classes": ["a", "b", "c"], "data": DATA}
+    digest = models.save_weights(small(num_classes=3), "~/w.safetensors", **names)
+    assert models.load_pretrained("~/w.safetensors").trained_on == DATA
+    entry = {"file": "w.safetensors", "sha256": digest}
+    utils.write_record("~/run.json", {"weights": entry})
+    assert utils.read_record("~/run.json")["weights"] == entry
+    assert len(utils.read_records("~")) == 1
+    assert weights.load_run("~/run.json")[0].trained_on == DATA
+    assert {path.name for path in tmp_path.iterdir()} == {"run.json", "w.safetensors"}
+
+
+def test_weights_go_to_the_file_behind_a_link(tmp_path):
+    path, link = tmp_path / "w.safetensors", tmp_path / "link.safetensors"
+    link.symlink_to(path)
+    models.save_weights(small(num_classes=2), link, classes=["a", "b"], data=DATA)
+    assert link.is_symlink() and path.is_file()
+
+
 @pytest.fixture
 def file(tmp_path):
     """A small file of weights, and its digest."""

@@ -19,7 +19,7 @@ from helpers import __main__ as program
 from helpers import records, utils
 from helpers.recipe import RECIPES
 
-PROJECT = Path(__file__).resolve().parent.parent
+RESULTS = Path(__file__).resolve().parent.parent / "results"
 SEEDS = range(5)
 HOLDOUT = 5_000  # training images that the sweeps are tested on
 # Whose network is kept: the first seed's, not the best one's.
@@ -144,13 +144,18 @@ def plan() -> list[Run]:
 def require_machine(folder: Path, common: list[str]) -> None:
     """Raises SystemExit where days would pass, or what was made couldn't be compared."""
     here = utils.get_device()
-    if here.type == "cpu" and not any(o.startswith("--profile") for o in common):
+    shorter = any(option.startswith("--profile") for option in common)
+    if here.type == "cpu" and not shorter:
         raise SystemExit(
             f"torch finds no GPU that it can use, and on a CPU these {len(plan())} trainings "
             "take days: go to a GPU machine (with an older driver to torch for its CUDA), or "
-            "say how long they are to be, as in `-- --profile=quick`"
+            "try them in small, with `--out FOLDER -- --profile=smoke`"
         )
-    name = program.hardware(here, "auto")["device"]
+    if shorter and folder.resolve() == RESULTS:
+        raise SystemExit(
+            f"in {folder} these would pass for trainings of full length; add --out FOLDER"
+        )
+    name = utils.device_name(here)
     for path in (folder / f"{run.name}.json" for run in plan()):
         if path.exists():
             there = utils.read_record(path)["hardware"]["device"]
@@ -187,13 +192,13 @@ def main(arguments: list[str] | None = None) -> None:
         default=math.inf,
         help="begin no run that, by the longest so far, would not end within these",
     )
-    parser.add_argument("--out", type=Path, default=PROJECT / "results")
+    parser.add_argument("--out", type=Path, default=RESULTS)
     parser.add_argument(
         "common", nargs="*", help="options of python -m helpers, for all (after --)"
     )
     options = parser.parse_args(arguments)
-    options.out.mkdir(parents=True, exist_ok=True)
     require_machine(options.out, options.common)
+    options.out.mkdir(parents=True, exist_ok=True)
     began, longest, failed = time.monotonic(), 0.0, []
     for run in plan():
         if (options.out / f"{run.name}.json").exists():
