@@ -11,7 +11,7 @@ import pytest
 from helpers import models, utils, weights
 from helpers import records as kept
 from helpers.train_test import PROFILES, RECIPES, Recipe
-from tests.shared import CPU, Tiny, within
+from tests.shared import CPU, Tiny, raising, within
 from tools import readme, records
 
 SMALL = ["--profile", "smoke", "--train-images", "48", "--test-images", "16"]
@@ -124,12 +124,14 @@ def test_network_of_the_first_seed_is_kept_and_scores_as_recorded(tmp_path, caps
 
 def test_days_of_training_on_a_cpu_are_not_begun_unasked(tmp_path, monkeypatch):
     monkeypatch.setattr(utils, "get_device", lambda: CPU)
+    monkeypatch.setattr(records, "make", raising(AssertionError("has begun")))
     with pytest.raises(SystemExit, match=r"no GPU .* these 100 trainings take days"):
         records.main(["--out", str(tmp_path)])
     assert not [*tmp_path.iterdir()]
 
 
-def test_shorter_trainings_are_not_left_where_whole_ones_belong():
+def test_shorter_trainings_are_not_left_where_whole_ones_belong(monkeypatch):
+    monkeypatch.setattr(records, "make", raising(AssertionError("has begun")))
     with pytest.raises(
         SystemExit, match="pass for trainings of full length; add --out"
     ):
@@ -172,6 +174,13 @@ def test_trials_on_two_machines_are_no_pairs(tmp_path):
     leave(tmp_path, "ours", [0.90, 0.91])
     leave(tmp_path, "no-cutout", [0.93, 0.94], device="Tesla T4")
     assert records.gain(tmp_path, "ours", "no-cutout").n == 0
+
+
+def test_trials_on_other_images_are_no_pairs():
+    run, other = made("ours", 0, 0.90), made("page", 0, 0.91)
+    assert kept.paired([run], [other]) == [(0.90, 0.91)]
+    other = within(other, "data", test_fingerprint="0123456789abcdef")
+    assert kept.paired([run], [other]) == []
 
 
 def test_trial_without_records_decides_nothing(tmp_path):
