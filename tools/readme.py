@@ -92,6 +92,9 @@ TRIED = {
             "beside page", {"recipe": "ours", "cutout": 0}, "page", "no-cutout"
         ),
     ],
+    "hole-longer": [  # over 24 epochs
+        sweeps.Trial("no-cutout", {"cutout": 0}, "longer", "longer-no-cutout")
+    ],
     "flips": [
         sweeps.Trial(
             "alternating", {"flips": "alternating"}, "no-averaging", "alternating"
