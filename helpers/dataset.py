@@ -55,6 +55,24 @@ class DatasetUnavailable(OSError):
     """Nothing on the disk and nothing from the network; the message says what to do."""
 
 
+def how_to_convert(images: np.ndarray) -> str:
+    """How to make of a NumPy array the images that an ImageSet takes."""
+    if images.dtype.kind not in "biuf":
+        return "np.stack makes an array of pictures of one size"
+    if images.dtype != np.uint8 and images.size:
+        low, high = images.min(), images.max()
+        if low < 0:
+            return f"they reach down to {low:g}: take those from before their normalization"
+        if high <= 1:
+            return "(255 * images).round().astype(np.uint8) converts those from 0 to 1"
+        if high <= 255:
+            return "images.astype(np.uint8) converts those from 0 to 255"
+        return "(images // 257).astype(np.uint8) converts 16 bits"
+    if images.ndim == 3:
+        return "images[..., None] adds one channel"
+    return "images.reshape(-1, H, W, C) gives rows of pixels their shape"
+
+
 @dataclass(frozen=True, eq=False)  # arrays have no one answer to ==
 class ImageSet:
     """Labelled images in memory, and where they came from.
@@ -83,9 +101,7 @@ class ImageSet:
         if self.images.ndim != 4 or self.images.dtype != np.uint8:
             raise ValueError(
                 f"images must be uint8 (N, H, W, C), not {self.images.dtype} "
-                f"{self.images.shape}; of a NumPy array, (255 * images).round().astype(np.uint8) "
-                "converts floats from 0 to 1, (images // 257).astype(np.uint8) 16 bits, "
-                "images[..., None] adds one channel"
+                f"{self.images.shape}; {how_to_convert(self.images)}"
             )
         if self.images.shape[1] in (1, 3) and min(self.images.shape[2:]) > 4:
             raise ValueError(
@@ -117,6 +133,13 @@ class ImageSet:
             raise ValueError(
                 f"label {self.labels[first]} of image {first} is outside the "
                 f"{len(self.classes)} classes; labels count from 0"
+            )
+        few = self.images[:1000]  # all of a memory map would be read from the disk
+        if few.size and few.max() == 1:
+            warnings.warn(
+                "no pixel is above 1 and white is 255, so these images are all but black; "
+                "convert floats from 0 to 1 by (255 * images).round().astype(np.uint8)",
+                stacklevel=3,
             )
         # What is a view turned round, like torchvision's CIFAR-10 or images[..., ::-1],
         # torch refuses, or copies whole for each batch.
@@ -402,6 +425,8 @@ def require_seed(seed: int) -> None:
 def require_augmentation(
     padding: int, flip: float, cutout: int, size: tuple[int, int]
 ) -> None:
+    if np.shape(size) != (2,):
+        raise ValueError(f"size must be (H, W), as of images.shape[1:3], not {size}")
     side = min(size)
     require_whole(padding=padding, cutout=cutout)
     if not 0 <= padding < side:  # reflection has no more pixels to offer
@@ -440,7 +465,7 @@ def train_transform(
     padding: pixels by which a crop can move the image, either way.
     flip: probability of a horizontal flip.
     cutout: side of the hole in pixels, 0 for none.
-    size: (H, W), of the images.
+    size: (H, W), of the images, `images.shape[1:3]`.
     mean, std: a value a channel, on the [0, 1] scale.
     seed: global seeds don't reach albumentations, this one does. The workers of a
         DataLoader repeat one another, and each epoch, unless its worker_init_fn calls the

@@ -22,8 +22,8 @@ class Epoch(NamedTuple):
     seconds: of training and evaluation.
     images_per_second: in training alone.
 
-    A loop of one's own may leave the last three out: `Epoch(1, *trained, *tested)`, of two
-    Metrics.
+    A loop of one's own may leave the last three out, `Epoch(1, *trained, *tested)`, of two
+    Metrics, and its line then does too.
     """
 
     epoch: int
@@ -36,12 +36,16 @@ class Epoch(NamedTuple):
     images_per_second: float = math.nan
 
     def __str__(self) -> str:
-        return (
-            f"epoch {self.epoch:3} | "
-            f"train loss {self.train_loss:.4f} acc {self.train_accuracy:7.2%} | "
-            f"test loss {self.test_loss:.4f} acc {self.test_accuracy:7.2%} | "
-            f"lr {self.learning_rate:.2e} | {self.images_per_second:7,.0f} images/s"
-        )
+        parts = [
+            f"epoch {self.epoch:3}",
+            f"train loss {self.train_loss:.4f} acc {self.train_accuracy:7.2%}",
+            f"test loss {self.test_loss:.4f} acc {self.test_accuracy:7.2%}",
+        ]
+        if not math.isnan(self.learning_rate):
+            parts.append(f"lr {self.learning_rate:.2e}")
+        if not math.isnan(self.images_per_second):
+            parts.append(f"{self.images_per_second:7,.0f} images/s")
+        return " | ".join(parts)
 
 
 @dataclass

@@ -56,6 +56,11 @@ class Loader:
         )
 
     @property
+    def shuffles(self) -> bool:
+        """Whether each pass has an order of its own."""
+        return self.seed is not None
+
+    @property
     def batch_sizes(self) -> list[int]:
         """Images of each batch, in all processes' shares together."""
         whole, rest = divmod(self.count, self.batch_size)

@@ -13,7 +13,6 @@ from torch.nn import functional as F
 from torch.optim import Adam
 
 from helpers.copies import copy_of
-from helpers.preflight import pair
 from helpers.processes import Processes
 
 # In a RuntimeError: torch's on a CPU, cuBLAS's, cuDNN 9's, CUDA's own.
@@ -98,7 +97,7 @@ def explaining_memory(
             raise
         # The failed step's tensors, which its frames hold, are in the way of the trials.
         traceback.clear_frames(error.__traceback__)
-        images, labels = pair(next(iter(loader)))
+        images, labels = next(iter(loader))
         alone, fits = Processes.of(loader).size == 1, 0
         if alone:  # else a trial would wait for processes that had memory enough
             fits = fitting_batch(model, images, labels, dtype=dtype, device=device)
@@ -151,6 +150,6 @@ def step(
     tried.train()
     optimizer = Adam(tried.parameters())  # its moments take memory too
     with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
-        loss = F.cross_entropy(tried(images.to(device)), labels.to(device))
+        loss = F.cross_entropy(tried(images.to(device)), labels.to(device).long())
     loss.backward()
     optimizer.step()

@@ -17,7 +17,7 @@ def choose_dtype(precision: str, device: torch.device | str) -> torch.dtype:
     """
     try:
         kind = torch.device(device).type
-    except RuntimeError:  # not one of torch's names
+    except (RuntimeError, TypeError):  # not one of torch's names, or no name
         kind = "unknown"
     if kind not in ("cpu", "cuda"):
         # MPS has no float64, and copies late from memory that may be another's by then.

@@ -6,9 +6,12 @@ from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, IterableDataset
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import ReduceLROnPlateau
+from torch.utils.data import DataLoader, IterableDataset, RandomSampler
 
 from helpers.copies import copy_of
+from helpers.memory import is_lack_of_memory
 from helpers.processes import Processes
 from helpers.recipe import Recipe
 
@@ -83,16 +86,32 @@ def require_scale(model: nn.Module, logit_scale: float) -> None:
 
 
 @contextmanager
-def explaining_layout() -> Iterator[None]:
-    """Say what a model that needs another order in memory is to change."""
+def explaining_images(model: nn.Module, images: Tensor) -> Iterator[None]:
+    """Say what is to change where the model can't take images like these."""
     try:
         yield
     except RuntimeError as error:
-        if "view size" not in str(error):
+        if is_lack_of_memory(error):
+            raise
+        there = {parameter.device.type for parameter in model.parameters()}
+        if "view size" in str(error):
+            remedy = "they are channels-last here: use .flatten(1) instead of .view"
+        elif there and images.device.type not in there:
+            remedy = (
+                f"they are on {images.device}, where model.to(device) moves the model"
+            )
+        elif images.dtype != torch.float32:
+            whole = not images.is_floating_point()
+            remedy = ".float() / 255 converts" if whole else ".float() converts"
+        elif any(word in str(error) for word in OF_ANOTHER_SIZE):
+            remedy = "make one for images of this size, with as many in_channels"
+        elif (found := float_type(model)) != torch.float32:
+            remedy = f"its parameters are {found}, and .float() converts them"
+        else:
             raise
         raise ValueError(
-            f"the model can't take the images ({error}); they are channels-last here: use "
-            ".flatten(1) instead of .view"
+            f"the model can't take the images, {images.dtype} {tuple(images.shape)} "
+            f"({error}); {remedy}"
         ) from error
 
 
@@ -109,24 +128,9 @@ def require_model(
     train, test = loaders
     with torch.random.fork_rng([]), torch.no_grad():
         images, labels = pair(next(iter(test)))
-        try:
-            few = images[:2].to(device, memory_format=torch.channels_last)
-            with explaining_layout():
-                logits = tried(few)  # there is memory for two
-        except RuntimeError as error:
-            if images.dtype != torch.float32:
-                whole = not images.is_floating_point()
-                remedy = ".float() / 255 converts" if whole else ".float() converts"
-            elif any(word in str(error) for word in OF_ANOTHER_SIZE):
-                remedy = "make one for images of this size, with as many in_channels"
-            elif (found := float_type(tried)) != torch.float32:
-                remedy = f"its parameters are {found}, and .float() converts them"
-            else:
-                raise
-            raise ValueError(
-                f"the model can't take the images, {images.dtype} {tuple(images.shape)} "
-                f"({error}); {remedy}"
-            ) from error
+        few = images[:2].to(device, memory_format=torch.channels_last)
+        with explaining_images(tried, few):
+            logits = tried(few)  # there is memory for two
     require_answer(logits, len(few), "the model")
     if not any(parameter.requires_grad for parameter in model.parameters()):
         raise ValueError(
@@ -161,6 +165,33 @@ def require_outputs(labels: Tensor, logits: Tensor) -> None:
             f"the labels run from {low} to {high} and the model tells {classes} classes "
             "apart, from 0; give it as many outputs as there are classes, and subtract 1 "
             "from labels that begin at 1"
+        )
+
+
+def require_optimizing(
+    optimizer: Optimizer, model: nn.Module, scheduler: object
+) -> None:
+    """Raise an error for an optimizer or a scheduler that can't do its work."""
+    held = {id(p) for group in optimizer.param_groups for p in group["params"]}
+    if held.isdisjoint(map(id, model.parameters())):
+        raise ValueError(
+            "the optimizer holds no parameter of the model, as after a model was made anew; "
+            "make the optimizer anew too"
+        )
+    if isinstance(scheduler, ReduceLROnPlateau):
+        raise TypeError(
+            "scheduler is stepped after each batch and ReduceLROnPlateau goes by an epoch's "
+            "metric; leave it out and step it yourself after evaluate"
+        )
+
+
+def warn_of_order(loader) -> None:
+    drawn = isinstance(getattr(loader, "sampler", None), RandomSampler)
+    if getattr(loader, "shuffles", drawn):
+        warnings.warn(
+            "the loader shuffles, so these answers are in no order that leads back to its "
+            "images; make_loaders(data, data, ...).test or shuffle=False keeps it",
+            stacklevel=3,
         )
 
 
@@ -212,7 +243,7 @@ def pair(batch: object) -> tuple[Tensor, Tensor]:
         raise ValueError(
             f"labels are {labels.dtype} {tuple(labels.shape)} and must be class numbers, "
             "integers (B,); .long() converts, .squeeze(1) takes a dimension away, "
-            ".argmax(1) undoes one-hot"
+            ".argmax(1) undoes one-hot; mixed ones, as of CutMix, need a loop of your own"
         )
     if len(images) != len(labels):
         raise ValueError(

@@ -86,11 +86,11 @@ SOFTMAX = (
 )  # fmt: skip
 SAME_FIELD = (
     *SOFTMAX,
-    nn.BatchNorm2d, nn.SyncBatchNorm, nn.GroupNorm, nn.InstanceNorm2d, nn.LayerNorm, nn.Dropout, nn.Dropout2d, nn.Flatten, nn.Identity, nn.PReLU, nn.ReLU, nn.ReLU6, nn.LeakyReLU,
-    nn.ELU, nn.CELU, nn.GELU, nn.SiLU, nn.Mish, nn.Hardswish, nn.Hardsigmoid, nn.Sigmoid, nn.Tanh, nn.Softplus, nn.SELU,
+    nn.BatchNorm1d, nn.BatchNorm2d, nn.SyncBatchNorm, nn.GroupNorm, nn.InstanceNorm2d, nn.LayerNorm, nn.Dropout, nn.Dropout2d, nn.Flatten, nn.Identity, nn.PReLU, nn.ReLU, nn.ReLU6, nn.LeakyReLU,
+    nn.ELU, nn.CELU, nn.GELU, nn.SiLU, nn.Mish, nn.Hardswish, nn.Hardsigmoid, nn.Hardtanh, nn.Sigmoid, nn.Tanh, nn.Softplus, nn.SELU,
     F.relu, F.relu6, F.leaky_relu, F.gelu, F.silu, F.dropout, F.dropout2d,
     torch.relu, torch.sigmoid, torch.tanh, torch.flatten, torch.reshape,
-    operator.mul, operator.truediv, torch.mul, "relu", "sigmoid", "tanh", "flatten", "view", "reshape", "squeeze", "unsqueeze",
+    operator.mul, operator.truediv, torch.mul, "mul", "relu", "sigmoid", "tanh", "flatten", "view", "reshape", "squeeze", "unsqueeze",
 )  # fmt: skip
 # Their arguments after the first are those of the layer of that name.
 FUNCTIONS = {
@@ -103,6 +103,7 @@ AVERAGES = {"mean": "mean", torch.mean: "mean", "amax": "amax", torch.amax: "ama
 MERGES = {
     operator.add: "add",
     operator.iadd: "add",
+    operator.sub: "sub",
     torch.add: "add",
     "add": "add",
     "add_": "add",
@@ -171,7 +172,7 @@ def step(what: object, field: Field, name: str) -> Field:
     label = type(what).__name__ if module else getattr(what, "__name__", what)
     raise NotImplementedError(
         f"layer {name}: the receptive field behind {label} is not known; known are the "
-        "layers Conv2d, Linear, BatchNorm2d, GroupNorm, InstanceNorm2d, LayerNorm, average "
+        "layers Conv2d, Linear, BatchNorm, GroupNorm, InstanceNorm2d, LayerNorm, average "
         "and max pooling, the usual activations, Dropout, Dropout2d, Flatten, and sums or "
         "concatenations of these"
     )
@@ -199,7 +200,7 @@ def taking(image_size: tuple[int, int, int]) -> Iterator[None]:
         reason = str(error).splitlines()[0]
         raise ValueError(
             f"the model can't take images of {image_size} ({reason}); name another "
-            "image_size, (C, H, W)"
+            "image_size, (C, H, W), or mend the layer"
         ) from error
 
 
@@ -225,8 +226,8 @@ def receptive_field_table(
     """A row for each layer and each sum of branches, in the order in which they run.
 
     Where branches meet, the longest path counts; of images that aren't square, the longer
-    side does. GroupNorm, InstanceNorm2d and LayerNorm
-    take mean and deviation from all of the map; these aren't counted, as is usual.
+    side does. GroupNorm, InstanceNorm2d and LayerNorm take mean and deviation from all of
+    the map; these aren't counted, as is usual. Parameters of no layer are in no row.
 
     model: any network for images of `image_size` (C, H, W) that torch.fx can trace; it is
         copied, not touched.
@@ -235,7 +236,7 @@ def receptive_field_table(
     layer, for one whose receptive field is not known here, and for a network that torch.fx
     can't trace, as its path depends on sizes or values of its input.
     """
-    if len(image_size) != 3:
+    if not isinstance(image_size, tuple | list) or len(image_size) != 3:
         raise ValueError(f"image_size must be (C, H, W), not {image_size}")
     traced = trace(model)
     parameter = next(model.parameters(), torch.empty(0))

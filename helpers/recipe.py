@@ -54,6 +54,8 @@ ALLOWED: dict[str, tuple[Callable[[Any], bool], str]] = {
 class Recipe:
     """Every hyperparameter of the experiment; the defaults are the assignment's.
 
+    It can't be changed: `dataclasses.replace(recipe, epochs=12)` makes another.
+
     epochs: passes over the training images.
     batch_size: images a step.
     train_images, test_images: how many of the images are used, None for all; `fit` leaves

@@ -43,14 +43,17 @@ from helpers.optimizer import (
     planned_learning_rates,
 )
 from helpers.preflight import (
-    explaining_layout,
+    explaining_images,
     pair,
+    require_answer,
     require_fitting,
     require_kinds,
     require_model,
+    require_optimizing,
     require_outputs,
     require_scale,
     require_shared,
+    warn_of_order,
 )
 from helpers.processes import Processes, connected
 from helpers.progress import step_bar
@@ -84,7 +87,6 @@ class NonFiniteLoss(FloatingPointError):
     """The loss or the gradients became NaN or infinite; the message says when."""
 
 
-@explaining_layout()
 def train_one_epoch(
     model: nn.Module,
     loader,
@@ -104,7 +106,7 @@ def train_one_epoch(
     loader: an iterable with a length, of (images (B, C, H, W), labels (B,)); one that
         gives a share of each batch counts in the metrics with those of the other
         processes, over which the model, in DistributedDataParallel, averages gradients.
-    scheduler: stepped after each batch.
+    scheduler: stepped after each batch; one that counts epochs, step yourself.
     scaler: needed for float16.
     dtype: of autocast.
     label_smoothing: see Recipe.
@@ -112,9 +114,17 @@ def train_one_epoch(
     on_step: called after each step with the number of its images and its learning rate.
 
     Raises NonFiniteLoss, and ValueError where the loader's length isn't the truth, its
-    batches are no such pairs, or a label that is on the CPU has no output.
+    batches are no such pairs, the model can't take them or gives no (B, classes), a label
+    that is on the CPU has no output, and where the optimizer is another model's.
     """
     device = torch.device(device)
+    require_optimizing(optimizer, model, scheduler)
+    if dtype == torch.float16 and scaler is None:
+        warnings.warn(
+            "in float16 small gradients vanish without a scaler; give all epochs one "
+            f'scaler=torch.amp.GradScaler("{device.type}")',
+            stacklevel=2,
+        )
     scaler = scaler or torch.amp.GradScaler(device.type, enabled=False)
     processes = Processes.of(loader)
     processes.expect_averaging(model)
@@ -126,8 +136,12 @@ def train_one_epoch(
     for batch in step_bar(loader, f"epoch {epoch}", processes.first):
         images, labels = moved(batch, device)
         optimizer.zero_grad()  # before the forward pass, where memory is scarcest
-        with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
+        with (
+            torch.autocast(device.type, dtype, enabled=dtype != torch.float32),
+            explaining_images(model, images),
+        ):
             logits = model(images)
+            require_answer(logits, len(images), "the model")
             # A GPU would say so steps later, and then compute nothing any more.
             if batch[1].device.type == "cpu":
                 require_outputs(batch[1], logits)
@@ -231,8 +245,6 @@ class Predictions(NamedTuple):
         return Metrics(float(loss), float(correct))
 
 
-@torch.no_grad()  # not inference_mode: its tensors are of no use to a later training
-@explaining_layout()
 def predict(
     model: nn.Module,
     loader,
@@ -244,22 +256,36 @@ def predict(
 
     model: on `device` already; it is given images in channels-last memory.
     loader: an iterable of (images (B, C, H, W), labels (B,)); where each process has one
-        with its share, all of them get the answers of all.
+        with its share, all of them get the answers of all. A warning tells of one that
+        shuffles, by whose order no image is found again.
     flip_tta: the logits are the means of those of the image and of its mirror image.
 
     It computes in float32, but within torch.autocast; what is float32 a newer GPU
     convolves in TF32, with 10 bits of mantissa, unless torch is told otherwise.
 
-    Raises ValueError where the loader gives nothing, or batches that are no such pairs,
-    MemoryError where they are too large, unless cuDNN says only that it finds no engine.
+    Raises ValueError where the loader gives nothing, or batches that are no such pairs or
+    that the model can't take, MemoryError where they are too large, unless cuDNN says only
+    that it finds no engine.
     """
+    warn_of_order(loader)
+    return all_answers(model, loader, device=device, flip_tta=flip_tta)
+
+
+@torch.no_grad()  # not inference_mode: its tensors are of no use to a later training
+def all_answers(
+    model: nn.Module, loader, *, device: torch.device | str, flip_tta: bool = False
+) -> Predictions:
+    """What `predict` gives, in whatever order."""
     device = torch.device(device)
     logits, labels = [], []
     with evaluating(model), explaining_memory_of_answers(device):
         for batch in loader:
             images, truth = moved(batch, device)
+            with explaining_images(model, images):
+                answers = model(images)
+            require_answer(answers, len(images), "the model")
             # A copy: a compiled model may use the memory of its output again.
-            answers = model(images).to(torch.float32, copy=True)
+            answers = answers.to(torch.float32, copy=True)
             if flip_tta:
                 answers = (answers + model(images.flip(3)).float()) / 2
             logits.append(answers)
@@ -276,7 +302,7 @@ def evaluate(model: nn.Module, loader, *, device: torch.device | str) -> Metrics
 
     Raises ValueError also for a label that has no output.
     """
-    return predict(model, loader, device=device).metrics
+    return all_answers(model, loader, device=device).metrics
 
 
 STATEFUL = ("model", "optimizer", "scheduler", "scaler")  # of a Training

@@ -541,10 +541,43 @@ def test_label_outside_the_classes_is_named_with_its_image(label):
         dataset.ImageSet(data.images, labels, data.classes, "noise")
 
 
-def test_images_of_another_type_are_refused():
+FLOATS = image_set().images / 255
+
+
+@pytest.mark.parametrize(
+    ("images", "remedy"),
+    [
+        (FLOATS, r"\(255 \* images\).round\(\)\S+ converts those from 0 to 1$"),
+        (FLOATS > 0.5, r"\(255 \* images\).round\(\)"),
+        (255 * FLOATS, "; images.astype.np.uint8. converts those from 0 to 255$"),
+        (257 * image_set().images.astype(int), "images // 257.* converts 16 bits$"),
+        (
+            2 * FLOATS - 1,
+            "reach down to -1: take those from before their normalization",
+        ),
+        (image_set().images[..., 0], r"images\[..., None\] adds one channel$"),
+        (image_set().images.reshape(40, -1), "reshape.* gives rows of pixels their sh"),
+        (np.array([[1, 2], [3]], object), "np.stack makes an array of pictures"),
+    ],
+    ids=lambda given: given if isinstance(given, str) else "",
+)
+def test_images_of_another_type_or_shape_are_refused_with_what_converts_them(
+    images, remedy
+):
     data = image_set()
-    with pytest.raises(ValueError, match="images must be uint8"):
-        dataset.ImageSet(data.images / 255, data.labels, data.classes, "noise")
+    with pytest.raises(ValueError, match=f"^images must be uint8.*{remedy}"):
+        dataset.ImageSet(images, data.labels, data.classes, "noise")
+
+
+def test_floats_that_became_black_images_are_warned_of():
+    data = image_set()
+    with pytest.warns(UserWarning, match="all but black; convert floats from 0 to 1"):
+        replace(data, images=FLOATS.astype(np.uint8))
+    replace(data, images=np.zeros_like(data.images))  # as a painter begins
+
+
+def test_labels_of_another_type_and_lists_are_refused():
+    data = image_set()
     with pytest.raises(ValueError, match=r"labels must be integers \(40,\)"):
         dataset.ImageSet(data.images, data.labels[:-1], data.classes, "noise")
     with pytest.raises(ValueError, match=r"float32 .*\.astype\(np\.int64\)"):
@@ -820,6 +853,7 @@ ARRAYS = some.arrays(
 )
 
 
+@pytest.mark.filterwarnings("ignore:no pixel is above 1")
 @given(st.data(), st.integers(0, 5))
 def test_any_arrays_are_a_set_or_one_sentence(data, classes):
     images = data.draw(
@@ -901,6 +935,7 @@ def test_rare_class_is_not_held_out_whole():
     assert np.bincount(held.labels).tolist() == [10, 190]
 
 
+@pytest.mark.filterwarnings("ignore:no pixel is above 1")
 @given(numbered_sets(), st.data())
 def test_subset_and_split_lose_nothing_and_are_even(data, more):
     size = more.draw(st.integers(1, len(data)))
@@ -1194,6 +1229,9 @@ def test_transforms_refuse_images_of_another_shape_and_impossible_colours():
     ):
         with pytest.raises(ValueError, match=r"the image is \(.* transform is for \("):
             transform(image=image)
+    for size in ((32, 32, 3), 32):
+        with pytest.raises(ValueError, match=r"size must be \(H, W\), as of images"):
+            dataset.train_transform(size=size)
     for kind in (dataset.train_transform, dataset.eval_transform):
         assert "Normalize" in repr(kind())  # as a cell's last line shows it
         with pytest.raises(ValueError, match="std more than 0"):

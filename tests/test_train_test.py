@@ -158,11 +158,24 @@ def test_history_tells_each_epoch():
     assert [row.epoch for row in history.epochs] == [1, 2, 3]
     assert history.max_lr == 0.01
     assert [row.learning_rate for row in history.epochs] == history.learning_rates[2::3]
-    assert all(row.seconds > 0 for row in history.epochs)
-    assert all(row.images_per_second > 40 / row.seconds for row in history.epochs)
     assert history.last is history.epochs[-1]
     tested = train_test.evaluate(model, test, device=CPU)
     assert tested == (history.last.test_loss, history.last.test_accuracy)
+
+
+def test_speed_is_that_of_training_and_seconds_are_of_all(monkeypatch):
+    ticks = itertools.cycle([0, 2, 5])  # begins, has trained, has tested
+    monkeypatch.setattr(train_test.time, "perf_counter", lambda: next(ticks))
+    (row, *_) = fit(network(), (batches(16, 16, 8), batches(16)), recipe()).epochs
+    assert (row.seconds, row.images_per_second) == (5, 20)
+
+
+def test_line_of_an_epoch_tells_what_is_known():
+    metrics = train_test.Metrics(2.0, 0.25), train_test.Metrics(1.5, 0.5)
+    own = "epoch   1 | train loss 2.0000 acc  25.00% | test loss 1.5000 acc  50.00%"
+    assert str(Epoch(1, *itertools.chain(*metrics))) == own
+    whole = Epoch(1, *itertools.chain(*metrics), 0.01, 3.0, 1234.0)
+    assert str(whole) == f"{own} | lr 1.00e-02 |   1,234 images/s"
 
 
 def rows(*test_accuracies):
@@ -243,7 +256,7 @@ def test_gradients_that_float16_cannot_hold_end_a_training_from_the_17th(broken)
     ("layer", "said"),
     [
         (lambda x: x.view(len(x), -1), "channels-last here: use .flatten"),
-        (nn.Conv2d(1, 10, 8), r"\(16, 3, 8, 8\) .* in_channels"),
+        (nn.Conv2d(1, 10, 8), r"\(2, 3, 8, 8\) .* in_channels"),
         (nn.Sequential(nn.Flatten(), nn.Linear(5, 10)), "images of this size"),
         (nn.Sequential(nn.MaxPool2d(8), nn.MaxPool2d(2)), "images of this size"),
         (nn.Conv2d(3, 10, 9), "images of this size"),
@@ -263,22 +276,83 @@ def test_images_that_the_model_cannot_take_are_said(layer, said):
         fit(Theirs(), (batches(16), batches(16)), recipe(peak_epoch=2))
 
 
+def epoch_of(model, loader, **options):
+    """As in a loop of one's own."""
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    return train_test.train_one_epoch(model, loader, optimizer, device=CPU, **options)
+
+
+def answers_of(model, loader):
+    return train_test.predict(model, loader, device=CPU)
+
+
+class Viewing(nn.Linear):
+    def forward(self, x):
+        return super().forward(x.view(len(x), -1))
+
+
+@pytest.mark.parametrize("work", [epoch_of, answers_of])
 @pytest.mark.parametrize(
-    "work",
+    ("model", "images", "error", "said"),
     [
-        lambda model, loader: train_test.evaluate(model, loader, device="cpu"),
-        lambda model, loader: train_test.train_one_epoch(
-            model, loader, train_test.make_optimizer(model, lr=0.1), device="cpu"
+        (Viewing(3 * 8 * 8, 10), noise()[0], ValueError, "view size .* use .flatten"),
+        (network(), noise()[0].to(torch.uint8), ValueError, r"uint8 .* / 255 converts"),
+        (network(), noise()[0][:, :1], ValueError, "as many in_channels"),
+        (network().to("meta"), noise()[0], ValueError, r"on cpu, where model.to\(dev"),
+        (Around(lambda x: (x, x)), noise()[0], TypeError, "model gives a tuple; a cl"),
+        (
+            Around(lambda x: x[0]),
+            noise()[0],
+            ValueError,
+            r"gives \(10,\) for 40 images",
         ),
     ],
+    ids=["view", "uint8", "channels", "elsewhere", "tuple", "one answer"],
 )
-def test_view_in_a_loop_of_ones_own_is_explained(work):
-    class Viewing(nn.Sequential):
-        def forward(self, x):
-            return super().forward(x.view(len(x), -1))
+def test_what_a_loop_of_ones_own_cannot_go_on_with_is_said(
+    work, model, images, error, said
+):
+    with pytest.raises(error, match=said):
+        work(model, [(images, noise()[1])])
 
-    with pytest.raises(ValueError, match="view size .* use .flatten"):
-        work(Viewing(nn.Linear(3 * 8 * 8, 10)), batches(16))
+
+def test_optimizer_of_a_model_that_was_made_anew_is_refused():
+    optimizer = torch.optim.SGD(network().parameters(), 0.1)
+    with pytest.raises(ValueError, match="no parameter of the model.* anew too"):
+        train_test.train_one_epoch(network(), batches(16), optimizer, device=CPU)
+
+
+def test_scheduler_that_waits_for_a_metric_is_refused_before_a_step():
+    model = network()
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    before = state_of(model)
+    with pytest.raises(TypeError, match="ReduceLROnPlateau .* yourself after evaluate"):
+        train_test.train_one_epoch(
+            model,
+            batches(16),
+            optimizer,
+            device=CPU,
+            scheduler=torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer),
+        )
+    assert_same_state(state_of(model), before)
+
+
+def test_float16_without_a_scaler_is_warned_of():
+    with pytest.warns(
+        UserWarning, match=r"vanish .*scaler=torch.amp.GradScaler\(\"cpu"
+    ):
+        epoch_of(network(), batches(16), dtype=torch.float16)
+
+
+def test_answers_that_are_not_in_the_images_order_are_warned_of():
+    model, (train, test) = network(), loaders()
+    images = TensorDataset(*noise(16))
+    for shuffling in (train, DataLoader(images, shuffle=True)):
+        with pytest.warns(UserWarning, match="shuffles, so these answers .* keeps it"):
+            answers_of(model, shuffling)
+        train_test.evaluate(model, shuffling, device=CPU)  # of which no order is asked
+    for orderly in (test, DataLoader(images), batches(16)):
+        answers_of(model, orderly)
 
 
 def test_other_kinds_of_arguments_are_said():
@@ -319,7 +393,7 @@ def test_evaluation_that_runs_out_of_memory_is_not_blamed_on_the_training_batch(
 
 
 def test_devices_and_precisions_that_do_not_work_are_refused():
-    for name in ("mps", "gpu"):
+    for name in ("mps", "gpu", None):
         with pytest.raises(ValueError, match=f"device is {name}; give cpu or cuda"):
             train_test.choose_dtype("auto", name)
     with pytest.raises(ValueError, match="not 'bf16'"):
@@ -643,7 +717,7 @@ def test_evaluation_that_fails_gives_each_layer_its_mode_back():
     model = network()
     modes = [module.training for module in model.modules()]
     wrong = [*batches(16), (torch.randn(4, 5, 8, 8), torch.zeros(4, dtype=torch.int64))]
-    with pytest.raises(RuntimeError):
+    with pytest.raises(ValueError, match="as many in_channels"):
         train_test.evaluate(model, wrong, device=CPU)
     assert [module.training for module in model.modules()] == modes
 
