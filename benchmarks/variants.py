@@ -14,7 +14,6 @@ from unittest.mock import patch
 
 import torch
 from torch import nn
-from torch._dynamo.utils import counters
 
 from benchmarks import fresh
 from benchmarks.data import TRAIN
@@ -30,7 +29,6 @@ BARE = "ours, without the biases that BatchNorm subtracts"
 HALF = "ours, float16"
 COMPILED = "ours, torch.compile"
 PRICE = "compiling for one size of batch"  # fit has four
-SKIPS = "compiled without CUDA graphs"
 PAYS = "epochs of 50,000 images until compiling has paid back"
 NEVER = "never: no faster"
 ALONE = "ours, in a process of its own"
@@ -91,10 +89,6 @@ def measure(setup: Setup) -> list[Row]:
         passed = setup.batch_size * setup.steps / speed
         # In a rehearsal, where nothing is compiled, chance can make the first pass shorter.
         price = max(first_pass - passed, 0)
-        # Inductor says in its log alone where it did without CUDA graphs.
-        skips = {"values": [counters["inductor"]["cudagraph_skips"]]}
-        told = skips if cuda else {"note": "needs a CUDA device"}
-        others.append(Row(group=GROUP, name=SKIPS, unit="parts", **told))
         others.append(Row(group=GROUP, name=PRICE, unit="s", values=[price]))
         others.append(pays(rows, price))
     del works, pooled, bare, compiled
