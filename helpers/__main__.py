@@ -25,7 +25,7 @@ def main(arguments: list[str] | None = None) -> None:
     options = parse(arguments)
     try:
         with train_test.connected() as processes:
-            require_seeds(options, processes)
+            require_startable(options, processes)
             for seed in options.seeds:
                 run(options, seed, processes)
     except (
@@ -151,8 +151,10 @@ def checkpoint_of(options: argparse.Namespace, seed: int) -> Path:
     return options.out / f"{name}.pt"
 
 
-def require_seeds(options: argparse.Namespace, processes: train_test.Processes) -> None:
-    """Raise before the first seed's hours what a later one would fail for at once."""
+def require_startable(
+    options: argparse.Namespace, processes: train_test.Processes
+) -> None:
+    """Raise, before a download and the first seed's hours, what any seed would fail for."""
     for seed in options.seeds:
         utils.set_seed(seed)
         if processes.first and options.resume:
@@ -161,6 +163,11 @@ def require_seeds(options: argparse.Namespace, processes: train_test.Processes) 
             )
         elif processes.first and not options.no_checkpoint:
             train_test.require_free(checkpoint_of(options, seed))
+    train_test.require_writable(options.out)
+    if options.save_weights and not importlib.util.find_spec("safetensors"):
+        raise ModuleNotFoundError(
+            "--save-weights needs safetensors; pip install safetensors"
+        )
 
 
 def run(
@@ -175,11 +182,6 @@ def run(
         holdout=options.holdout,
     )
     train = train.subset(recipe.train_images)
-    train_test.require_writable(options.out)
-    if options.save_weights and not importlib.util.find_spec("safetensors"):
-        raise ModuleNotFoundError(
-            "--save-weights needs safetensors; pip install safetensors"
-        )
     device = utils.get_device()
     utils.set_seed(seed)
     model = models.MODELS[options.model](

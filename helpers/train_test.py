@@ -539,20 +539,7 @@ def fit(
     if saved:
         training.load_state_dict(saved)
         if processes.first:
-            done = len(history.epochs)
-            print(
-                f"{path}: going on after epoch {done} of {recipe.epochs}, "
-                + "with nothing left to train, " * (done == recipe.epochs)
-                + f"with max_lr {history.max_lr:.2e} as it began",
-                flush=True,
-            )
-            if recipe.max_lr not in (None, history.max_lr):
-                warnings.warn(
-                    f"the recipe's max_lr {recipe.max_lr:.2e} is not that of {path}, which "
-                    "is kept; another needs another file",
-                    stacklevel=2,
-                )
-
+            tell_where_it_goes_on(path, recipe, history)
     try:
         for epoch in range(len(history.epochs) + 1, recipe.epochs + 1):
             with keeping_freed_memory(device):
@@ -572,6 +559,23 @@ def fit(
     training.optimizer.zero_grad()  # the last step's: as much memory as the model again
     model.eval()
     return history
+
+
+def tell_where_it_goes_on(path: Path, recipe: Recipe, history: History) -> None:
+    """Print it; warn where the recipe's max_lr is not the one that is gone on with."""
+    done = len(history.epochs)
+    print(
+        f"{path}: going on after epoch {done} of {recipe.epochs}, "
+        + "with nothing left to train, " * (done == recipe.epochs)
+        + f"with max_lr {history.max_lr:.2e} as it began",
+        flush=True,
+    )
+    if recipe.max_lr not in (None, history.max_lr):
+        warnings.warn(
+            f"the recipe's max_lr {recipe.max_lr:.2e} is not that of {path}, which is "
+            "kept; another needs another file",
+            stacklevel=3,
+        )
 
 
 def what_is_left(path: Path | None, error: BaseException) -> str:
