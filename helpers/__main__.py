@@ -181,7 +181,6 @@ def run(
         test_images=recipe.test_images,
         holdout=options.holdout,
     )
-    train = train.subset(recipe.train_images)
     device = utils.get_device()
     utils.set_seed(seed)
     model = models.MODELS[options.model](

@@ -379,7 +379,7 @@ def load_or_draw(
 def images_of(
     root: str, *, train_images: int | None, test_images: int | None, holdout: int
 ) -> tuple[ImageSet, ImageSet]:
-    """The training images, of which a run takes a subset, and those it is evaluated on.
+    """The images that a run trains on, and those that it is evaluated on.
 
     root: the folder of the dataset, or the word synthetic.
     holdout: this many training images, if any, take the place of the test set.
@@ -390,7 +390,11 @@ def images_of(
         train, test, _ = load_or_draw(root, train_images=size, test_images=test_images)
     else:
         train, test = load_once(root)
-    return train.split(holdout) if holdout else (train, test.subset(test_images))
+    if holdout:
+        train, test = train.split(holdout)
+    else:
+        test = test.subset(test_images)
+    return train.subset(train_images), test
 
 
 @functools.cache
