@@ -37,6 +37,7 @@ from helpers.records import accuracy_by_rate, flat_top
 BLACK, ORANGE, SKY_BLUE, GREEN = "#000000", "#E69F00", "#56B4E9", "#009E73"
 BLUE, VERMILLION = "#0072B2", "#D55E00"
 SMALL = 9  # points; the smallest text that is legible in a README column 800 px wide
+PLAIN = {"parse_math": False}  # a name may hold two dollars, and mean no mathematics
 MOST_SAMPLED, MOST_BARS = 12, 30  # classes in a figure; more would fill several screens
 
 
@@ -288,7 +289,7 @@ def plot_class_accuracy(rows: list[ClassAccuracy], *, data: str) -> Figure:
         axes.axvline(mean, color=VERMILLION, ls="--", label=f"all images: {mean:.2f}%")
     for place, row in zip(places, ranked):
         axes.text(101.5, place, f"{row.correct} / {row.count}", va="center", size=SMALL)
-    axes.set_yticks(places, [verbatim(row.name) for row in ranked])
+    axes.set_yticks(places, [row.name for row in ranked], **PLAIN)
     axes.set(xlim=(0, 100), ylim=(-0.6, places[-1] + 0.6))
     dress(axes, "accuracy (%), with correct / count at the right", "class")
     legend_below(figure)
@@ -327,10 +328,10 @@ def plot_confusion_matrix(
                 column, row, counts[row, column], ha="center", va="center", **look
             )
     shown = range(0, size, math.ceil(size / 36))  # more names would overlap
-    names = [verbatim(classes[index]) for index in shown]
+    names = [classes[index] for index in shown]
     look = {"rotation": 90 if size > 20 else 45, "rotation_mode": "anchor"}
-    axes.set_xticks(shown, names, ha="right", va="center", **look)
-    axes.set_yticks(shown, names)
+    axes.set_xticks(shown, names, ha="right", va="center", **look, **PLAIN)
+    axes.set_yticks(shown, names, **PLAIN)
     axes.set(xlabel="predicted class", ylabel="true class")
     return figure
 
@@ -405,10 +406,10 @@ def plot_misclassified(
         axes.imshow(pixels[mistake.index], interpolation="nearest")
         # Long names would run into their neighbours'.
         names = f"{classes[mistake.label]} → {classes[mistake.prediction]}"
-        names = verbatim(textwrap.fill(names, 24))
+        names = textwrap.fill(names, 24)
         sure = f"{100 * mistake.probability:.2f}%"
         sure = "> 99.99%" if sure == "100.00%" else sure  # no softmax is certain
-        axes.set_title(f"{names}\n{sure}", size=SMALL)
+        axes.set_title(f"{names}\n{sure}", size=SMALL, **PLAIN)
     return figure
 
 
@@ -427,14 +428,9 @@ def new_figure(
     """Return a figure of that size in inches, outside pyplot's global state, and axes."""
     figure = Picture(figsize=(width, height), layout="constrained")
     figure.get_layout_engine().set(w_pad=0.08, h_pad=0.08)  # inches
-    about = textwrap.fill(verbatim(data), int(11.2 * width))  # letters in an inch
-    figure.suptitle(f"{title}\n{about}")
+    about = textwrap.fill(str(data), int(11.2 * width))  # letters in an inch
+    figure.suptitle(f"{title}\n{about}", **PLAIN)
     return figure, figure.subplots(lines, columns)
-
-
-def verbatim(text: str) -> str:
-    """Dollars as they are, between which Matplotlib would set mathematics."""
-    return str(text).replace("$", r"\$")
 
 
 def dress(axes: Axes, x_label: str, y_label: str) -> None:
@@ -474,7 +470,7 @@ def image_grid(
         (axes.xaxis, column_names, width),
     ):
         centres = np.arange(len(labels)) * (side + gap) + (side - 1) / 2
-        axis.set_ticks(centres, [verbatim(label) for label in labels])
+        axis.set_ticks(centres, labels, **PLAIN)
     axes.tick_params(length=0, top=True, labeltop=True, labelbottom=False)
     axes.spines[:].set_visible(False)
     return figure

@@ -682,8 +682,8 @@ def test_dollars_in_names_are_no_mathematics():
     for figure in figures:
         figure.draw_without_rendering()
         drawn = [text.get_text() for text in figure.findobj(Text)]
-        assert any(r"US\$ {x" in text for text in drawn)
-    assert figures[0].get_suptitle().endswith(r"from \$ to \$")
+        assert any("US$ {x" in text for text in drawn)
+    assert figures[0].get_suptitle().endswith("from $ to $")
 
 
 def test_misclassified_figure_says_that_there_are_none():
