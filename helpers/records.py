@@ -17,8 +17,6 @@ from helpers.files import place_of, write_whole
 from helpers.recipe import PROFILES, RECIPES, Recipe
 
 FORMAT = 2
-# Fields that recipes once had, with the value that changed nothing.
-RETIRED = {"average_epochs": 0}
 # In columns of their own.
 IN_COLUMNS = {"epochs", "batch_size", "train_images", "test_images", "max_lr"}
 # What a recipe leaves to profile and machine.
@@ -31,10 +29,10 @@ ALIKE = 0.003
 
 
 def read_record(path: str | os.PathLike) -> dict[str, Any]:
-    """Return what a run has left, a record of an older format with what it lacks.
+    """Return what a run has left.
 
     Raises FileNotFoundError where there is none, ValueError for a file that is no record
-    and for one of a newer format.
+    and for one of another format.
     """
     path = place_of(path)
     try:
@@ -49,29 +47,12 @@ def read_record(path: str | os.PathLike) -> dict[str, Any]:
             f"{path} is no record of a run ({type(error).__name__}: {error}); name one "
             "that python -m helpers wrote"
         ) from error
-    if form not in range(1, FORMAT + 1):
+    if form != FORMAT:
         raise ValueError(
-            f"{path} is of format {form} and this version reads up to {FORMAT}; use the "
-            "version that wrote it"
+            f"{path} is of format {form} and this version reads {FORMAT}; use the version "
+            "that wrote it"
         )
-    if form == 1:  # which had one recipe, and no flip TTA
-        record = {"recipe_name": "assignment", "flip_tta_accuracy": None, **record}
-    if "recipe" in record:  # a field that is newer had what is its default now
-        whole = {**asdict(Recipe()), **record["recipe"]}
-        record["recipe"] = {
-            field: value
-            for field, value in whole.items()
-            if (field, value) not in RETIRED.items()
-        }
-    if record.get("augment_on") == "auto":  # as it was asked for, not where it was
-        record["augment_on"] = "device" if is_of_a_gpu(record) else "cpu"
     return record
-
-
-def is_of_a_gpu(record: dict[str, Any]) -> bool:
-    """Whether a run's device was one of NVIDIA's, which call themselves these."""
-    names = ("NVIDIA", "Tesla", "Quadro", "GeForce")
-    return any(name in record["hardware"]["device"] for name in names)
 
 
 def write_record(path: str | os.PathLike, record: dict[str, Any]) -> None:
@@ -263,18 +244,18 @@ class Experiment(NamedTuple):
     test_images: int
     evaluated_on: str
     device: str
+    precision: str
+    processes: int
     trained: str  # all else that decides, as JSON
 
     @classmethod
     def of(cls, record: dict[str, Any]) -> "Experiment":
         """The experiment that a record is of."""
         data, recipe, hardware = record["data"], record["recipe"], record["hardware"]
-        how = record.get("augment_on"), hardware.get("precision")
-        # 5 and 5.0 are one value, and an older record was of one process.
-        fields = {**recipe, "processes": hardware.get("processes", 1)}
+        # 5 and 5.0 are one value.
         fields = {
             name: float(value) if isinstance(value, int) else value
-            for name, value in fields.items()
+            for name, value in recipe.items()
         }
         return cls(
             record["model"],
@@ -286,7 +267,9 @@ class Experiment(NamedTuple):
             data["test_images"],
             data["evaluated_on"],
             hardware["device"],
-            json.dumps([fields, *how], sort_keys=True),
+            hardware["precision"],
+            hardware["processes"],
+            json.dumps([fields, record["augment_on"]], sort_keys=True),
         )
 
 
@@ -315,14 +298,12 @@ def spread(values: Sequence[float | None]) -> str:
 
 def is_page(record: dict[str, Any]) -> bool:
     """Whether a run is by Page's recipe as it is, with which the others are compared."""
-    whole = {**asdict(Recipe()), **RECIPES["page"]}
-    as_it_is = all(
-        record["recipe"].get(field) == value
-        for field, value in whole.items()
-        if field not in AMOUNTS
+    had, page = (
+        {field: value for field, value in fields.items() if field not in AMOUNTS}
+        for fields in (record["recipe"], {**asdict(Recipe()), **RECIPES["page"]})
     )
     by_name = (record["model"], record["recipe_name"]) == ("CustomResNet", "page")
-    return by_name and as_it_is and record["recipe"].keys() <= whole.keys()
+    return by_name and had == page
 
 
 def against_page(
@@ -345,10 +326,8 @@ def paired(
     def conditions(record: dict[str, Any]) -> tuple:
         # Where images are augmented decides only what is drawn.
         rest = Experiment.of(record)._replace(model="", recipe_name="", trained="")
-        hardware = record["hardware"]
-        how = hardware.get("precision"), hardware.get("processes", 1)
-        images = record["data"].get("test_fingerprint")
-        return *rest, images, record["recipe"]["peak_epoch"], *how, record["seed"]
+        images = record["data"]["test_fingerprint"]
+        return *rest, images, record["recipe"]["peak_epoch"], record["seed"]
 
     found = {conditions(record): record["last_epoch_accuracy"] for record in before}
     return [

@@ -694,12 +694,13 @@ def test_batches_are_made_of_the_images_that_are_there_and_not_of_copies():
     assert per_image.loader.dataset.images is train.images
 
 
-def test_processes_that_share_a_machine_share_its_cores(monkeypatch):
-    alone = usable_cores()
-    monkeypatch.setenv("LOCAL_WORLD_SIZE", str(alone))
-    assert usable_cores() == 1
-    monkeypatch.setenv("LOCAL_WORLD_SIZE", str(2 * alone))
-    assert usable_cores() == 1
+@pytest.mark.parametrize(("processes", "cores"), [(1, 24), (2, 12), (48, 1)])
+def test_processes_that_share_a_machine_share_its_cores(processes, cores, monkeypatch):
+    monkeypatch.setattr(
+        os, "sched_getaffinity", lambda _: set(range(24)), raising=False
+    )
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", str(processes))
+    assert usable_cores() == cores
 
 
 def test_memory_map_is_not_read_before_it_is_used(tmp_path):
@@ -1136,6 +1137,23 @@ def test_epochs_differ_and_repeat_by_seed_and_number(on, workers):
     assert torch.equal(epoch(loaders(on=on, workers=workers).train)[0], first[0])
     other = loaders(on=on, workers=workers, seed=1).train
     assert not torch.equal(epoch(other)[0], first[0])
+
+
+@BOTH
+def test_each_epoch_has_an_order_of_its_own(on):
+    data = replace(
+        image_set(), labels=np.arange(40), classes=tuple(map(str, range(40)))
+    )
+    train = loaders(data, on=on, padding=0, flip=0, cutout=0).train
+    one, other = (epoch(train)[1].tolist() for _ in range(2))
+    assert sorted(one) == sorted(other) == list(range(40))
+    assert one != other and list(range(40)) not in (one, other)
+
+
+@BOTH
+def test_each_epoch_is_augmented_anew(on):
+    train = loaders(position_set(64), on=on).train  # alike, so that no order shows
+    assert not torch.equal(epoch(train)[0], epoch(train)[0])
 
 
 @pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="Linux alone has it")

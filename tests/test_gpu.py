@@ -1,13 +1,13 @@
 """What of a GPU's part can be seen without one: where tensors lie, and what waits."""
 
 import math
+import os
 
 import pytest
 import torch
 from torch import nn
 
 from helpers import dataset, models, train_test, utils
-from helpers.loaders import usable_cores
 from helpers.train_test import RECIPES
 from tests.pretended_gpu import pretended_gpu
 from tests.shared import (
@@ -170,14 +170,18 @@ def test_gpu_that_computes_nothing_is_said_at_once(monkeypatch):
             utils.get_device()
 
 
-def test_own_transform_is_for_workers_though_the_model_is_on_a_gpu():
+def test_own_transform_is_for_workers_though_the_model_is_on_a_gpu(monkeypatch):
+    monkeypatch.setattr(
+        os, "sched_getaffinity", lambda _: set(range(24)), raising=False
+    )
+    monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
     with pretended_gpu():
         train, test = loaders(on="auto", workers=None, device="cuda")
         assert train.augment_on == test.augment_on == "device"
         own = dataset.import_albumentations().Compose([])
         train, test = loaders(on="auto", workers=None, device="cuda", transform=own)
     assert train.augment_on == "cpu"
-    assert train.num_workers == min(8, usable_cores())
+    assert train.num_workers == 8
     assert loaders(on="cpu", workers=None)[0].num_workers == 0
 
 

@@ -1,7 +1,9 @@
 """The learning-rate range test leaves no trace, and its rule reads curves as it says."""
 
+import itertools
 import math
 import random
+import statistics
 import sys
 
 import numpy as np
@@ -167,14 +169,33 @@ def test_range_test_goes_from_nothing_to_too_much_once_a_seed():
     ],
     ids=str,
 )
-def test_range_test_trains_by_the_recipe(change):
-    def losses(**fields):
-        found = train_test.lr_range_test(
-            network(), loaders().train, recipe(**fields), device=CPU
+def test_range_tests_losses_are_those_of_training_at_its_rates(change):
+    plan = recipe(lr_test_seeds=1, **change)
+    found = train_test.lr_range_test(network(), loaders().train, plan, device=CPU)
+    model, train = network().to(memory_format=torch.channels_last), loaders().train
+    optimizer = train_test.make_optimizer(model, plan, lr=1)
+    drawn = itertools.chain.from_iterable(iter(train) for _ in range(7))
+    for rate, loss, batch in zip(found.learning_rates[:20], found.losses[0], drawn):
+        for group in optimizer.param_groups:
+            group["lr"] = rate
+        trained = train_test.train_one_epoch(
+            model,
+            [batch],
+            optimizer,
+            device=CPU,
+            dtype=train_test.choose_dtype(plan.precision, CPU),
+            label_smoothing=plan.label_smoothing,
         )
-        return found.losses[0][:20]  # before one may be no number, unlike itself
+        assert loss == pytest.approx(trained.loss, rel=1e-4)
 
-    assert losses(**change) != losses()
+
+def test_range_test_ends_at_four_times_its_lowest_loss():
+    steep, plan = Around(lambda logits: 10 * logits), recipe(optimizer="sgd")
+    found = train_test.lr_range_test(steep, loaders().train, plan, device=CPU)
+    for losses in found.losses:
+        lowest = itertools.accumulate(losses, min)
+        above = [loss > 4 * low for loss, low in zip(losses, lowest)]
+        assert above.index(True) == len(losses) - 1 < 29
 
 
 def test_range_test_without_its_package_says_what_to_do(monkeypatch):
@@ -206,6 +227,16 @@ def valley(rate, *, bottom=1e-2, high=2.0, low=1.0):
     """Falls to `low` at `bottom`, then climbs as fast as the whole depth in 2 decades."""
     x = math.log10(rate / bottom)
     return low + (high - low) * (x / 2 if x > 0 else x / math.log10(1e-5 / bottom))
+
+
+def test_each_loss_is_averaged_with_its_neighbours_on_both_sides():
+    losses = [valley(rate) for rate in RATES]
+    losses[20] += 1
+    (smoothed,) = lr_range.choose_max_lr(RATES, [losses]).smoothed
+    assert smoothed[0] == pytest.approx(statistics.fmean(losses[:3]))
+    for step in (18, 20, 22):
+        around = losses[step - 2 : step + 3]
+        assert smoothed[step] == pytest.approx(statistics.fmean(around))
 
 
 def test_clean_valley_gives_a_third_of_where_it_is_left():

@@ -173,6 +173,9 @@ def test_record_agrees_with_itself(ran, images):
     assert got["maximum_accuracy"] == max(accuracies)
     assert got["maximum_epoch"] == 1 + accuracies.index(max(accuracies))
     assert got["seconds"] == pytest.approx(sum(row["seconds"] for row in rows))
+    history = train_test.History.from_record(got)
+    assert history.max_lr == got["max_lr"]
+    assert [row._asdict() for row in history.epochs] == rows
     # One epoch up, so the first row's rate is the peak.
     assert rows[0]["learning_rate"] == pytest.approx(got["max_lr"])
     test = images[1]

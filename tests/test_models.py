@@ -109,6 +109,32 @@ def test_parameters_of_other_layers_are_not_called_batchnorms():
     assert "| all other layers |" in text and "| 9 |" in text
 
 
+@pytest.mark.parametrize("size", [(3, 8, 12), (3, 12, 8)])
+def test_longer_side_of_an_oblong_image_counts(size):
+    model = nn.Sequential(
+        nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 2)
+    )
+    assert models.receptive_field_table(model, size)[-1].receptive_field == 12
+
+
+def test_head_with_batchnorm_and_a_difference_of_branches_are_known():
+    class Difference(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv, self.head = nn.Conv2d(3, 3, 3, padding=1), nn.BatchNorm1d(3)
+
+        def forward(self, x):
+            return self.head((self.conv(x) - x).mean((2, 3)))
+
+    rows = models.receptive_field_table(Difference())
+    assert [(row.kind, row.receptive_field) for row in rows] == [
+        ("Conv2d", 3),
+        ("sub", 3),
+        ("mean", 34),
+        ("BatchNorm1d", 34),
+    ]
+
+
 def positive(model: nn.Module) -> nn.Module:
     """A copy in float64 in which all that is seen shows: no sign or maximum hides it."""
     model = copy.deepcopy(model).double().eval()

@@ -111,6 +111,7 @@ def test_different_recipes_data_and_whole_loaders_are_refused(several):
     for rank, found in enumerate(several[0]):
         said = found["refused"]
         assert "epochs is 3 in process 0 and 4 in process 1" in said["recipe"]
+        assert "max_lr is 0.01 in process 0 and 0.02 in process 1" in said["rate"]
         assert "images is ['0'," in said["data"]
         share = f"({rank}, {len(several[0])})"
         assert f"give make_loaders share={share}" in said["share"]

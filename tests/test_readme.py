@@ -53,10 +53,10 @@ def test_beside_the_reports_figure_stands_the_longest_run_by_its_recipe():
     assert readme.longest(records[:2])["recipe_name"] == "ours"
 
 
-def test_what_a_record_tells_is_no_longer_missing():
-    record = utils.read_records(readme.RESULTS, readme.RUNS)[0]
-    cpu = {**record, "model": "CustomResNet", "hardware": {"device": "AMD EPYC"}}
-    gpu = {**record, "model": "ResNet18", "hardware": {"device": "Tesla T4"}}
+@pytest.mark.parametrize("name", ["NVIDIA H200", "Tesla T4", "Quadro RTX 6000"])
+def test_what_a_record_tells_is_no_longer_missing(name):
+    (cpu, *_) = utils.read_records(readme.RESULTS, "run-CustomResNet-*.json")
+    gpu = {**within(cpu, "hardware", device=name), "model": "ResNet18"}
     before, after = readme.unmeasured([cpu]), readme.unmeasured([cpu, gpu])
     assert set(before) - set(after) == {"a GPU", "ResNet18"}
 

@@ -179,8 +179,11 @@ def test_trials_on_two_machines_are_no_pairs(tmp_path):
 def test_trials_on_other_images_are_no_pairs():
     run, other = made("ours", 0, 0.90), made("page", 0, 0.91)
     assert kept.paired([run], [other]) == [(0.90, 0.91)]
-    other = within(other, "data", test_fingerprint="0123456789abcdef")
-    assert kept.paired([run], [other]) == []
+    for part, changes in (
+        ("data", {"test_fingerprint": "0123456789abcdef"}),
+        ("recipe", {"peak_epoch": 8}),
+    ):
+        assert kept.paired([run], [within(other, part, **changes)]) == []
 
 
 def test_trial_without_records_decides_nothing(tmp_path):
@@ -212,7 +215,7 @@ def test_ours_is_what_the_records_have_chosen():
 @pytest.mark.parametrize(
     ("content", "said"),
     [
-        ('{"format": 99}', "is of format 99 and this version reads up to 2; use"),
+        ('{"format": 99}', "is of format 99 and this version reads 2; use"),
         ('{"format": "2"}', "is of format 2 and"),
         ('{"seed": 0}', r"is no record of a run \(KeyError: 'format'\); name one"),
         ("[]", r"is no record of a run \(TypeError"),
@@ -322,8 +325,7 @@ def test_row_says_what_the_run_had_otherwise_than_its_recipe_today():
 def test_one_value_written_in_two_ways_is_one_row():
     run, again = made("page", 0, 0.90), made("page", 1, 0.92)
     again = within(again, "recipe", div_factor=float(again["recipe"]["div_factor"]))
-    del again["hardware"]["processes"]  # as in older records, of one
-    (row,) = rows_of([within(run, "hardware", processes=1), again])
+    (row,) = rows_of([run, again])
     assert "91.00% ± 1.41" in row
 
 
@@ -332,8 +334,11 @@ def test_runs_that_differ_in_anything_but_the_seed_are_rows_of_their_own():
     bare = within(run, "recipe", cutout=0)
     held = within(run, "data", evaluated_on="held-out training images")
     shared = within(run, "hardware", processes=2)
-    rows = rows_of([run, held, bare, shared, again])
-    assert len(rows) == 4
+    exact = within(run, "hardware", precision="float32")
+    elsewhere = {**run, "augment_on": "device"}
+    other = {**run, "model": "ResNet18"}
+    rows = rows_of([run, held, bare, shared, exact, elsewhere, other, again])
+    assert len(rows) == 7
     assert sum("91.00% ± 1.41" in row for row in rows) == 1
     assert sum("→ 10,000 held-out training images |" in row for row in rows) == 1
 
@@ -383,19 +388,6 @@ def test_record_that_cannot_be_written_leaves_what_was_there(tmp_path, monkeypat
     assert utils.read_record(path)["seed"] == 3
 
 
-@pytest.mark.parametrize(("name", "where"), [("Tesla T4", "device"), ("AMD", "cpu")])
-def test_record_of_an_older_format_is_given_what_it_lacks(name, where, tmp_path):
-    path, old = tmp_path / "run.json", {"format": 1, "augment_on": "auto"}
-    old["recipe"] = {"epochs": 3, "average_epochs": 0}  # one that is no more, off
-    path.write_text(json.dumps({**old, "hardware": {"device": name}}))
-    new = {"recipe_name": "assignment", "flip_tta_accuracy": None, "augment_on": where}
-    new["recipe"] = asdict(Recipe()) | {"epochs": 3}
-    read = utils.read_record(path)
-    assert new.items() <= read.items()
-    utils.write_record(path, read)
-    assert json.loads(path.read_text())["format"] == kept.FORMAT
-
-
 def test_folder_of_records_that_is_not_there_is_said(tmp_path):
     with pytest.raises(FileNotFoundError, match="none is not a folder; name one that"):
         utils.read_records(tmp_path / "none")
@@ -413,6 +405,8 @@ def curve(**accuracies):
 def test_flat_top_ends_where_accuracy_is_lower_by_more_than_chance():
     steady = {"r3": [0.900, 0.910], "r1": [0.898, 0.908]}  # 0.2 points lower
     assert kept.flat_top(curve(**steady)) == (0.001, 0.003)
+    # Half a point lower on both seeds is more than three tenths.
+    assert kept.flat_top(curve(**{**steady, "r1": [0.895, 0.905]})) == (0.003, 0.003)
     lower = {**steady, "r10": [0.880, 0.890], "r30": [0.899, 0.909]}
     # What lies beyond a rate that is worse doesn't count, however good.
     assert kept.flat_top(curve(**lower)) == (0.001, 0.003)

@@ -25,7 +25,7 @@ from torch.utils.data import (
     TensorDataset,
 )
 
-from helpers import dataset, train_test
+from helpers import checkpoint, dataset, train_test
 from helpers.train_test import Epoch, History, Recipe
 from tests import shared
 from tests.shared import (
@@ -1007,6 +1007,29 @@ def test_resume_with_another_number_of_threads_is_said(interrupted):
             fit(network(), loaders(), recipe(), checkpoint=interrupted, resume=True)
     finally:
         torch.set_num_threads(threads)
+
+
+def test_resume_with_another_number_of_processes_is_said(interrupted):
+    state = checkpoint.read_checkpoint(interrupted)
+    checkpoint.save_checkpoint(interrupted, {**state, "processes": 2})
+    with pytest.warns(UserWarning, match="with 2 processes and goes on with 1"):
+        fit(network(), loaders(), recipe(), checkpoint=interrupted, resume=True)
+
+
+def test_scale_of_float16_goes_on_where_it_was(tmp_path):
+    def steep(seed=0):  # whose gradients overflow at 65,536: the first steps halve that
+        model = Around(lambda logits: 100 * logits)
+        model.inner = network(seed=seed)
+        return model
+
+    plan, path = recipe(precision="float16"), tmp_path / "training.pt"
+    straight, model, (train, test) = steep(), steep(9), loaders()
+    expected = fit(straight, loaders(), plan)
+    with pytest.raises(Interrupted):
+        fit(steep(), (Failing(train, interrupt, epoch=1), test), plan, checkpoint=path)
+    found = fit(model, loaders(), plan, checkpoint=path, resume=True)
+    assert repeatable(found) == repeatable(expected)
+    assert_same_state(state_of(model), state_of(straight))
 
 
 def test_resume_on_a_gpu_that_computes_in_another_type_is_said(

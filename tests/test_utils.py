@@ -239,6 +239,42 @@ def test_figure_names_its_data_and_is_legible_and_a_notebook_can_show_it(name):
         assert text.get_size() >= 9, f"{text.get_text()!r} is too small"
 
 
+@pytest.mark.parametrize(
+    ("name", "axes"),
+    [
+        ("range test", [("learning rate", "loss (nats per example)")]),
+        ("max_lr", [("peak learning rate (max_lr)", "last-epoch accuracy (%)")]),
+        ("learning rate", [("epochs done", "learning rate")]),
+        (
+            "history",
+            [("epoch", "loss (nats per example)"), ("epoch", "accuracy (%)")],
+        ),
+        (
+            "confusion",
+            [("predicted class", "true class"), ("", "mistakes (% of the true class)")],
+        ),
+    ],
+)
+def test_axes_say_what_they_show_and_in_which_unit(name, axes):
+    shown = FIGURES[name]().axes
+    assert [(each.get_xlabel(), each.get_ylabel()) for each in shown] == axes
+
+
+def test_lines_to_compare_with_are_where_they_say():
+    (calibrated,) = (
+        line
+        for line in FIGURES["calibration"]().axes[0].lines
+        if line.get_label() == "calibrated"
+    )
+    assert list(calibrated.get_xdata()) == list(calibrated.get_ydata()) == [0, 100]
+    (mean,) = (
+        line
+        for line in FIGURES["class accuracy"]().axes[0].lines
+        if line.get_label() == "all images: 66.67%"
+    )
+    assert list(mean.get_xdata()) == pytest.approx([200 / 3] * 2)
+
+
 def test_seed_is_a_whole_number():
     with pytest.raises(TypeError):
         utils.set_seed(1.5)

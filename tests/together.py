@@ -80,6 +80,7 @@ def refusals(processes: Processes) -> dict[str, str]:
     pair = loaders(share=processes)
     others = {
         "recipe": (pair, recipe(epochs=3 if first else 4)),
+        "rate": (pair, recipe(max_lr=0.01 if first else 0.02)),
         "data": (pair, RECIPE),
         "share": (loaders(), RECIPE),
         "transform": (loaders(share=processes), RECIPE),

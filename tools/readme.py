@@ -23,7 +23,6 @@ from helpers.records import (
     experiments,
     flat_top,
     how_trained,
-    is_of_a_gpu,
     markdown,
     short,
     spread,
@@ -246,6 +245,12 @@ def headline(records: list[dict[str, Any]]) -> str:
     table = markdown(["recipe (see Training)", "test accuracy", "runs"], found)
     lines = [about, "", table, "", f"Not measured yet: {', '.join(missing)}."]
     return "\n".join(lines if missing else lines[:-2])
+
+
+def is_of_a_gpu(record: dict[str, Any]) -> bool:
+    """Whether a run's device was one of NVIDIA's, which call themselves these."""
+    names = ("NVIDIA", "Tesla", "Quadro", "GeForce")
+    return any(name in record["hardware"]["device"] for name in names)
 
 
 def unmeasured(records: list[dict[str, Any]]) -> list[str]:
