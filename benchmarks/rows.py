@@ -14,11 +14,11 @@ import torch
 class Setup:
     """On what is measured, and how much.
 
-    images: of a pass of the data path, but for what takes whole batches. batch_size,
-    small_batch: images a step. steps: of one measurement, at least 2 for
-    torch-lr-finder. repeats: of the quick rows; process_repeats: of those that start
-    processes. threads: of the CPU in training steps; the data path has one. data: folder
-    of CIFAR-10, or the word synthetic. compiler: torch.compile's backend.
+    images: of a pass of the data path; loaders that augment whole batches pass over an
+    epoch's. batch_size, small_batch: images a step. steps: of one measurement, at least 2
+    for torch-lr-finder. repeats: of the quick rows; process_repeats: of those that start
+    processes. threads: of the CPU in training steps; the data path has one. data: folder of
+    CIFAR-10, or the word synthetic. compiler: torch.compile's backend.
     """
 
     device: torch.device

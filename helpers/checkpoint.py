@@ -32,7 +32,7 @@ def previous(path: Path) -> Path:
 def kept_checkpoints(path: Path) -> list[Path]:
     """The files that a training under this name has left, the latest first.
 
-    None where the place can't be asked, as on a drive that is lost.
+    Empty also where the folder can't be read, as on a drive that is lost.
     """
     return [file for file in (path, previous(path)) if os.path.exists(file)]
 
@@ -130,7 +130,7 @@ def load_checkpoint(
 
 
 def latest_whole(kept: list[Path]) -> tuple[Path, dict[str, Any]]:
-    """The first of these that isn't damaged and what it holds; a warning tells of others.
+    """The first undamaged one of these, and its state; warns of each damaged one before.
 
     Raises Damaged where all are, and what `read_checkpoint` raises.
     """

@@ -20,8 +20,8 @@ def copy_of(model: nn.Module, *, sharing: Iterable[Tensor] = ()) -> nn.Module:
 
     sharing: tensors that the copy has in common with the model all the same.
 
-    What a layer has computed and kept, as pruning, weight_norm and a forward pass may, by
-    itself or in a dict or list, torch refuses to copy: of that the copy has the values.
+    A layer may keep a tensor that was computed, by itself or in a dict or list, as pruning,
+    weight_norm and a forward pass do. torch refuses to copy those; the copy has the values.
     """
     kept = [value for layer in model.modules() for value in vars(layer).values()]
     within = [value.values() for value in kept if isinstance(value, dict)]

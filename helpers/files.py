@@ -5,7 +5,7 @@ from pathlib import Path
 
 
 def place_of(path: str | os.PathLike) -> Path:
-    """The file itself, behind ~ and a link too: replacing a file would replace the link."""
+    """The path without ~, and behind a link, which writing would otherwise replace."""
     path = Path(path).expanduser()
     return path.resolve() if path.is_symlink() else path
 

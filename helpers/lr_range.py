@@ -22,7 +22,7 @@ from torch import nn
 from helpers.copies import copy_of
 from helpers.memory import explaining_memory, keeping_freed_memory
 from helpers.optimizer import choose_dtype, make_optimizer
-from helpers.preflight import pair, require_model, require_outputs
+from helpers.preflight import require_model, require_outputs, require_pair
 from helpers.processes import Processes
 from helpers.progress import step_bar
 from helpers.recipe import Recipe
@@ -77,10 +77,10 @@ def lr_range_test(
         # A batch may draw from any generator.
         with borrowed(loader), untouched_generators(device):
             require_model(model, (loader, loader), recipe, device=device)
-    return find_max_lr(model, loader, recipe, device=device)
+    return run_lr_range_test(model, loader, recipe, device=device)
 
 
-def find_max_lr(
+def run_lr_range_test(
     model: nn.Module, loader, recipe: Recipe, *, device: torch.device
 ) -> LRRangeTest:
     """The range test of a model that fits."""
@@ -102,7 +102,7 @@ def find_max_lr(
 
 @contextmanager
 def borrowed(loader) -> Iterator[None]:
-    """A loader that gives a process its share gives all; afterwards it is as it was."""
+    """Within, the loader gives whole batches, not a share; then it is as it was."""
     share, epoch = getattr(loader, "share", None), told_epoch(loader)
     if share:
         loader.share = (0, 1)
@@ -116,7 +116,7 @@ def borrowed(loader) -> Iterator[None]:
 
 
 def told_epoch(loader) -> int | None:
-    """The number of a loader's next epoch, if it tells it and can be given it back."""
+    """The loader's next epoch, if it tells that and can be set to one."""
     return getattr(loader, "epoch", None) if hasattr(loader, "set_epoch") else None
 
 
@@ -182,7 +182,7 @@ def sweep(
 
     class Pairs(TrainDataLoaderIter):
         def inputs_labels_from_batch(self, batch):
-            return pair(batch)
+            return require_pair(batch)
 
     class Loss(nn.CrossEntropyLoss):
         def forward(self, logits, labels):

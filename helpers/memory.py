@@ -22,14 +22,14 @@ SIGNS = (
     "ALLOCATION_FAILED",
     "CUDA error: out of memory",
 )
-# Of a convolution which has memory for its output and none to work in, but also of a
-# cuDNN that doesn't work at all.
+# cuDNN says so where a convolution has memory for its output and none to work in, but also
+# where cuDNN doesn't work at all.
 NO_ENGINE = "unable to find an engine"
 # glibc's malloc.h: numbers of three settings; see mallopt(3).
 TRIM_THRESHOLD, MMAP_THRESHOLD, MMAP_MAX = -1, -3, -4
 KEEPING = {TRIM_THRESHOLD: -1, MMAP_MAX: 0}
-# Untouched, glibc raises its thresholds up to these where large blocks are freed; once one
-# was set, it doesn't any more.
+# Left alone, glibc raises its thresholds to these as large blocks are freed. It stops doing
+# so once one of them was set, so they are set here.
 RAISED = {TRIM_THRESHOLD: 64 << 20, MMAP_THRESHOLD: 32 << 20, MMAP_MAX: 65536}
 
 
@@ -39,8 +39,8 @@ def keeping_freed_memory(device: torch.device) -> Iterator[None]:
 
     glibc asks the kernel anew for each tensor of some MB, and the kernel clears its pages
     anew: 350,000 page faults a step of 512 images, a quarter of the time where bfloat16 is
-    fast. Afterwards its thresholds are where they come to by themselves in a process with
-    tensors, and what is free goes back. Other C libraries stay as they are.
+    fast. Afterwards its thresholds are those that it reaches by itself in a process with
+    tensors, and free memory goes back to the kernel. Other C libraries are left alone.
     """
     linux = sys.platform == "linux"  # elsewhere libc_ver reads Python's own file
     if device.type != "cpu" or not linux or platform.libc_ver()[0] != "glibc":
@@ -66,7 +66,7 @@ def is_lack_of_memory(error: Exception) -> bool:
 
 
 @contextmanager
-def explaining_memory_of_answers(device: torch.device) -> Iterator[None]:
+def explaining_evaluation_memory(device: torch.device) -> Iterator[None]:
     """Where memory runs out while a model only answers, say so by MemoryError."""
     try:
         yield

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from helpers.copies import copy_of, uncompiled
 from helpers.files import place_of, write_whole
-from helpers.receptive_field import Row, receptive_field_table, taking
+from helpers.receptive_field import Row, explaining_image_size, receptive_field_table
 
 __all__ = [
     "MODELS",
@@ -183,7 +183,7 @@ def summarize(model: nn.Module, image_size: tuple[int, int, int] = (3, 32, 32)) 
     """
     from torchsummary import summary
 
-    with torch.random.fork_rng(devices=[]), taking(image_size):
+    with torch.random.fork_rng(devices=[]), explaining_image_size(image_size):
         summary(copy_of(model).cpu(), image_size, device="cpu")
 
 

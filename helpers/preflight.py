@@ -1,4 +1,4 @@
-"""What would fail in hours, or be wrong, said before."""
+"""Checks before training, of what would fail hours later or be wrong in silence."""
 
 import warnings
 from collections.abc import Iterator
@@ -127,11 +127,11 @@ def require_model(
     tried.eval()
     train, test = loaders
     with torch.random.fork_rng([]), torch.no_grad():
-        images, labels = pair(next(iter(test)))
+        images, labels = require_pair(next(iter(test)))
         few = images[:2].to(device, memory_format=torch.channels_last)
         with explaining_images(tried, few):
             logits = tried(few)  # there is memory for two
-    require_answer(logits, len(few), "the model")
+    require_logits(logits, len(few), "the model")
     if not any(parameter.requires_grad for parameter in model.parameters()):
         raise ValueError(
             "the model has no parameter to train; give one requires_grad_(True)"
@@ -221,10 +221,10 @@ def require_trainable(
         ) from error
     except RuntimeError:  # as of a model that takes no batch of two: training will tell
         return
-    require_answer(logits, len(few), "in training the model")
+    require_logits(logits, len(few), "in training the model")
 
 
-def pair(batch: object) -> tuple[Tensor, Tensor]:
+def require_pair(batch: object) -> tuple[Tensor, Tensor]:
     """The batch, if it is what training can take, its labels as int64."""
     is_pair = isinstance(batch, tuple | list) and len(batch) == 2
     if not is_pair or not all(isinstance(part, Tensor) for part in batch):
@@ -252,7 +252,7 @@ def pair(batch: object) -> tuple[Tensor, Tensor]:
     return images, labels.long()  # cross-entropy takes few others
 
 
-def require_answer(logits: object, images: int, model: str) -> None:
+def require_logits(logits: object, images: int, model: str) -> None:
     """Raise an error for what is no classifier's answer."""
     if not isinstance(logits, Tensor):
         raise TypeError(

@@ -70,7 +70,7 @@ class Processes(NamedTuple):
                 f"{self.size} processes train, and if nothing averages their gradients, "
                 "each its own model; torch.nn.parallel.DistributedDataParallel around the "
                 "model does, and fit",
-                stacklevel=4,
+                stacklevel=3,
             )
 
     def align_buffers(self, model: nn.Module) -> None:
@@ -151,9 +151,10 @@ def connected() -> Iterator[Processes]:
         )
     if cuda:
         torch.cuda.set_device(local)
-    # Imported later, by DistributedDataParallel, its functions' defaults would be the group
-    # connected by then, which would outlive this function, and its threads the interpreter:
-    # one that is late to drop a tensor aborts the process at its end (torch 2.15).
+    # Its functions take the current group as a default argument. DistributedDataParallel
+    # would import it once there is a group, and so keep that group's threads alive beyond
+    # this function, to the interpreter's end: one that is late to drop a tensor then aborts
+    # the process (torch 2.15). Imported here, the default is no group.
     from torch.distributed.nn import functional  # noqa: F401
 
     where = f"{os.environ.get('MASTER_ADDR', '?')}:{os.environ.get('MASTER_PORT', '?')}"

@@ -192,7 +192,7 @@ def dimensions(node: fx.Node, what: object) -> set[int]:
 
 
 @contextmanager
-def taking(image_size: tuple[int, int, int]) -> Iterator[None]:
+def explaining_image_size(image_size: tuple[int, int, int]) -> Iterator[None]:
     """Say in a sentence that a model can't take images of this size."""
     try:
         yield
@@ -241,7 +241,7 @@ def receptive_field_table(
     traced = trace(model)
     parameter = next(model.parameters(), torch.empty(0))
     image = parameter.new_zeros(1, *image_size)
-    with taking(image_size):
+    with explaining_image_size(image_size):
         traced(image)  # ShapeProp would print what fails, besides raising it
     ShapeProp(traced).propagate(image)
 

@@ -109,7 +109,7 @@ def results_markdown(records: Sequence[dict[str, Any]]) -> str:
             spread([run[name] for run in runs])
             for name in ("last_epoch_accuracy", "flip_tta_accuracy", "maximum_accuracy")
         )
-        commits = sorted({f"`{short(run['commit'])}`" for run in runs})
+        commits = sorted({f"`{short_commit(run['commit'])}`" for run in runs})
         rates = sorted({f"{run['max_lr']:.1e}" for run in runs}, key=float)
         lines.append(
             {
@@ -283,7 +283,7 @@ def experiments(records: Sequence[dict[str, Any]]) -> list[list[dict[str, Any]]]
     ]
 
 
-def short(commit: str) -> str:
+def short_commit(commit: str) -> str:
     """Seven digits, as git has them, and whether the code was changed."""
     return commit[:7] + "-dirty" * commit.endswith("-dirty")
 

@@ -30,10 +30,10 @@ from helpers.checkpoint import (
 from helpers.copies import uncompiled
 from helpers.files import place_of
 from helpers.history import Epoch, History, Metrics
-from helpers.lr_range import LRRangeTest, find_max_lr, lr_range_test
+from helpers.lr_range import LRRangeTest, lr_range_test, run_lr_range_test
 from helpers.memory import (
+    explaining_evaluation_memory,
     explaining_memory,
-    explaining_memory_of_answers,
     keeping_freed_memory,
 )
 from helpers.optimizer import (
@@ -44,13 +44,13 @@ from helpers.optimizer import (
 )
 from helpers.preflight import (
     explaining_images,
-    pair,
-    require_answer,
     require_fitting,
     require_kinds,
+    require_logits,
     require_model,
     require_optimizing,
     require_outputs,
+    require_pair,
     require_scale,
     require_shared,
     warn_of_order,
@@ -141,7 +141,7 @@ def train_one_epoch(
             explaining_images(model, images),
         ):
             logits = model(images)
-            require_answer(logits, len(images), "the model")
+            require_logits(logits, len(images), "the model")
             # A GPU would say so steps later, and then compute nothing any more.
             if batch[1].device.type == "cpu":
                 require_outputs(batch[1], logits)
@@ -183,7 +183,7 @@ def train_one_epoch(
 
 def moved(batch: Any, device: torch.device) -> tuple[Tensor, Tensor]:
     """Images, channels last, and labels on the device."""
-    images, labels = pair(batch)
+    images, labels = require_pair(batch)
     cuda = device.type == "cuda"  # elsewhere a batch may be gone before it is copied
     images = images.to(device, non_blocking=cuda, memory_format=torch.channels_last)
     return images, labels.to(device, non_blocking=cuda)
@@ -260,8 +260,8 @@ def predict(
         shuffles, by whose order no image is found again.
     flip_tta: the logits are the means of those of the image and of its mirror image.
 
-    It computes in float32, but within torch.autocast; what is float32 a newer GPU
-    convolves in TF32, with 10 bits of mantissa, unless torch is told otherwise.
+    It computes in float32, unless torch.autocast is around it. Newer GPUs convolve float32
+    in TF32, with 10 bits of mantissa, unless torch is told otherwise.
 
     Raises ValueError where the loader gives nothing, or batches that are no such pairs or
     that the model can't take, MemoryError where they are too large, unless cuDNN says only
@@ -278,12 +278,12 @@ def all_answers(
     """What `predict` gives, in whatever order."""
     device = torch.device(device)
     logits, labels = [], []
-    with evaluating(model), explaining_memory_of_answers(device):
+    with evaluating(model), explaining_evaluation_memory(device):
         for batch in loader:
             images, truth = moved(batch, device)
             with explaining_images(model, images):
                 answers = model(images)
-            require_answer(answers, len(images), "the model")
+            require_logits(answers, len(images), "the model")
             # A copy: a compiled model may use the memory of its output again.
             answers = answers.to(torch.float32, copy=True)
             if flip_tta:
@@ -425,8 +425,8 @@ class Training:
 def plan_of_recipe(recipe: Recipe) -> dict[str, Any]:
     """The recipe's part of the plan.
 
-    Of the learning rate only who chose it: a range test that is run again may choose a
-    neighbour of what the schedule began with, and the history holds that.
+    Of max_lr only who chose it: a range test that is run again may choose a slightly
+    different rate, and the history has the one to go on with.
     """
     fields = asdict(recipe)
     chosen_by = "the recipe" if fields.pop("max_lr") else "the range test"
@@ -529,7 +529,7 @@ def fit(
     else:
         max_lr = recipe.max_lr
         if max_lr is None:
-            max_lr = find_max_lr(model, loaders[0], recipe, device=device).max_lr
+            max_lr = run_lr_range_test(model, loaders[0], recipe, device=device).max_lr
             if processes.first:
                 print(f"range test: max_lr {max_lr:.2e}", flush=True)
         history = History(max_lr)

@@ -167,8 +167,8 @@ def banner(text: str) -> str:
 def receptive_field_markdown(rows: Sequence[Any]) -> str:
     """Return a Markdown table of the rows that `models.receptive_field_table` gives.
 
-    Convolutions, poolings, means and linear layers have a line each; the others, which see
-    what their input sees, have their parameters summed up in the last but one.
+    Convolutions, poolings, means and linear layers have a line each. The others see what
+    their input sees: one line, the last but one, sums up their parameters.
     """
     kinds = ("Conv2d", "Pool2d", "Linear", "mean", "amax")
     shown = [row for row in rows if row.kind.endswith(kinds)]

@@ -15,8 +15,8 @@ from helpers import dataset, models, train_test, utils
 __all__ = ["load_run"]
 
 BATCH = 512  # images; of another size, the last digits of the logits may differ
-# Images of 10,000, say, whose two best classes are so close that another processor's or
-# another number of threads' rounding may turn them. On the same machine none does.
+# Images, of 10,000 say, that another processor or number of threads may answer otherwise:
+# their two best classes are so close that rounding decides. On the same machine none is.
 TOLERANCE = 3
 
 

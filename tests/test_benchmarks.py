@@ -34,6 +34,13 @@ from helpers import dataset, models, train_test
 from tests.shared import CPU, raising
 
 
+@pytest.fixture(autouse=True)
+def _as_many_threads_as_before():
+    threads = torch.get_num_threads()
+    yield
+    torch.set_num_threads(threads)
+
+
 def test_the_table_says_what_was_not_measured():
     rows = [
         Row(group="a", name="one", unit="s", values=[2.0, 4.0]),
@@ -352,7 +359,7 @@ def test_a_short_run_of_the_fast_paths_is_as_accurate_as_the_usual_loop():
         )
 
 
-def test_both_students_loaders_draw_what_ours_does():
+def test_both_students_loaders_give_each_image_once_with_a_hole():
     train, _ = dataset.synthetic_cifar10(train=16, test=1)
     for make in (students.torchvision_loader, students.albumentations_loader):
         ((images, labels),) = make(train, 16)

@@ -23,8 +23,8 @@ from torch.utils.data import DataLoader, Dataset, TensorDataset
 from helpers import dataset, train_test
 from helpers.copies import copy_of
 from helpers.memory import (
+    explaining_evaluation_memory,
     explaining_memory,
-    explaining_memory_of_answers,
 )
 from helpers.preflight import require_model
 from helpers.processes import synchronized
@@ -141,7 +141,7 @@ def test_smaller_batch_is_also_found_where_labels_are_of_another_type():
 def test_lack_of_memory_that_a_library_of_the_gpu_reports_is_known(said):
     with (
         pytest.raises(MemoryError, match="give the loader .* a smaller batch_size"),
-        explaining_memory_of_answers(torch.device("cuda")),
+        explaining_evaluation_memory(torch.device("cuda")),
     ):
         raise RuntimeError(said)
 

@@ -696,7 +696,7 @@ def test_record_names_the_code_that_the_run_started_from(tmp_path, monkeypatch):
 # --- as a person types it --------------------------------------------------------------
 
 
-def test_help_explains_every_option_and_recipe_field(capsys, monkeypatch):
+def test_help_explains_every_field_of_a_recipe(capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "200")
     monkeypatch.setenv("NO_COLOR", "1")
     with pytest.raises(SystemExit, match="^0$"):

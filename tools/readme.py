@@ -24,7 +24,7 @@ from helpers.records import (
     flat_top,
     how_trained,
     markdown,
-    short,
+    short_commit,
     spread,
 )
 from tools import records as sweeps
@@ -284,7 +284,7 @@ def speed() -> str:
         hardware = record["hardware"]
         heads.append(
             f"{hardware['device']}, {hardware['threads']} threads, "
-            f"{hardware['precision']}, commit `{short(record['commit'])}`"
+            f"{hardware['precision']}, commit `{short_commit(record['commit'])}`"
         )
         found = {}
         names = [row["name"] for row in record["rows"]]
