@@ -230,13 +230,21 @@ def test_rate_that_was_set_is_kept(sources, run_cells, monkeypatch, found_rate):
 
 
 @pytest.mark.parametrize(
-    "changed", ["SEED = 1", "train = train.subset(64)", 'MODEL = "ResNet18"']
+    "changed",
+    [
+        "SEED = 1",
+        "train = train.subset(64)",
+        "test = test.subset(50)",
+        'MODEL = "ResNet18"',
+        'RECIPE = replace(RECIPE, optimizer="sgd")',
+    ],
 )
 def test_training_cell_refuses_what_the_cells_before_it_were_not_made_with(
-    changed, sources, run_cells, monkeypatch
+    changed, sources, run_cells, monkeypatch, found_rate
 ):
     monkeypatch.setattr(train_test, "fit", None)  # nothing is to be trained
-    some = [text for text in sources if "plot_" not in text or "fit(" in text]
+    needed = ("fit(", "lr_range_test(")
+    some = [t for t in sources if "plot_" not in t or any(n in t for n in needed)]
     (end,) = [n for n, text in enumerate(some) if "train_test.fit(" in text]
     with pytest.raises(RuntimeError, match="run all cells from part 2 on again"):
         run_cells([*some[:end], changed, some[end]])
@@ -275,11 +283,15 @@ def test_with_weights_it_goes_to_the_mistakes_without_training(
 
 
 def test_with_a_checkpoint_the_training_cell_goes_on(
-    sources, run_cells, tmp_path, capsys, monkeypatch
+    sources, run_cells, tmp_path, capsys, monkeypatch, found_rate
 ):
     monkeypatch.setenv("S10_CHECKPOINT", str(tmp_path / "training.pt"))
     (end,) = [n for n, text in enumerate(sources) if "train_test.fit(" in text]
-    some = [text for text in sources[: end + 1] if "plot_" not in text]
+    some = [
+        text
+        for text in sources[: end + 1]
+        if "plot_" not in text or "lr_range_test(" in text
+    ]
     (constants,) = [n for n, text in enumerate(some) if "\nRECIPE = " in text]
     changes = "RECIPE = replace(RECIPE, max_lr=1e-3, train_images=64)"
     some.insert(constants + 1, changes)
