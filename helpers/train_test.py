@@ -115,7 +115,8 @@ def train_one_epoch(
 
     Raises NonFiniteLoss, and ValueError where the loader's length isn't the truth, its
     batches are no such pairs, the model can't take them or gives no (B, classes), a label
-    that is on the CPU has no output, and where the optimizer is another model's.
+    that is on the CPU has no output, and where the optimizer is another model's; TypeError
+    for a model that gives no tensor and for ReduceLROnPlateau.
     """
     device = torch.device(device)
     require_optimizing(optimizer, model, scheduler)
@@ -264,8 +265,8 @@ def predict(
     in TF32, with 10 bits of mantissa, unless torch is told otherwise.
 
     Raises ValueError where the loader gives nothing, or batches that are no such pairs or
-    that the model can't take, MemoryError where they are too large, unless cuDNN says only
-    that it finds no engine.
+    that the model can't take, TypeError for a model that gives no tensor, MemoryError where
+    batches are too large, unless cuDNN says only that it finds no engine.
     """
     warn_of_order(loader)
     return all_answers(model, loader, device=device, flip_tta=flip_tta)
