@@ -56,21 +56,29 @@ class DatasetUnavailable(OSError):
 
 
 def how_to_convert(images: np.ndarray) -> str:
-    """How to make of a NumPy array the images that an ImageSet takes."""
-    if images.dtype.kind not in "biuf":
-        return "np.stack makes an array of pictures of one size"
-    if images.dtype != np.uint8 and images.size:
-        low, high = images.min(), images.max()
+    """How a NumPy array becomes one that an ImageSet takes."""
+    if images.dtype.kind in "biuf" and images.dtype != np.uint8:
+        low, high = (images.min(), images.max()) if images.size else (0, 255)
+        if not np.isfinite([low, high]).all():
+            return "they hold NaN or infinity"
         if low < 0:
-            return f"they reach down to {low:g}: take those from before their normalization"
-        if high <= 1:
-            return "(255 * images).round().astype(np.uint8) converts those from 0 to 1"
+            return (
+                f"they go down to {low:g}; give them as they were before normalization"
+            )
+        if high <= 1 or (high < 2 and images.dtype.kind == "f"):  # resizing overshoots
+            return "(255 * images).clip(0, 255).astype(np.uint8) converts those from 0 to 1"
         if high <= 255:
             return "images.astype(np.uint8) converts those from 0 to 255"
-        return "(images // 257).astype(np.uint8) converts 16 bits"
+        return (
+            "(images / 65535 * 255).astype(np.uint8) converts 16 bits, / 4095 12 bits"
+        )
+    if images.ndim == 3 and images.shape[2] in (1, 3):
+        return "images[None] makes a set of one picture"
     if images.ndim == 3:
         return "images[..., None] adds one channel"
-    return "images.reshape(-1, H, W, C) gives rows of pixels their shape"
+    if images.ndim == 2:
+        return "images.reshape(-1, H, W, C) gives rows of pixels their shape"
+    return "np.stack makes it of pictures of one size"
 
 
 @dataclass(frozen=True, eq=False)  # arrays have no one answer to ==
@@ -101,7 +109,7 @@ class ImageSet:
         if self.images.ndim != 4 or self.images.dtype != np.uint8:
             raise ValueError(
                 f"images must be uint8 (N, H, W, C), not {self.images.dtype} "
-                f"{self.images.shape}; {how_to_convert(self.images)}"
+                f"{self.images.shape}; of a NumPy array, {how_to_convert(self.images)}"
             )
         if self.images.shape[1] in (1, 3) and min(self.images.shape[2:]) > 4:
             raise ValueError(
@@ -134,11 +142,12 @@ class ImageSet:
                 f"label {self.labels[first]} of image {first} is outside the "
                 f"{len(self.classes)} classes; labels count from 0"
             )
-        few = self.images[:1000]  # all of a memory map would be read from the disk
+        # All of a memory map would be read from the disk.
+        few = self.images[:: max(1, len(self) // 100)]
         if few.size and few.max() == 1:
             warnings.warn(
-                "no pixel is above 1 and white is 255, so these images are all but black; "
-                "convert floats from 0 to 1 by (255 * images).round().astype(np.uint8)",
+                f"in {len(few)} images no pixel is above 1, of 255: all but black; convert "
+                "floats from 0 to 1 by (255 * images).clip(0, 255).astype(np.uint8)",
                 stacklevel=3,
             )
         # What is a view turned round, like torchvision's CIFAR-10 or images[..., ::-1],

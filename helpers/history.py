@@ -22,8 +22,8 @@ class Epoch(NamedTuple):
     seconds: of training and evaluation.
     images_per_second: in training alone.
 
-    A loop of one's own may leave the last three out, `Epoch(1, *trained, *tested)`, of two
-    Metrics, and its line then does too.
+    A loop of one's own may leave out the last three: `Epoch(1, *trained, *tested)`, of two
+    Metrics. Its line then leaves them out too.
     """
 
     epoch: int

@@ -11,12 +11,19 @@ from torch.optim.lr_scheduler import ReduceLROnPlateau
 from torch.utils.data import DataLoader, IterableDataset, RandomSampler
 
 from helpers.copies import copy_of
-from helpers.memory import is_lack_of_memory
+from helpers.memory import NO_ENGINE, is_lack_of_memory
 from helpers.processes import Processes
 from helpers.recipe import Recipe
 
 # In what torch says of a model for other images.
-OF_ANOTHER_SIZE = ("channels", "cannot be multiplied", "too small", "Kernel size")
+OF_ANOTHER_SIZE = (
+    "channels, but got",
+    "cannot be multiplied",
+    "too small",
+    "Kernel size",
+)
+# And where the images are not what fails.
+OF_THE_DEVICE = (NO_ENGINE, "CUDA error")
 
 
 def require_kinds(model: object, loaders: object, recipe: object) -> None:
@@ -91,27 +98,31 @@ def explaining_images(model: nn.Module, images: Tensor) -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        if is_lack_of_memory(error):
+        said = str(error)
+        if is_lack_of_memory(error) or any(sign in said for sign in OF_THE_DEVICE):
             raise
         there = {parameter.device.type for parameter in model.parameters()}
-        if "view size" in str(error):
+        if "view size" in said:
             remedy = "they are channels-last here: use .flatten(1) instead of .view"
         elif there and images.device.type not in there:
             remedy = (
-                f"they are on {images.device}, where model.to(device) moves the model"
+                f"they are on {images.device} and it isn't; model.to(device) moves it"
+            )
+        elif any(words in said for words in OF_ANOTHER_SIZE):
+            remedy = (
+                "make one for images of this size, with as many in_channels, or mend the "
+                "layer that this is about"
             )
         elif images.dtype != torch.float32:
             whole = not images.is_floating_point()
             remedy = ".float() / 255 converts" if whole else ".float() converts"
-        elif any(word in str(error) for word in OF_ANOTHER_SIZE):
-            remedy = "make one for images of this size, with as many in_channels"
         elif (found := float_type(model)) != torch.float32:
             remedy = f"its parameters are {found}, and .float() converts them"
         else:
             raise
         raise ValueError(
             f"the model can't take the images, {images.dtype} {tuple(images.shape)} "
-            f"({error}); {remedy}"
+            f"({said}); {remedy}"
         ) from error
 
 

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import fx, nn
 from torch.fx.passes.shape_prop import ShapeProp
@@ -104,6 +105,8 @@ MERGES = {
     operator.add: "add",
     operator.iadd: "add",
     operator.sub: "sub",
+    torch.sub: "sub",
+    "sub": "sub",
     torch.add: "add",
     "add": "add",
     "add_": "add",
@@ -173,8 +176,8 @@ def step(what: object, field: Field, name: str) -> Field:
     raise NotImplementedError(
         f"layer {name}: the receptive field behind {label} is not known; known are the "
         "layers Conv2d, Linear, BatchNorm, GroupNorm, InstanceNorm2d, LayerNorm, average "
-        "and max pooling, the usual activations, Dropout, Dropout2d, Flatten, and sums or "
-        "concatenations of these"
+        "and max pooling, the usual activations, Dropout, Dropout2d, Flatten, and sums, "
+        "differences or concatenations of these"
     )
 
 
@@ -236,7 +239,7 @@ def receptive_field_table(
     layer, for one whose receptive field is not known here, and for a network that torch.fx
     can't trace, as its path depends on sizes or values of its input.
     """
-    if not isinstance(image_size, tuple | list) or len(image_size) != 3:
+    if np.shape(image_size) != (3,):
         raise ValueError(f"image_size must be (C, H, W), not {image_size}")
     traced = trace(model)
     parameter = next(model.parameters(), torch.empty(0))

@@ -106,7 +106,7 @@ def train_one_epoch(
     loader: an iterable with a length, of (images (B, C, H, W), labels (B,)); one that
         gives a share of each batch counts in the metrics with those of the other
         processes, over which the model, in DistributedDataParallel, averages gradients.
-    scheduler: stepped after each batch; one that counts epochs, step yourself.
+    scheduler: stepped after each batch; step one that counts epochs yourself.
     scaler: needed for float16.
     dtype: of autocast.
     label_smoothing: see Recipe.
@@ -137,11 +137,9 @@ def train_one_epoch(
     for batch in step_bar(loader, f"epoch {epoch}", processes.first):
         images, labels = moved(batch, device)
         optimizer.zero_grad()  # before the forward pass, where memory is scarcest
-        with (
-            torch.autocast(device.type, dtype, enabled=dtype != torch.float32),
-            explaining_images(model, images),
-        ):
-            logits = model(images)
+        with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
+            with explaining_images(model, images):
+                logits = model(images)
             require_logits(logits, len(images), "the model")
             # A GPU would say so steps later, and then compute nothing any more.
             if batch[1].device.type == "cpu":
@@ -258,15 +256,17 @@ def predict(
     model: on `device` already; it is given images in channels-last memory.
     loader: an iterable of (images (B, C, H, W), labels (B,)); where each process has one
         with its share, all of them get the answers of all. A warning tells of one that
-        shuffles, by whose order no image is found again.
+        shuffles (make_loaders' for training, a DataLoader by shuffle=True): whose image an
+        answer is would not be known.
     flip_tta: the logits are the means of those of the image and of its mirror image.
 
     It computes in float32, unless torch.autocast is around it. Newer GPUs convolve float32
     in TF32, with 10 bits of mantissa, unless torch is told otherwise.
 
     Raises ValueError where the loader gives nothing, or batches that are no such pairs or
-    that the model can't take, TypeError for a model that gives no tensor, MemoryError where
-    batches are too large, unless cuDNN says only that it finds no engine.
+    that the model can't take, and for a model that gives no (B, classes), TypeError for one
+    that gives no tensor, MemoryError where batches are too large, unless cuDNN says only
+    that it finds no engine.
     """
     warn_of_order(loader)
     return all_answers(model, loader, device=device, flip_tta=flip_tta)

@@ -542,23 +542,25 @@ def test_label_outside_the_classes_is_named_with_its_image(label):
         dataset.ImageSet(data.images, labels, data.classes, "noise")
 
 
-FLOATS = image_set().images / 255
+PIXELS = image_set().images
+FLOATS = PIXELS / 255
 
 
 @pytest.mark.parametrize(
     ("images", "remedy"),
     [
-        (FLOATS, r"\(255 \* images\).round\(\)\S+ converts those from 0 to 1$"),
-        (FLOATS > 0.5, r"\(255 \* images\).round\(\)"),
-        (255 * FLOATS, "; images.astype.np.uint8. converts those from 0 to 255$"),
-        (257 * image_set().images.astype(int), "images // 257.* converts 16 bits$"),
-        (
-            2 * FLOATS - 1,
-            "reach down to -1: take those from before their normalization",
-        ),
-        (image_set().images[..., 0], r"images\[..., None\] adds one channel$"),
-        (image_set().images.reshape(40, -1), "reshape.* gives rows of pixels their sh"),
-        (np.array([[1, 2], [3]], object), "np.stack makes an array of pictures"),
+        (FLOATS, "(255 * images).clip(0, 255).astype(np.uint8) converts those from 0"),
+        (FLOATS > 0.5, "(255 * images).clip(0, 255)"),
+        (1.03 * FLOATS, "(255 * images).clip(0, 255)"),
+        (255 * FLOATS, "images.astype(np.uint8) converts those from 0 to 255"),
+        (FLOATS[:0], "images.astype(np.uint8)"),
+        (257 * PIXELS.astype(int), "(images / 65535 * 255).astype(np.uint8) converts"),
+        (2 * FLOATS - 1, "they go down to -1; give them as they were before normal"),
+        (np.where(FLOATS > 0.9, np.nan, FLOATS), "they hold NaN or infinity"),
+        (PIXELS[0], "images[None] makes a set of one picture"),
+        (PIXELS[..., 0], "images[..., None] adds one channel"),
+        (PIXELS.reshape(40, -1), "images.reshape(-1, H, W, C) gives rows of pixels"),
+        (np.array([[1, 2], [3]], object), "np.stack makes it of pictures of one size"),
     ],
     ids=lambda given: given if isinstance(given, str) else "",
 )
@@ -566,7 +568,8 @@ def test_images_of_another_type_or_shape_are_refused_with_what_converts_them(
     images, remedy
 ):
     data = image_set()
-    with pytest.raises(ValueError, match=f"^images must be uint8.*{remedy}"):
+    said = f"^images must be uint8.*; of a NumPy array, {re.escape(remedy)}"
+    with pytest.raises(ValueError, match=said):
         dataset.ImageSet(images, data.labels, data.classes, "noise")
 
 
@@ -855,7 +858,7 @@ ARRAYS = some.arrays(
 )
 
 
-@pytest.mark.filterwarnings("ignore:no pixel is above 1")
+@pytest.mark.filterwarnings("ignore:in .* images no pixel is above 1")
 @given(st.data(), st.integers(0, 5))
 def test_any_arrays_are_a_set_or_one_sentence(data, classes):
     images = data.draw(
@@ -937,7 +940,7 @@ def test_rare_class_is_not_held_out_whole():
     assert np.bincount(held.labels).tolist() == [10, 190]
 
 
-@pytest.mark.filterwarnings("ignore:no pixel is above 1")
+@pytest.mark.filterwarnings("ignore:in .* images no pixel is above 1")
 @given(numbered_sets(), st.data())
 def test_subset_and_split_lose_nothing_and_are_even(data, more):
     size = more.draw(st.integers(1, len(data)))

@@ -240,11 +240,10 @@ def test_rate_that_was_set_is_kept(sources, run_cells, monkeypatch, found_rate):
     ],
 )
 def test_training_cell_refuses_what_the_cells_before_it_were_not_made_with(
-    changed, sources, run_cells, monkeypatch, found_rate
+    changed, sources, run_cells, monkeypatch
 ):
     monkeypatch.setattr(train_test, "fit", None)  # nothing is to be trained
-    needed = ("fit(", "lr_range_test(")
-    some = [t for t in sources if "plot_" not in t or any(n in t for n in needed)]
+    some = [text for text in sources if "plot_" not in text or "fit(" in text]
     (end,) = [n for n, text in enumerate(some) if "train_test.fit(" in text]
     with pytest.raises(RuntimeError, match="run all cells from part 2 on again"):
         run_cells([*some[:end], changed, some[end]])
@@ -283,15 +282,11 @@ def test_with_weights_it_goes_to_the_mistakes_without_training(
 
 
 def test_with_a_checkpoint_the_training_cell_goes_on(
-    sources, run_cells, tmp_path, capsys, monkeypatch, found_rate
+    sources, run_cells, tmp_path, capsys, monkeypatch
 ):
     monkeypatch.setenv("S10_CHECKPOINT", str(tmp_path / "training.pt"))
     (end,) = [n for n, text in enumerate(sources) if "train_test.fit(" in text]
-    some = [
-        text
-        for text in sources[: end + 1]
-        if "plot_" not in text or "lr_range_test(" in text
-    ]
+    some = [text for text in sources[: end + 1] if "plot_" not in text]
     (constants,) = [n for n, text in enumerate(some) if "\nRECIPE = " in text]
     changes = "RECIPE = replace(RECIPE, max_lr=1e-3, train_images=64)"
     some.insert(constants + 1, changes)

@@ -708,7 +708,7 @@ def test_long_label_stays_within_its_figure():
 def test_dollars_in_names_are_no_mathematics():
     names, images = ("$1", "US$ {x and C$"), pictures(30)
     figures = [
-        utils.plot_misclassified(images, mistakes(3), names, data="from $ to $"),
+        utils.plot_misclassified(images, mistakes(3), names, data="from $ to {x $"),
         utils.plot_samples(images, np.arange(30) % 2, names, data=DATA),
         utils.plot_confusion_matrix(np.ones((2, 2), int), names, data=DATA),
         utils.plot_class_accuracy(
@@ -719,7 +719,7 @@ def test_dollars_in_names_are_no_mathematics():
         figure.draw_without_rendering()
         drawn = [text.get_text() for text in figure.findobj(Text)]
         assert any("US$ {x" in text for text in drawn)
-    assert figures[0].get_suptitle().endswith("from $ to $")
+    assert figures[0].get_suptitle().endswith("from $ to {x $")
 
 
 def test_misclassified_figure_says_that_there_are_none():
