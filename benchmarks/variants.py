@@ -19,8 +19,7 @@ from benchmarks import fresh
 from benchmarks.data import TRAIN
 from benchmarks.rows import Row, Setup, compared, interleaved, median, seconds, versus
 from benchmarks.steps import OURS, contender, our_epoch, random_batches
-from helpers import models, utils
-from helpers.optimizer import choose_dtype
+from helpers import models, train_test, utils
 
 GROUP = "variants of the step, CustomResNet"
 POOL = "ours, MaxPool2d(4) for AdaptiveMaxPool2d(1)"
@@ -54,7 +53,7 @@ def measure(setup: Setup) -> list[Row]:
         COMPILED: our_epoch(compiled, batches, setup.device),
     }
     others = []
-    already = choose_dtype("auto", setup.device) == torch.float16
+    already = train_test.choose_dtype("auto", setup.device) == torch.float16
     if (cuda and not already) or setup.smoke:
         works[HALF] = our_epoch(models.CustomResNet(), batches, setup.device, "float16")
     else:

@@ -1,15 +1,9 @@
 """CIFAR-10, from the disk (or the network) to augmented batches on the device."""
 
 import functools
-import hashlib
 import importlib.util
-import math
-import operator
 import os
 import warnings
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -17,6 +11,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from helpers.image_set import ImageSet, require_seed, require_whole
 from helpers.loaders import (
     LINUX,
     DeviceLoader,
@@ -24,6 +19,16 @@ from helpers.loaders import (
     WorkerLoader,
     transformed,
     usable_cores,
+)
+from helpers.transforms import (
+    CIFAR10_MEAN,
+    CIFAR10_STD,
+    eval_transform,
+    geometry,
+    import_albumentations,
+    require_augmentation,
+    require_normalization,
+    train_transform,
 )
 
 __all__ = [
@@ -45,199 +50,10 @@ CIFAR10_CLASSES = (
     "airplane", "automobile", "bird", "cat", "deer",
     "dog", "frog", "horse", "ship", "truck",
 )  # fmt: skip
-# Over all pixels of the 50,000 training images, on the [0, 1] scale. The often copied
-# std (0.2023, 0.1994, 0.2010) is the mean of each image's own std, which is smaller.
-CIFAR10_MEAN = (0.4914, 0.4822, 0.4465)
-CIFAR10_STD = (0.2470, 0.2435, 0.2616)
 
 
 class DatasetUnavailable(OSError):
     """Nothing on the disk and nothing from the network; the message says what to do."""
-
-
-def how_to_convert(images: np.ndarray) -> str:
-    """How a NumPy array becomes one that an ImageSet takes."""
-    if images.dtype.kind in "biuf" and images.dtype != np.uint8:
-        low, high = (images.min(), images.max()) if images.size else (0, 255)
-        if not np.isfinite([low, high]).all():
-            return "they hold NaN or infinity"
-        if low < 0:
-            return (
-                f"they go down to {low:g}; give them as they were before normalization"
-            )
-        if high <= 1 or (high < 2 and images.dtype.kind == "f"):  # resizing overshoots
-            return "(255 * images).clip(0, 255).astype(np.uint8) converts those from 0 to 1"
-        if high <= 255:
-            return "images.astype(np.uint8) converts those from 0 to 255"
-        return (
-            "(images / 65535 * 255).astype(np.uint8) converts 16 bits, / 4095 12 bits"
-        )
-    if images.ndim == 3 and images.shape[2] in (1, 3):
-        return "images[None] makes a set of one picture"
-    if images.ndim == 3:
-        return "images[..., None] adds one channel"
-    if images.ndim == 2:
-        return "images.reshape(-1, H, W, C) gives rows of pixels their shape"
-    return "np.stack makes it of pictures of one size"
-
-
-@dataclass(frozen=True, eq=False)  # arrays have no one answer to ==
-class ImageSet:
-    """Labelled images in memory, and where they came from.
-
-    images: uint8 (N, H, W, C), an array or a tensor on the CPU.
-    labels: integers (N,), each in [0, len(classes)); a list will do. Kept as int64.
-    source: the label that every figure about these images carries.
-
-    Raises TypeError for what is no array or no sequence of names, ValueError for arrays of
-    other shapes or types, names that come twice and labels outside the classes.
-    """
-
-    images: NDArray[np.uint8]
-    labels: NDArray[np.int64]
-    classes: tuple[str, ...]
-    source: str
-
-    def __post_init__(self) -> None:
-        if not hasattr(self.images, "__array__"):
-            raise TypeError(
-                f"images must be a NumPy array, not a {type(self.images).__name__}; "
-                "np.stack makes one of pictures of one size"
-            )
-        for name in ("images", "labels"):
-            object.__setattr__(self, name, np.asarray(getattr(self, name)))
-        if self.images.ndim != 4 or self.images.dtype != np.uint8:
-            raise ValueError(
-                f"images must be uint8 (N, H, W, C), not {self.images.dtype} "
-                f"{self.images.shape}; of a NumPy array, {how_to_convert(self.images)}"
-            )
-        if self.images.shape[1] in (1, 3) and min(self.images.shape[2:]) > 4:
-            raise ValueError(
-                f"images must be (N, H, W, C), and {self.images.shape} looks like "
-                "(N, C, H, W); np.asarray(images).transpose(0, 2, 3, 1) turns them"
-            )
-        kind = self.labels.dtype.kind
-        if self.labels.shape != self.images.shape[:1] or kind not in "iu":
-            raise ValueError(
-                f"labels must be integers ({len(self.images)},), one an image, not "
-                f"{self.labels.dtype} {self.labels.shape}; np.asarray(labels).astype(np.int64) "
-                "converts, .ravel() takes an axis away, .argmax(1) undoes one-hot, and "
-                "np.unique(labels, return_inverse=True)[1] numbers names"
-            )
-        if isinstance(self.classes, str) or not isinstance(
-            self.classes, Sequence | np.ndarray
-        ):
-            raise TypeError(
-                f"classes must be a tuple of names, in the order of the labels, not "
-                f"{self.classes!r}"
-            )
-        names = tuple(map(str, self.classes))  # a record holds no NumPy ones
-        if len(set(names)) < len(names):
-            raise ValueError(f"classes must have a name each, not {names}")
-        object.__setattr__(self, "classes", names)
-        outside = (self.labels < 0) | (self.labels >= len(self.classes))
-        if outside.any():
-            first = int(outside.argmax())
-            raise ValueError(
-                f"label {self.labels[first]} of image {first} is outside the "
-                f"{len(self.classes)} classes; labels count from 0"
-            )
-        # All of a memory map would be read from the disk.
-        few = self.images[:: max(1, len(self) // 100)]
-        if few.size and few.max() == 1:
-            warnings.warn(
-                f"in {len(few)} images no pixel is above 1, of 255: all but black; convert "
-                "floats from 0 to 1 by (255 * images).clip(0, 255).astype(np.uint8)",
-                stacklevel=3,
-            )
-        # What is a view turned round, like torchvision's CIFAR-10 or images[..., ::-1],
-        # torch refuses, or copies whole for each batch.
-        for name, dtype in (("images", np.uint8), ("labels", np.int64)):
-            array = np.ascontiguousarray(getattr(self, name), dtype)
-            object.__setattr__(self, name, array)
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    def __repr__(self) -> str:
-        size = "×".join(map(str, self.images.shape[1:]))
-        return (
-            f"ImageSet({len(self):,} images of {size}, {len(self.classes)} classes, "
-            f"{self.source})"
-        )
-
-    def take(self, indices: NDArray[np.int64]) -> "ImageSet":
-        """Copies of the images at `indices` (M,), in that order."""
-        return replace(self, images=self.images[indices], labels=self.labels[indices])
-
-    def subset(self, size: int | None) -> "ImageSet":
-        """The first `size` images, of each class its share; None means all.
-
-        Raises ValueError where there are fewer.
-        """
-        if size is None:
-            return self
-        require_whole(size=size)
-        if not 0 < size <= len(self):
-            raise ValueError(
-                f"{size:,} images were asked for and the set ({self.source}) holds "
-                f"{len(self):,}; ask for 1 to {len(self):,}, or None for all"
-            )
-        return self.take(np.sort(by_turns(self.labels)[:size]))
-
-    def split(self, holdout: int) -> tuple["ImageSet", "ImageSet"]:
-        """All but `holdout` images, and those: a set to choose hyperparameters on.
-
-        The held-out images are the last ones of each class, as many as is its share of
-        all. Raises ValueError where nothing would remain.
-        """
-        require_whole(holdout=holdout)
-        if not 0 < holdout < len(self):
-            raise ValueError(
-                f"holdout must be 1 to {len(self) - 1:,} of {len(self):,} images, "
-                f"not {holdout}"
-            )
-        order = len(self) - 1 - by_turns(self.labels[::-1])  # turns from the end
-        held, rest = np.sort(order[:holdout]), np.sort(order[holdout:])
-        return self.take(rest), self.take(held)
-
-    def mean_std(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
-        """Each channel's mean and standard deviation over all pixels, on the [0, 1] scale.
-
-        What `make_loaders` and the transforms take; of the training images, not the test's.
-        """
-        means, deviations = [], []
-        # By counts: as floats the images would take four to eight times the memory.
-        for channel in range(self.images.shape[3]):
-            parts = np.array_split(self.images[..., channel], max(1, len(self) // 1000))
-            counts = sum(np.bincount(part.ravel(), minlength=256) for part in parts)
-            counts = counts.tolist()  # whole: rounding would let a blank channel vary
-            pixels = sum(counts)
-            total = sum(count * value for value, count in enumerate(counts))
-            squares = sum(count * value**2 for value, count in enumerate(counts))
-            means.append(total / pixels / 255)
-            variance = pixels * squares - total**2  # times the pixels squared
-            deviations.append(math.sqrt(variance) / pixels / 255)
-        return tuple(means), tuple(deviations)
-
-    def fingerprint(self) -> str:
-        """First 16 hexadecimal digits of the SHA-256 of images and labels."""
-        digest = hashlib.sha256(self.images)
-        digest.update(self.labels)
-        return digest.hexdigest()[:16]
-
-
-def by_turns(labels: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Indices in an order in which classes take turns, the larger the more often.
-
-    If all had equally many, `split` would hold out a small class whole.
-    """
-    turn = np.empty(len(labels))
-    for label in np.unique(labels):
-        of_class = labels == label
-        count = of_class.sum()
-        turn[of_class] = (np.arange(count) + 0.5) / count
-    return np.argsort(turn, kind="stable")
 
 
 # --------------------------------------------------------------------------------------
@@ -413,176 +229,8 @@ def load_once(root: str) -> tuple[ImageSet, ImageSet]:
 
 
 # --------------------------------------------------------------------------------------
-# Augmentation: one contract, run in two places
+# To batches
 # --------------------------------------------------------------------------------------
-#
-# Reflect-pad by `padding` pixels, crop back to the image's size, flip, put one square
-# hole of the mean colour wholly inside, normalize. Each image draws for itself.
-
-
-def require_whole(**numbers: int) -> None:
-    for name, number in numbers.items():
-        try:
-            operator.index(number)
-        except TypeError as error:
-            text = f"{name} must be a whole number, not {number!r}"
-            raise ValueError(text) from error
-
-
-def require_seed(seed: int) -> None:
-    require_whole(seed=seed)
-    if seed < 0:
-        raise ValueError(f"seed must be 0 or more, not {seed}")
-
-
-def require_augmentation(
-    padding: int, flip: float, cutout: int, size: tuple[int, int]
-) -> None:
-    if np.shape(size) != (2,):
-        raise ValueError(f"size must be (H, W), as of images.shape[1:3], not {size}")
-    side = min(size)
-    require_whole(padding=padding, cutout=cutout)
-    if not 0 <= padding < side:  # reflection has no more pixels to offer
-        raise ValueError(
-            f"padding must be 0 to {side - 1} pixels, not {padding}, for images of "
-            f"{size[0]}×{size[1]} pixels"
-        )
-    if not 0 <= flip <= 1:
-        raise ValueError(f"flip must be a probability from 0 to 1, not {flip}")
-    if not 0 <= cutout < side:  # nothing would be left of the image
-        raise ValueError(f"cutout must be 0 to {side - 1} pixels, not {cutout}")
-
-
-def require_normalization(mean: tuple[float, ...], std: tuple[float, ...]) -> None:
-    fits = np.ndim(mean) == 1 and np.shape(mean) == np.shape(std)
-    if not (fits and all(0 <= m <= 1 for m in mean) and all(0 < s <= 1 for s in std)):
-        raise ValueError(
-            f"mean {mean} and std {std} must have a value each for every channel, on the "
-            "[0, 1] scale, std more than 0; divide by 255 what is of pixels up to 255, "
-            "leave out a channel that is the same everywhere"
-        )
-
-
-def train_transform(
-    *,
-    padding: int = 4,
-    flip: float = 0.5,
-    cutout: int = 8,
-    size: tuple[int, int] = (32, 32),
-    mean: tuple[float, ...] = CIFAR10_MEAN,
-    std: tuple[float, ...] = CIFAR10_STD,
-    seed: int | None = None,
-):
-    """The augmentation as an albumentations.Compose: uint8 (H, W, C) to float (C, H, W).
-
-    padding: pixels by which a crop can move the image, either way.
-    flip: probability of a horizontal flip.
-    cutout: side of the hole in pixels, 0 for none.
-    size: (H, W), of the images, `images.shape[1:3]`.
-    mean, std: a value a channel, on the [0, 1] scale.
-    seed: global seeds don't reach albumentations, this one does. The workers of a
-        DataLoader repeat one another, and each epoch, unless its worker_init_fn calls the
-        transform's `set_random_seed(torch.initial_seed() % 2**32)`; those of
-        `make_loaders` don't.
-
-    Raises ModuleNotFoundError without albumentations, ValueError, naming it, for a number
-    out of range, and when it is called with an image of another size or number of channels.
-    """
-    require_augmentation(padding, flip, cutout, size)
-    require_normalization(mean, std)
-    if seed is not None:
-        require_seed(seed)
-    A = import_albumentations()
-    steps = geometry(padding=padding, flip=flip, size=size)
-    if cutout:
-        hole = {
-            "num_holes_range": (1, 1),
-            "hole_height_range": (cutout, cutout),
-            "hole_width_range": (cutout, cutout),
-        }
-        colour = tuple(round(255 * m) for m in mean)
-        steps.append(A.CoarseDropout(**hole, fill=colour, p=1))
-    return normalizing(steps, mean, std, size=size, seed=seed)
-
-
-def geometry(*, padding: int, flip: float, size: tuple[int, int]) -> list:
-    """The first steps of `train_transform`: uint8 (H, W, C) to the same."""
-    A = import_albumentations()
-    (height, width), steps = size, []
-    if padding:
-        grown = (height + 2 * padding, width + 2 * padding)
-        # 4 is OpenCV's BORDER_REFLECT_101, which doesn't repeat the edge itself.
-        steps.append(A.PadIfNeeded(*grown, border_mode=4, p=1))
-        steps.append(A.RandomCrop(height, width, p=1))
-    if flip:
-        steps.append(A.HorizontalFlip(p=flip))
-    return steps
-
-
-def eval_transform(
-    *, mean: tuple[float, ...] = CIFAR10_MEAN, std: tuple[float, ...] = CIFAR10_STD
-):
-    """Normalization alone as an albumentations.Compose: uint8 (H, W, C) to float (C, H, W).
-
-    mean, std: a value a channel, on the [0, 1] scale.
-
-    Raises ModuleNotFoundError without albumentations, ValueError, naming it, for a number
-    out of range, and when it is called with an image of another number of channels.
-    """
-    require_normalization(mean, std)
-    return normalizing([], mean, std)
-
-
-def normalizing(
-    steps: list,
-    mean: tuple[float, ...],
-    std: tuple[float, ...],
-    *,
-    size: tuple[int, int] | None = None,
-    seed: int | None = None,
-):
-    A = import_albumentations()
-    from albumentations.pytorch import ToTensorV2
-
-    require = partial(require_shape, size=size, channels=len(mean))
-    normalize = A.Normalize(mean=mean, std=std, max_pixel_value=255, p=1)
-    check = A.Lambda(image=require, name="require_shape", p=1)  # unnamed, no repr
-    steps = [check, *steps, normalize, ToTensorV2(p=1)]
-    return A.Compose(steps, seed=seed)
-
-
-def require_shape(
-    image: NDArray[np.uint8], *, size: tuple[int, int] | None, channels: int, **_
-) -> NDArray[np.uint8]:
-    """The image, if it is (H, W, C) as expected; any H and W where `size` is None."""
-    if image.dtype != np.uint8:
-        raise ValueError(
-            f"the image is {image.dtype} and must be uint8, from 0 to 255; "
-            "(255 * image).round().astype(np.uint8) converts one from 0 to 1"
-        )
-    expected = (*(size or image.shape[:2]), channels)
-    if image.shape != expected:
-        raise ValueError(
-            f"the image is {image.shape} and this transform is for {expected}; "
-            "image[..., None] adds one channel, else give the transform a mean and std for "
-            "each channel, and train_transform the images' size, (H, W)"
-        )
-    return image
-
-
-def import_albumentations():
-    """The package, imported where it is used: that takes seconds."""
-    # It asks the network for a newer version of itself unless told not to.
-    os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
-    try:
-        import albumentations
-    except ModuleNotFoundError as error:
-        raise ModuleNotFoundError(
-            f"{error.name} is not installed; pip install albumentations, or give "
-            'make_loaders augment_on="device" (--augment-on device)'
-        ) from error
-
-    return albumentations
 
 
 class Loaders(NamedTuple):

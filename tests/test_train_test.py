@@ -298,7 +298,12 @@ class Viewing(nn.Linear):
         (Viewing(3 * 8 * 8, 10), noise()[0], ValueError, "view size .* use .flatten"),
         (network(), noise()[0].to(torch.uint8), ValueError, r"uint8 .* / 255 converts"),
         (network(), noise()[0][:, :1], ValueError, "as many in_channels"),
-        (network().to("meta"), noise()[0], ValueError, r"on cpu and it isn.t; model.to\(dev"),
+        (
+            network().to("meta"),
+            noise()[0],
+            ValueError,
+            r"on cpu and it isn.t; model.to\(dev",
+        ),
         (Around(lambda x: (x, x)), noise()[0], TypeError, "model gives a tuple; a cl"),
         (
             Around(lambda x: x[0]),

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 from helpers import models, train_test, utils
-from helpers.recipe import RECIPES
 from helpers.records import (
     NOT_MEASURED,
     Experiment,
@@ -53,7 +52,9 @@ TRIED = {
     "at-once": [
         sweeps.Trial("four", FIRST, "base", "four"),
         sweeps.Trial("half-decay", FIRST | {"weight_decay": 0.2}, "base", "half-decay"),
-        sweeps.Trial("no-averaging", RECIPES["ours"], "base", "no-averaging"),
+        sweeps.Trial(
+            "no-averaging", train_test.RECIPES["ours"], "base", "no-averaging"
+        ),
         sweeps.Trial(
             "two", {"label_smoothing": 0.1, "logit_scale": 0.125}, "base", "two"
         ),

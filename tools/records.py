@@ -16,8 +16,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from helpers import __main__ as program
-from helpers import records, utils
-from helpers.recipe import RECIPES
+from helpers import records, train_test, utils
 
 RESULTS = Path(__file__).resolve().parent.parent / "results"
 SEEDS = range(5)
@@ -25,7 +24,7 @@ HOLDOUT = 5_000  # training images that the sweeps are tested on
 # Whose network is kept: the first seed's, not the best one's.
 KEPT = "run-ours-CustomResNet-seed0"
 # What short trials chose: see results/LOG.md.
-OURS = RECIPES["ours"]
+OURS = train_test.RECIPES["ours"]
 INGREDIENTS = {field.replace("_", "-"): {field: value} for field, value in OURS.items()}
 # Each is tried with all of these.
 CHANGES: dict[str, dict[str, Any]] = {

@@ -1,0 +1,211 @@
+"""Labelled images in memory: checked, then taken, divided and measured."""
+
+import hashlib
+import math
+import operator
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+def require_whole(**numbers: int) -> None:
+    for name, number in numbers.items():
+        try:
+            operator.index(number)
+        except TypeError as error:
+            text = f"{name} must be a whole number, not {number!r}"
+            raise ValueError(text) from error
+
+
+def require_seed(seed: int) -> None:
+    require_whole(seed=seed)
+    if seed < 0:
+        raise ValueError(f"seed must be 0 or more, not {seed}")
+
+
+def how_to_convert(images: np.ndarray) -> str:
+    """How a NumPy array becomes one that an ImageSet takes."""
+    if images.dtype.kind in "biuf" and images.dtype != np.uint8:
+        low, high = (images.min(), images.max()) if images.size else (0, 255)
+        if not np.isfinite([low, high]).all():
+            return "they hold NaN or infinity"
+        if low < 0:
+            return (
+                f"they go down to {low:g}; give them as they were before normalization"
+            )
+        if high <= 1 or (high < 2 and images.dtype.kind == "f"):  # resizing overshoots
+            return "(255 * images).clip(0, 255).astype(np.uint8) converts those from 0 to 1"
+        if high <= 255:
+            return "images.astype(np.uint8) converts those from 0 to 255"
+        return (
+            "(images / 65535 * 255).astype(np.uint8) converts 16 bits, / 4095 12 bits"
+        )
+    if images.ndim == 3 and images.shape[2] in (1, 3):
+        return "images[None] makes a set of one picture"
+    if images.ndim == 3:
+        return "images[..., None] adds one channel"
+    if images.ndim == 2:
+        return "images.reshape(-1, H, W, C) gives rows of pixels their shape"
+    return "np.stack makes it of pictures of one size"
+
+
+@dataclass(frozen=True, eq=False)  # arrays have no one answer to ==
+class ImageSet:
+    """Labelled images in memory, and where they came from.
+
+    images: uint8 (N, H, W, C), an array or a tensor on the CPU.
+    labels: integers (N,), each in [0, len(classes)); a list will do. Kept as int64.
+    source: the label that every figure about these images carries.
+
+    Raises TypeError for what is no array or no sequence of names, ValueError for arrays of
+    other shapes or types, names that come twice and labels outside the classes.
+    """
+
+    images: NDArray[np.uint8]
+    labels: NDArray[np.int64]
+    classes: tuple[str, ...]
+    source: str
+
+    def __post_init__(self) -> None:
+        if not hasattr(self.images, "__array__"):
+            raise TypeError(
+                f"images must be a NumPy array, not a {type(self.images).__name__}; "
+                "np.stack makes one of pictures of one size"
+            )
+        for name in ("images", "labels"):
+            object.__setattr__(self, name, np.asarray(getattr(self, name)))
+        if self.images.ndim != 4 or self.images.dtype != np.uint8:
+            raise ValueError(
+                f"images must be uint8 (N, H, W, C), not {self.images.dtype} "
+                f"{self.images.shape}; of a NumPy array, {how_to_convert(self.images)}"
+            )
+        if self.images.shape[1] in (1, 3) and min(self.images.shape[2:]) > 4:
+            raise ValueError(
+                f"images must be (N, H, W, C), and {self.images.shape} looks like "
+                "(N, C, H, W); np.asarray(images).transpose(0, 2, 3, 1) turns them"
+            )
+        kind = self.labels.dtype.kind
+        if self.labels.shape != self.images.shape[:1] or kind not in "iu":
+            raise ValueError(
+                f"labels must be integers ({len(self.images)},), one an image, not "
+                f"{self.labels.dtype} {self.labels.shape}; np.asarray(labels).astype(np.int64) "
+                "converts, .ravel() takes an axis away, .argmax(1) undoes one-hot, and "
+                "np.unique(labels, return_inverse=True)[1] numbers names"
+            )
+        if isinstance(self.classes, str) or not isinstance(
+            self.classes, Sequence | np.ndarray
+        ):
+            raise TypeError(
+                f"classes must be a tuple of names, in the order of the labels, not "
+                f"{self.classes!r}"
+            )
+        names = tuple(map(str, self.classes))  # a record holds no NumPy ones
+        if len(set(names)) < len(names):
+            raise ValueError(f"classes must have a name each, not {names}")
+        object.__setattr__(self, "classes", names)
+        outside = (self.labels < 0) | (self.labels >= len(self.classes))
+        if outside.any():
+            first = int(outside.argmax())
+            raise ValueError(
+                f"label {self.labels[first]} of image {first} is outside the "
+                f"{len(self.classes)} classes; labels count from 0"
+            )
+        # All of a memory map would be read from the disk.
+        few = self.images[:: max(1, len(self) // 100)]
+        if few.size and few.max() == 1:
+            warnings.warn(
+                f"in {len(few)} images no pixel is above 1, of 255: all but black; convert "
+                "floats from 0 to 1 by (255 * images).clip(0, 255).astype(np.uint8)",
+                stacklevel=3,
+            )
+        # What is a view turned round, like torchvision's CIFAR-10 or images[..., ::-1],
+        # torch refuses, or copies whole for each batch.
+        for name, dtype in (("images", np.uint8), ("labels", np.int64)):
+            array = np.ascontiguousarray(getattr(self, name), dtype)
+            object.__setattr__(self, name, array)
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __repr__(self) -> str:
+        size = "×".join(map(str, self.images.shape[1:]))
+        return (
+            f"ImageSet({len(self):,} images of {size}, {len(self.classes)} classes, "
+            f"{self.source})"
+        )
+
+    def take(self, indices: NDArray[np.int64]) -> "ImageSet":
+        """Copies of the images at `indices` (M,), in that order."""
+        return replace(self, images=self.images[indices], labels=self.labels[indices])
+
+    def subset(self, size: int | None) -> "ImageSet":
+        """The first `size` images, of each class its share; None means all.
+
+        Raises ValueError where there are fewer.
+        """
+        if size is None:
+            return self
+        require_whole(size=size)
+        if not 0 < size <= len(self):
+            raise ValueError(
+                f"{size:,} images were asked for and the set ({self.source}) holds "
+                f"{len(self):,}; ask for 1 to {len(self):,}, or None for all"
+            )
+        return self.take(np.sort(by_turns(self.labels)[:size]))
+
+    def split(self, holdout: int) -> tuple["ImageSet", "ImageSet"]:
+        """All but `holdout` images, and those: a set to choose hyperparameters on.
+
+        The held-out images are the last ones of each class, as many as is its share of
+        all. Raises ValueError where nothing would remain.
+        """
+        require_whole(holdout=holdout)
+        if not 0 < holdout < len(self):
+            raise ValueError(
+                f"holdout must be 1 to {len(self) - 1:,} of {len(self):,} images, "
+                f"not {holdout}"
+            )
+        order = len(self) - 1 - by_turns(self.labels[::-1])  # turns from the end
+        held, rest = np.sort(order[:holdout]), np.sort(order[holdout:])
+        return self.take(rest), self.take(held)
+
+    def mean_std(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
+        """Each channel's mean and standard deviation over all pixels, on the [0, 1] scale.
+
+        What `make_loaders` and the transforms take; of the training images, not the test's.
+        """
+        means, deviations = [], []
+        # By counts: as floats the images would take four to eight times the memory.
+        for channel in range(self.images.shape[3]):
+            parts = np.array_split(self.images[..., channel], max(1, len(self) // 1000))
+            counts = sum(np.bincount(part.ravel(), minlength=256) for part in parts)
+            counts = counts.tolist()  # whole: rounding would let a blank channel vary
+            pixels = sum(counts)
+            total = sum(count * value for value, count in enumerate(counts))
+            squares = sum(count * value**2 for value, count in enumerate(counts))
+            means.append(total / pixels / 255)
+            variance = pixels * squares - total**2  # times the pixels squared
+            deviations.append(math.sqrt(variance) / pixels / 255)
+        return tuple(means), tuple(deviations)
+
+    def fingerprint(self) -> str:
+        """First 16 hexadecimal digits of the SHA-256 of images and labels."""
+        digest = hashlib.sha256(self.images)
+        digest.update(self.labels)
+        return digest.hexdigest()[:16]
+
+
+def by_turns(labels: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Indices in an order in which classes take turns, the larger the more often.
+
+    If all had equally many, `split` would hold out a small class whole.
+    """
+    turn = np.empty(len(labels))
+    for label in np.unique(labels):
+        of_class = labels == label
+        count = of_class.sum()
+        turn[of_class] = (np.arange(count) + 0.5) / count
+    return np.argsort(turn, kind="stable")
