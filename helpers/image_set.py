@@ -37,12 +37,10 @@ def how_to_convert(images: np.ndarray) -> str:
                 f"they go down to {low:g}; give them as they were before normalization"
             )
         if high <= 1 or (high < 2 and images.dtype.kind == "f"):  # resizing overshoots
-            return "(255 * images).clip(0, 255).astype(np.uint8) converts those from 0 to 1"
+            return "(255 * images).round().clip(0, 255).astype(np.uint8) converts those from 0 to 1"
         if high <= 255:
             return "images.astype(np.uint8) converts those from 0 to 255"
-        return (
-            "(images / 65535 * 255).astype(np.uint8) converts 16 bits, / 4095 12 bits"
-        )
+        return "(images / 65535 * 255).round().astype(np.uint8) converts 16 bits, / 4095 12 bits"
     if images.ndim == 3 and images.shape[2] in (1, 3):
         return "images[None] makes a set of one picture"
     if images.ndim == 3:
@@ -118,7 +116,7 @@ class ImageSet:
         if few.size and few.max() == 1:
             warnings.warn(
                 f"in {len(few)} images no pixel is above 1, of 255: all but black; convert "
-                "floats from 0 to 1 by (255 * images).clip(0, 255).astype(np.uint8)",
+                "floats from 0 to 1 by (255 * images).round().clip(0, 255).astype(np.uint8)",
                 stacklevel=3,
             )
         # What is a view turned round, like torchvision's CIFAR-10 or images[..., ::-1],

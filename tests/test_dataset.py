@@ -549,12 +549,18 @@ FLOATS = PIXELS / 255
 @pytest.mark.parametrize(
     ("images", "remedy"),
     [
-        (FLOATS, "(255 * images).clip(0, 255).astype(np.uint8) converts those from 0"),
-        (FLOATS > 0.5, "(255 * images).clip(0, 255)"),
-        (1.03 * FLOATS, "(255 * images).clip(0, 255)"),
+        (
+            FLOATS,
+            "(255 * images).round().clip(0, 255).astype(np.uint8) converts those from 0",
+        ),
+        (FLOATS > 0.5, "(255 * images).round().clip(0, 255)"),
+        (1.03 * FLOATS, "(255 * images).round().clip(0, 255)"),
         (255 * FLOATS, "images.astype(np.uint8) converts those from 0 to 255"),
         (FLOATS[:0], "images.astype(np.uint8)"),
-        (257 * PIXELS.astype(int), "(images / 65535 * 255).astype(np.uint8) converts"),
+        (
+            257 * PIXELS.astype(int),
+            "(images / 65535 * 255).round().astype(np.uint8) converts",
+        ),
         (2 * FLOATS - 1, "they go down to -1; give them as they were before normal"),
         (np.where(FLOATS > 0.9, np.nan, FLOATS), "they hold NaN or infinity"),
         (PIXELS[0], "images[None] makes a set of one picture"),
@@ -571,6 +577,15 @@ def test_images_of_another_type_or_shape_are_refused_with_what_converts_them(
     said = f"^images must be uint8.*; of a NumPy array, {re.escape(remedy)}"
     with pytest.raises(ValueError, match=said):
         dataset.ImageSet(images, data.labels, data.classes, "noise")
+
+
+def test_conversion_that_is_named_gives_the_same_pixels_again():
+    every = np.arange(256, dtype=np.uint8).reshape(4, 8, 8, 1)
+    for images in (np.float32(every) / 255, np.float64(every), np.uint16(every) * 257):
+        with pytest.raises(ValueError, match="of a NumPy array") as said:
+            dataset.ImageSet(images, np.arange(4), ("a", "b", "c", "d"), "all")
+        named = re.search(r"of a NumPy array, (\S.*?\)) converts", str(said.value))[1]
+        assert np.array_equal(eval(named, {"images": images, "np": np}), every)
 
 
 def test_floats_that_became_black_images_are_warned_of():
