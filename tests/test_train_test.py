@@ -658,9 +658,11 @@ print((after - before) / (2**23 / resource.getpagesize()))
 
 @asks_glibc
 def test_what_comes_after_training_finds_freed_memory_as_it_would_have_before():
-    # In a process whose memory is in one piece, or the block may lie in a gap by chance.
-    done = python("-c", AFTERWARDS, check=True)
-    assert float(done.stdout) < 0.5  # of its pages
+    # In processes whose memory is in one piece, or the block may lie in a gap by chance; of
+    # three, as how the system lays out a process's memory is chance too: one, of more than
+    # a hundred, found all pages new.
+    done = [python("-c", AFTERWARDS, check=True) for _ in range(3)]
+    assert statistics.median(float(one.stdout) for one in done) < 0.5  # of its pages
 
 
 # --- metrics ---------------------------------------------------------------------------
