@@ -83,6 +83,12 @@ TRIED = {
         sweeps.Trial("page", {"recipe": "page"}, "base", "page"),
         sweeps.Trial("ours", {"recipe": "ours"}, "page", "no-averaging"),
     ],
+    # What the report describes in place of the assignment's recipe, the others beside it.
+    "reported": [
+        sweeps.Trial("reported", {"cutout": 0}, "base", "reported"),
+        sweeps.Trial("ours", {"recipe": "ours"}, "reported", "no-averaging"),
+        sweeps.Trial("page", {"recipe": "page"}, "reported", "page"),
+    ],
     "schedule": [
         sweeps.Trial("linear", {"anneal": "linear"}, "no-averaging", "linear")
     ],
