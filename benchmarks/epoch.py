@@ -104,7 +104,7 @@ def measure(setup: Setup) -> list[Row]:
     # Until memory is settled; to cuDNN an epoch's partial last batch is another shape.
     first = loaders.train if whole else [next(iter(loaders.train))] * 4
     shares: dict[str, list[float]] = {part: [] for part in PARTS}
-    with keeping_freed_memory(device):  # as in fit
+    with keeping_freed_memory(device, options["dtype"]):  # as in fit
         train_test.train_one_epoch(model, first, optimizer, **options)  # warm-up
         train_test.evaluate(model, loaders.test, device=device)
         for _ in range(setup.repeats):

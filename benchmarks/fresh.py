@@ -181,7 +181,7 @@ def main(contender: str, source: str, batch_size: int, steps: int) -> None:
         torch.cuda.synchronize()
     found = {"first_batch": time.time(), "loading": after - before}
     if steps:  # its imports are no part of the time above
-        from benchmarks.steps import our_epoch, students_epoch
+        from benchmarks.steps import our_epoch, our_options, students_epoch
         from helpers import models, utils
         from helpers.memory import keeping_freed_memory
 
@@ -189,7 +189,8 @@ def main(contender: str, source: str, batch_size: int, steps: int) -> None:
         device = utils.get_device()
         epoch = our_epoch if ours else students_epoch
         model = models.CustomResNet().to(device)
-        with keeping_freed_memory(device) if ours else nullcontext():
+        dtype = our_options(device)["dtype"]
+        with keeping_freed_memory(device, dtype) if ours else nullcontext():
             epoch(model, [first, *batches], device)()
         found["peak"] = (
             torch.cuda.max_memory_allocated() / 1024**2

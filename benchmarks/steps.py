@@ -70,12 +70,13 @@ def contender(
 ) -> Callable[[], float]:
     """Images/s of `work`, one pass of the batches, the second of two in a row.
 
-    as_in_fit: memory is kept from step to step.
+    as_in_fit: memory is kept from step to step, where fit does so.
     """
     count = sum(len(labels) for _, labels in batches)
 
     def measure() -> float:
-        keeping = keeping_freed_memory(setup.device)
+        dtype = our_options(setup.device)["dtype"]
+        keeping = keeping_freed_memory(setup.device, dtype)
         with keeping if as_in_fit else contextlib.nullcontext():
             work()  # the others have left caches and memory as suits them
             return count / seconds(work, setup.device)

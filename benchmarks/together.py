@@ -72,7 +72,7 @@ def main(batch_size: int, steps: int) -> None:
         model = processes.wrap(model, device)
         optimizer = train_test.make_optimizer(model, lr=1e-4)
         options = our_options(device)
-        with keeping_freed_memory(device):  # as in fit
+        with keeping_freed_memory(device, options["dtype"]):  # as in fit
             train_test.train_one_epoch(model, warm_up, optimizer, **options)
             took = seconds(
                 lambda: train_test.train_one_epoch(model, train, optimizer, **options),

@@ -90,7 +90,7 @@ def run_lr_range_test(
         with (
             borrowed(loader),
             explaining_memory(model, loader, dtype, device),
-            keeping_freed_memory(device),
+            keeping_freed_memory(device, dtype),
         ):
             steps = recipe.lr_test_steps
             ratio = (END_LR / START_LR) ** (1 / (steps - 1))

@@ -543,7 +543,7 @@ def fit(
             tell_where_it_goes_on(path, recipe, history)
     try:
         for epoch in range(len(history.epochs) + 1, recipe.epochs + 1):
-            with keeping_freed_memory(device):
+            with keeping_freed_memory(device, training.dtype):
                 row = training.run_epoch()
             if processes.first:
                 # An epoch that is shown is kept.

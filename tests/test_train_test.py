@@ -609,7 +609,9 @@ asks_glibc = pytest.mark.skipif(
 )
 
 
-def train_and_count_page_faults(max_lr):
+def train_and_ask_for_memory(max_lr, precision):
+    """Of blocks of 64 MB, asked for and freed again before each step: how many new pages
+    they took, and how much of them the process still has in the end."""
     import resource
 
     class Hungry(list):
@@ -624,20 +626,34 @@ def train_and_count_page_faults(max_lr):
                 yield batch
 
     faults, kept = [], []
-    short = recipe(max_lr=max_lr, lr_test_steps=10, lr_test_seeds=1)
+    short = recipe(
+        max_lr=max_lr, precision=precision, lr_test_steps=10, lr_test_seeds=1
+    )
     fit(network(), (Hungry(batches(16, 16, 16)), batches(16)), short)
     pages = 2**26 // resource.getpagesize()
-    assert statistics.median(faults) < pages / 16
-    assert bytes_in_memory() < kept[-1] - 0.7 * 2**26, "it isn't given back at last"
+    return statistics.median(faults) / pages, (kept[-1] - bytes_in_memory()) / 2**26
+
+
+def in_a_new_process(max_lr, precision):
+    # Once an allocation has failed, glibc gives its thread another arena, which keeps no
+    # large blocks.
+    ask = f"print(*test_train_test.train_and_ask_for_memory({max_lr}, {precision!r}))"
+    done = python("-c", f"from tests import test_train_test; {ask}", check=True)
+    return [float(one) for one in done.stdout.splitlines()[-1].split()]
 
 
 @asks_glibc
-def test_step_on_a_cpu_finds_the_memory_that_the_one_before_it_freed():
-    # In a new process: once an allocation has failed, glibc gives its thread another arena,
-    # which keeps no large blocks.
-    count = "[test_train_test.train_and_count_page_faults(lr) for lr in (0.01, None)]"
-    done = python("-c", f"from tests import test_train_test; {count}")
-    assert done.returncode == 0, done.stderr
+@pytest.mark.parametrize("max_lr", [0.01, None])
+def test_step_in_bfloat16_finds_the_memory_that_the_one_before_it_freed(max_lr):
+    new, given_back = in_a_new_process(max_lr, "bfloat16")
+    assert new < 1 / 16
+    assert given_back > 0.7, "it isn't given back at last"
+
+
+@asks_glibc
+def test_training_in_float32_holds_no_memory_that_it_has_freed():
+    _, given_back = in_a_new_process(0.01, "float32")
+    assert given_back < 0.3
 
 
 AFTERWARDS = """
@@ -646,7 +662,7 @@ from helpers.memory import keeping_freed_memory
 
 ctypes.CDLL(None).prctl(41, 1, 0, 0, 0)  # no huge pages, of which these were few
 
-with keeping_freed_memory(torch.device("cpu")):
+with keeping_freed_memory(torch.device("cpu"), torch.bfloat16):
     pass
 for _ in range(10):
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
