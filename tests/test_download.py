@@ -328,19 +328,6 @@ def test_certificate_that_cannot_be_checked_is_said_with_the_remedy(
         site.get("good")
 
 
-def test_next_mirror_after_refused_connection(site, capsys):
-    site.get(closed_port(), "good")
-    assert site.files() == {"a.tgz": BODY}
-    assert "given up: Connection refused" in capsys.readouterr().out
-
-
-def test_cut_off_is_resumed_at_the_same_address(site, capsys):
-    site.get("cut_once")
-    assert site.files() == {"a.tgz": BODY}
-    assert site.log == [("cut_once", None), ("cut_once", from_byte(HALF))]
-    assert "resuming" in capsys.readouterr().out
-
-
 @pytest.mark.parametrize("manner", ["chunked_cut", "unannounced_cut"])
 def test_cut_off_where_no_size_is_announced(site, manner):
     site.get(manner, "good")

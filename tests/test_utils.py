@@ -337,19 +337,6 @@ def test_interval_is_the_published_one(correct, count, low, high):
     assert row.high == pytest.approx(high, abs=5e-5)
 
 
-def test_class_counts_make_up_the_set_and_its_accuracy():
-    generator = np.random.default_rng(0)
-    labels = torch.from_numpy(generator.integers(0, 3, 500))
-    predictions = torch.from_numpy(generator.integers(0, 3, 500))
-    rows = utils.class_accuracy(labels, predictions, CLASSES)
-    assert [row.name for row in rows] == CLASSES
-    assert sum(row.count for row in rows) == 500
-    overall = (labels == predictions).double().mean().item()
-    assert sum(row.accuracy * row.count for row in rows) / 500 == pytest.approx(overall)
-    for row in rows:
-        assert 0 <= row.low < row.accuracy < row.high <= 1
-
-
 def test_class_without_images_has_no_accuracy():
     row = accuracies()[2]
     assert (row.count, row.low, row.high) == (0, 0.0, 1.0)

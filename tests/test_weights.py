@@ -346,13 +346,6 @@ def test_home_is_meant_by_its_sign_in_each_path(tmp_path, monkeypatch):
     assert {path.name for path in tmp_path.iterdir()} == {"run.json", "w.safetensors"}
 
 
-def test_weights_go_to_the_file_behind_a_link(tmp_path):
-    path, link = tmp_path / "w.safetensors", tmp_path / "link.safetensors"
-    link.symlink_to(path)
-    models.save_weights(small(num_classes=2), link, classes=["a", "b"], data=DATA)
-    assert link.is_symlink() and path.is_file()
-
-
 @pytest.fixture
 def file(tmp_path):
     """A small file of weights, and its digest."""
