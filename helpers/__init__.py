@@ -1,3 +1,3 @@
-"""What S10.ipynb is made of: models, dataset, train_test, utils, each importable alone."""
+"""What S10.ipynb is made of: models, dataset, train_test, utils, weights."""
 
 __version__ = "0.2.0"

@@ -78,14 +78,15 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
         "--holdout",
         type=int,
         default=0,
-        help="evaluate on this many training images held out, not on the test set: for "
-        "choosing hyperparameters",
+        help="evaluate on this many training images held out, not on the test set, "
+        "whatever test_images is: for choosing hyperparameters",
     )
     parser.add_argument(
         "--augment-on",
         choices=("auto", "cpu", "device"),
         default="auto",
-        help="where images are augmented",
+        help="cpu by Albumentations, device in whole batches; auto is device on a GPU, else "
+        "cpu",
     )
     parser.add_argument(
         "--out",
@@ -102,17 +103,17 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     kept.add_argument(
         "--no-checkpoint",
         action="store_true",
-        help="keep nothing until a run is over, where repeating it costs less than writing "
-        "79 MB (CustomResNet with Adam) after each epoch",
+        help="write no checkpoint, for a run that is repeated faster than 79 MB "
+        "(CustomResNet with Adam) are written after each epoch",
     )
     kept.add_argument(
         "--resume",
         action="store_true",
         help="go on from the checkpoint that an interrupted run left in --out; seeds that "
-        "have a record of the same run there are passed over",
+        "have a record of the same run there are skipped",
     )
     recipe = parser.add_argument_group(
-        "hyperparameters", "Unless given, those of recipe and profile."
+        "hyperparameters", "Those that aren't given are recipe's and profile's."
     )
     meaning = meanings(train_test.Recipe.__doc__)
     for field in dataclasses.fields(train_test.Recipe):
@@ -154,7 +155,7 @@ def checkpoint_of(options: argparse.Namespace, seed: int) -> Path:
 def require_startable(
     options: argparse.Namespace, processes: train_test.Processes
 ) -> None:
-    """Raise, before a download and the first seed's hours, what any seed would fail for."""
+    """Raise any seed's foreseeable errors, before a download and hours of training."""
     for seed in options.seeds:
         utils.set_seed(seed)
         if processes.first and options.resume:
@@ -277,8 +278,8 @@ def is_done(
     # One may have been trained again for its weights.
     path, past = max(found, key=lambda one: "weights" in one[1])
     print(
-        f"{path} is the record of seed {past['seed']}, max_lr {past['max_lr']:.2e}, "
-        "which is passed over"
+        f"{path} is the record of seed {past['seed']}, max_lr {past['max_lr']:.2e}; "
+        "this seed is skipped"
     )
     if options.save_weights and "weights" not in past:
         print("it has no weights: without --resume it is trained again, for them")

@@ -114,9 +114,9 @@ def load_checkpoint(
 
     That one then takes the damaged one's place. None where there is neither.
 
-    It must have been written under the same `plan` for a model with the same state dict as
-    `model`. Raises ValueError, saying what differs, where it doesn't, and where all that is
-    there is damaged.
+    It must have been written under the same `plan`, for a model whose state dict has the
+    names and shapes of `model`, a state dict too. Raises ValueError, saying what differs,
+    where it wasn't, and where all that is there is damaged.
     """
     if not (kept := kept_checkpoints(path)):
         return None
@@ -137,8 +137,8 @@ def latest_whole(kept: list[Path]) -> tuple[Path, dict[str, Any]]:
     for file in kept[:-1]:
         try:
             return file, read_checkpoint(file)
-        except Damaged as error:
-            warnings.warn(f"{error}; trying the one before it", stacklevel=4)
+        except Damaged:
+            warnings.warn(f"{file} is damaged; trying the one before it", stacklevel=4)
     return kept[-1], read_checkpoint(kept[-1])
 
 
@@ -152,8 +152,8 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     body, digest = content[:-DIGEST_BYTES], content[-DIGEST_BYTES:]
     if hashlib.sha256(body).digest() != digest:
         raise Damaged(
-            f"{path} is damaged or no checkpoint of fit's; name another file, or remove it "
-            "if it was one"
+            f"{path} is damaged or no checkpoint of fit's; name another file, or remove "
+            "this one"
         )
     try:
         state = torch.load(io.BytesIO(body), map_location="cpu", weights_only=True)
@@ -173,7 +173,7 @@ def require_same_plan(file: Path, there: dict[str, Any], here: dict[str, Any]) -
     if differing := [*differences(there, here)]:
         raise ValueError(
             f"{file} comes from another training: {', '.join(differing)}; name another "
-            "file or use that recipe"
+            "file, or make recipe and loaders as they were there"
         )
 
 

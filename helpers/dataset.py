@@ -68,16 +68,18 @@ def load_cifar10(
 
     Looks in `root` for the official batches (each file's MD5 is checked), then for an
     image folder train/<class>/*, test/<class>/* of 32×32 PNG or JPEG files named so that
-    sorting them by name gives the order, then for the archive; then downloads it.
-    Where several processes find nothing, one does, and the others wait. How many images
-    an image folder has isn't checked.
+    sorting them by name gives the order, then for the archive. Where there is none of
+    these, the archive is downloaded, or with download=False DatasetUnavailable is raised.
+    Where several processes find nothing, one downloads, and the others wait. How many
+    images an image folder has isn't checked.
 
     Nothing is written where the batches or the image folder are there. Batches that fail
     their MD5 are passed over, and kept beside those that the archive then gives.
 
     Raises DatasetUnavailable where nothing is there and nothing can be downloaded or
-    written, ValueError, naming the file, for an image folder that is not as described, and
-    ModuleNotFoundError without torchvision, but for an image folder.
+    written, ValueError, naming it, for a root that is a file and for an image folder that
+    is not as described, and, where no image folder is read, ModuleNotFoundError without
+    torchvision.
     """
     root = Path(root).expanduser()
     if root.exists() and not root.is_dir():
@@ -183,11 +185,11 @@ def synthetic_cifar10(
 def load_or_draw(
     root: str | os.PathLike | None, *, train_images: int | None, test_images: int | None
 ) -> tuple[ImageSet, ImageSet, str | None]:
-    """Subsets of CIFAR-10, or of synthetic images and the reason why.
+    """(train, test, None) of CIFAR-10, or (train, test, reason) of synthetic images.
 
-    The third is None with CIFAR-10 itself. Images are drawn where `root` is None or the
-    word synthetic, or `load_cifar10` raises DatasetUnavailable; what else it raises is
-    raised here too.
+    train_images, test_images: how many, None for as many as CIFAR-10 has. Images are drawn
+    where `root` is None or the word synthetic, or `load_cifar10` raises
+    DatasetUnavailable; what else it or `ImageSet.subset` raises is raised here too.
     """
     reason = "asked for"
     try:
@@ -260,9 +262,9 @@ def require_batches(
     smallest = min(len(train) % batch_size or batch_size, len(test))
     if not 0 <= share[0] < share[1] <= smallest:
         raise ValueError(
-            f"share must be (rank, processes), a rank from 0 and at most {smallest} "
-            "processes, as many as the images in the smallest batch and the test set, "
-            f"not {share}"
+            "share must be (rank, processes), rank from 0 to processes - 1 and at most "
+            f"{smallest} processes, so that each has an image of each batch and of the "
+            f"test set, not {share}"
         )
 
 
@@ -316,13 +318,13 @@ def make_loaders(
     """Batches for training, shuffled and augmented anew each epoch, and for evaluation.
 
     The last partial batch is kept. Order and augmentation of a batch are functions of
-    (seed, epoch, batch); `train.set_epoch(e)` makes the next pass that of epoch e (from 0),
-    and without it each pass is the next epoch.
+    (seed, epoch, batch); `loaders.train.set_epoch(e)` on what is returned makes the next
+    pass that of epoch e (from 0), and without it each pass is the next epoch.
 
-    augment_on: "cpu" is Albumentations in `num_workers` processes, for training (by
-        default up to 8 for a model on CUDA under Linux, otherwise none); "device"
-        is whole batches at once where the images then already are, several times as fast
-        on a CPU too; "auto" is the device if that is CUDA.
+    augment_on: "cpu" is Albumentations, image by image, for training in `num_workers`
+        processes (by default up to 8 for a model on CUDA under Linux, otherwise none);
+        "device" keeps the images on the device and augments whole batches, several times
+        as fast on a CPU too; "auto" is "device" on CUDA, else "cpu".
     padding, flip, cutout, mean, std: see `train_transform`.
     transform: an albumentations.Compose of your own, uint8 (H, W, C) to the same, instead
         of padding, flip and cutout, whatever the recipe says of these; "auto" is "cpu"

@@ -83,7 +83,7 @@ def alone(archive: Path) -> Iterator[None]:
             )
             lock.acquire()
     except OSError as error:
-        # Without its file it is the folder that can't be written, which download() says.
+        # No lock file: then the folder can't be written, and download() says so.
         if os.path.exists(lock.lock_file):
             warnings.warn(
                 f"{archive.parent} can't be locked ({error.strerror}): let one process "
@@ -109,7 +109,9 @@ def download(urls: Sequence[str], target: Path, *, md5: str, size: int) -> None:
             return
         if target.exists():
             print(
-                f"{target} is damaged or another file: its MD5 isn't {md5}", flush=True
+                f"{target} is damaged or another file: its MD5 isn't {md5}; a download will "
+                "replace it",
+                flush=True,
             )
         target.parent.mkdir(parents=True, exist_ok=True)
         part.touch()  # a folder that can't be written is said before any request
@@ -125,8 +127,7 @@ def download(urls: Sequence[str], target: Path, *, md5: str, size: int) -> None:
     except OSError as error:
         remedy = "make it writable or choose another folder"
         if error.errno in FULL:
-            needed = f"{size / 1e6:.1f} MB and what is in it a little more"
-            remedy = f"the archive needs {needed}, free some space"
+            remedy = f"free {size / 1e6:.1f} MB for it, and a little more to extract it"
         text = f"{target.parent} cannot take {target.name} ({error.strerror}): {remedy}"
         raise OSError(error.errno, text) from error
 

@@ -1,7 +1,4 @@
-"""Every figure of the experiment; the only module of this package that knows matplotlib.
-
-Each takes `data`, a label that says what the figure is about, into its title.
-"""
+"""Every figure of the experiment; the only module of this package that knows matplotlib."""
 
 from __future__ import annotations  # else help() spells ArrayLike out, in 240 letters
 
@@ -52,7 +49,10 @@ def plot_samples(
     """Draw the first images of each class, one row a class, from uint8 (N, H, W, C).
 
     Of more than 12 classes, up to 12 evenly spaced ones, as the title then says.
-    Raises ValueError for wrong shapes or labels outside the classes.
+
+    data: what the figure is about, for its title.
+
+    Raises ValueError for wrong shapes, labels outside the classes, or per_class below 1.
     """
     pixels = as_rgb("images", images, "N, H, W, C")
     numbers = class_numbers("labels", labels, len(classes), len(pixels))
@@ -77,6 +77,8 @@ def plot_augmentations(
     data: str,
 ) -> Figure:
     """Draw uint8 originals (R, H, W, C) beside normalized views (R, K, C, H, W) of them.
+
+    data: what the figure is about, for its title.
 
     Raises ValueError for wrong shapes, and views of uint8, which aren't normalized.
     """
@@ -106,6 +108,8 @@ def plot_lr_range_test(search: Any, *, data: str) -> Figure:
     """Draw loss (nats per example) against learning rate, and what the rule read off it.
 
     search: what `lr_range_test` gives.
+    data: what the figure is about, for its title.
+
     Range test: L. N. Smith, "Cyclical Learning Rates for Training Neural Networks", 2015.
     """
     rates = np.asarray(search.learning_rates, float)
@@ -147,6 +151,8 @@ def plot_max_lr(
     max_lr the range test chose. Shaded are the rates that do as well as the best one; with
     fewer than two seeds in common the figure says that they can't be told. Raises
     ValueError where nothing is given.
+
+    data: what the figure is about, for its title.
     """
     if not records or not chosen:
         raise ValueError(
@@ -200,7 +206,10 @@ def plot_learning_rate(
 ) -> Figure:
     """Draw the learning rates planned and used, one value a step, against epochs done.
 
-    Raises ValueError for an empty plan, or more actual steps than planned.
+    data: what the figure is about, for its title.
+
+    Raises ValueError for an empty plan, more actual steps than planned, or
+    steps_per_epoch below 1.
     """
     plan, used = np.asarray(planned, float), np.asarray(actual, float)
     if len(plan) == 0 or len(used) > len(plan):
@@ -227,6 +236,7 @@ def plot_history(history: Any, *, data: str) -> Figure:
     """Draw loss (nats per example) and accuracy (%), train and test, against epoch.
 
     history: what `fit` gives, or a History of Epochs of your own.
+    data: what the figure is about, for its title.
 
     Raises ValueError for one without epochs.
     """
@@ -263,6 +273,9 @@ def plot_class_accuracy(rows: list[ClassAccuracy], *, data: str) -> Figure:
     """Draw each class's accuracy (%) as a bar, best on top, with its 95% interval.
 
     Of more than 30 classes, the 12 best and the 12 worst, as the title then says.
+
+    data: what the figure is about, for its title.
+
     Raises ValueError for an empty list.
     """
     if not rows:
@@ -301,8 +314,11 @@ def plot_confusion_matrix(
 ) -> Figure:
     """Draw (C, C) counts; mistakes are coloured by their share (%) of the true class.
 
-    The diagonal has one colour of its own, as its shares would drown the mistakes; beyond
-    20 classes there are no numbers, and it is left out.
+    The diagonal has one colour of its own, as its shares would drown the mistakes. Of more
+    than 20 classes, numbers and diagonal are left out.
+
+    data: what the figure is about, for its title.
+
     Raises ValueError where the matrix does not fit the classes.
     """
     size = len(classes)
@@ -342,6 +358,8 @@ def plot_calibration(rows: Sequence[CalibrationBin], *, data: str) -> Figure:
     A reliability diagram as in Guo et al. (2017), from the rows of `calibration`; their
     expected calibration error, in points, is in the title. Raises ValueError where the rows
     hold no image.
+
+    data: what the figure is about, for its title.
     """
     title = "Calibration, with an expected calibration error of "
     title += f"{100 * expected_calibration_error(rows):.1f} points"
@@ -384,6 +402,8 @@ def plot_misclassified(
     data: str,
 ) -> Figure:
     """Draw mistakes on uint8 originals (N, H, W, C) as "true → predicted", probability (%).
+
+    data: what the figure is about, for its title.
 
     Raises ValueError where a mistake is not one of the images or classes.
     """

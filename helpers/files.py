@@ -5,7 +5,7 @@ from pathlib import Path
 
 
 def place_of(path: str | os.PathLike) -> Path:
-    """The path without ~, and behind a link, which writing would otherwise replace."""
+    """The path with ~ expanded and a link followed, as writing would replace the link."""
     path = Path(path).expanduser()
     return path.resolve() if path.is_symlink() else path
 

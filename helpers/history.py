@@ -77,10 +77,10 @@ class History:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "History":
-        """What `as_dict` gave, again."""
+        """A History from what `as_dict` gave."""
         return cls(**{**values, "epochs": [Epoch(**row) for row in values["epochs"]]})
 
     @classmethod
     def from_record(cls, record: dict[str, Any]) -> "History":
-        """Of a run's record, which tells each epoch but not the rate of every step."""
+        """The History in a run's record, which holds no learning_rates."""
         return cls(record["max_lr"], [Epoch(**row) for row in record["history"]])

@@ -31,7 +31,7 @@ def how_to_convert(images: np.ndarray) -> str:
     if images.dtype.kind in "biuf" and images.dtype != np.uint8:
         low, high = (images.min(), images.max()) if images.size else (0, 255)
         if not np.isfinite([low, high]).all():
-            return "they hold NaN or infinity"
+            return "they hold NaN or infinity; look for where these come from"
         if low < 0:
             return (
                 f"they go down to {low:g}; give them as they were before normalization"
@@ -56,10 +56,11 @@ class ImageSet:
 
     images: uint8 (N, H, W, C), an array or a tensor on the CPU.
     labels: integers (N,), each in [0, len(classes)); a list will do. Kept as int64.
+    classes: the name of each class, all different, in the order of the labels.
     source: the label that every figure about these images carries.
 
     Raises TypeError for what is no array or no sequence of names, ValueError for arrays of
-    other shapes or types, names that come twice and labels outside the classes.
+    other shapes or types, a name given twice and labels outside the classes.
     """
 
     images: NDArray[np.uint8]
@@ -102,7 +103,7 @@ class ImageSet:
             )
         names = tuple(map(str, self.classes))  # a record holds no NumPy ones
         if len(set(names)) < len(names):
-            raise ValueError(f"classes must have a name each, not {names}")
+            raise ValueError(f"classes must have different names, not {names}")
         object.__setattr__(self, "classes", names)
         outside = (self.labels < 0) | (self.labels >= len(self.classes))
         if outside.any():
@@ -115,11 +116,11 @@ class ImageSet:
         few = self.images[:: max(1, len(self) // 100)]
         if few.size and few.max() == 1:
             warnings.warn(
-                f"in {len(few)} images no pixel is above 1, of 255: all but black; convert "
+                f"no pixel of {len(few)} images is above 1, and white is 255; convert "
                 "floats from 0 to 1 by (255 * images).round().clip(0, 255).astype(np.uint8)",
                 stacklevel=3,
             )
-        # What is a view turned round, like torchvision's CIFAR-10 or images[..., ::-1],
+        # A transposed or reversed view, like torchvision's CIFAR-10 or images[..., ::-1],
         # torch refuses, or copies whole for each batch.
         for name, dtype in (("images", np.uint8), ("labels", np.int64)):
             array = np.ascontiguousarray(getattr(self, name), dtype)
@@ -136,13 +137,13 @@ class ImageSet:
         )
 
     def take(self, indices: NDArray[np.int64]) -> "ImageSet":
-        """Copies of the images at `indices` (M,), in that order."""
+        """An ImageSet with copies of the images at `indices` (M,), in that order."""
         return replace(self, images=self.images[indices], labels=self.labels[indices])
 
     def subset(self, size: int | None) -> "ImageSet":
         """The first `size` images, of each class its share; None means all.
 
-        Raises ValueError where there are fewer.
+        Raises ValueError for a size that isn't a whole number from 1 to len(self).
         """
         if size is None:
             return self
@@ -157,8 +158,8 @@ class ImageSet:
     def split(self, holdout: int) -> tuple["ImageSet", "ImageSet"]:
         """All but `holdout` images, and those: a set to choose hyperparameters on.
 
-        The held-out images are the last ones of each class, as many as is its share of
-        all. Raises ValueError where nothing would remain.
+        The held-out images are the last of each class, in proportion to the class's size.
+        Raises ValueError for a holdout that isn't a whole number from 1 to len(self) - 1.
         """
         require_whole(holdout=holdout)
         if not 0 < holdout < len(self):

@@ -80,7 +80,7 @@ class Loader:
         return [np.array_split(batch, processes)[rank] for batch in batches]
 
     def __len__(self) -> int:
-        """Batches of an epoch of all processes together."""
+        """Batches in an epoch, each counted once for all processes."""
         return len(self.batch_sizes)
 
     def set_epoch(self, epoch: int) -> None:
@@ -121,7 +121,7 @@ class DeviceLoader(Loader):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        # Of what is read-only, a memory map say, torch would warn: that is read here.
+        # torch would warn of read-only arrays, a memory map say: np.require copies those.
         try:
             self.images, self.labels = (
                 torch.from_numpy(np.require(array, requirements="W")).to(self.device)
@@ -130,7 +130,7 @@ class DeviceLoader(Loader):
         except torch.OutOfMemoryError as error:
             raise MemoryError(
                 f"{self.images.nbytes / 1e9:.1f} GB of images don't fit into the memory of "
-                f'{self.device}; augment_on="cpu" leaves them outside'
+                f'{self.device}; augment_on="cpu" keeps them in main memory'
             ) from error
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
@@ -185,9 +185,9 @@ class DeviceLoader(Loader):
 
 
 def usable_cores() -> int:
-    """Those that this process may use: a job's share of a machine, say.
+    """How many CPU cores this process may use: a job's share of a machine, say.
 
-    Of several that torchrun started on this machine each has its part of them.
+    Where torchrun started several processes on this machine, they divide them.
     """
     allowed = getattr(os, "sched_getaffinity", None)  # Linux has it
     cores = len(allowed(0)) if allowed else os.cpu_count() or 1
@@ -251,7 +251,7 @@ class WorkerLoader(Loader):
     """Applies an albumentations transform to each image, in `num_workers` processes.
 
     transform: uint8 to uint8; None leaves the images as they are. Whole batches are
-    normalized and lose their holes, on the device: image by image that takes longer than
+    normalized and get their holes on the device: image by image that takes longer than
     all the rest.
     """
 

@@ -37,11 +37,13 @@ SAFETY = 3.0  # half a decade: a cycle spends many steps near its peak, a test o
 class LRRangeTest:
     """What the range tests saw, and the learning rate chosen from it.
 
-    learning_rates: (S,), one a step. losses: a list a seed, nats per example, shorter
-    where that test was ended. smoothed: the same over neighbouring steps. median: over
-    the tests, up to the end of the shortest, the curve that the rule reads; rim: the loss
-    at which it counts as having left the valley. divergence_lr: where it does or a test
-    was ended, None if neither.
+    learning_rates: (S,), one a step.
+    losses: a list for each test, nats per example, shorter where that test was ended.
+    smoothed: their means over neighbouring steps, up to the first that isn't finite.
+    median: of smoothed over the tests, up to the end of the shortest: a fall and a rise.
+    rim: the loss, a quarter of the fall above the lowest, beyond which it has diverged.
+    max_lr: the choice: a third of divergence_lr, or of the last rate where that is None.
+    divergence_lr: where the median has risen past rim or a test was ended; None if neither.
     """
 
     learning_rates: list[float]
@@ -65,9 +67,10 @@ def lr_range_test(
     the test, on whole batches, and tells the others.
 
     Raises ValueError where the loss never falls or is not finite from the start, for a
-    loader without batches, and for a model that doesn't fit the recipe or the batches,
-    TypeError for one that gives no tensor, ModuleNotFoundError without torch-lr-finder,
-    and MemoryError with a batch size that would fit.
+    loader without batches, for a model that doesn't fit the recipe or the batches, and
+    for a device that `choose_dtype` refuses, TypeError for a model that gives no tensor,
+    ModuleNotFoundError without torch-lr-finder, and MemoryError with a batch size that
+    would fit.
     """
     if not len(loader):
         raise ValueError("the loader has no batch; give it at least one")

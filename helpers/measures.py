@@ -108,8 +108,8 @@ def misclassified(
 ) -> list[Mistake]:
     """Return up to `most` wrong answers, most confident first, from (N,) and (N, C).
 
-    Raises ValueError for wrong shapes, or values outside [0, 1]; that each row sums to 1
-    isn't checked.
+    Raises ValueError for wrong shapes, values outside [0, 1], labels outside the classes
+    and a `most` below 1; that each row sums to 1 isn't checked.
     """
     require_positive("most", most)
     true, scores = labels_and_scores(labels, probabilities)
@@ -130,7 +130,7 @@ def most_confused(
     matrix: of `confusion_matrix`, rows true and columns predicted. Mistakes in both
     directions count for a pair; a pair without any is left out.
 
-    Raises ValueError where the matrix does not fit the classes.
+    Raises ValueError where the matrix does not fit the classes, and for a `most` below 1.
     """
     counts = class_counts(matrix, len(classes))
     require_positive("most", most)
@@ -156,7 +156,7 @@ def calibration(
 
     Confidence is the predicted class's probability. Of a calibrated network's answers with
     confidence 0.8, 80% are right. Bins: C. Guo et al., "On Calibration of Modern Neural
-    Networks", ICML 2017. Raises ValueError as `misclassified` does.
+    Networks", ICML 2017. Raises ValueError as `misclassified` does, and for bins below 1.
     """
     require_positive("bins", bins)
     true, scores = labels_and_scores(labels, probabilities)

@@ -68,8 +68,8 @@ class CustomResNet(nn.Module):
     """The assignment's network: 8 convolutions.
 
     6,574,090 parameters for 10 classes and 3 channels. Takes images (B, in_channels, H,
-    W), H and W at least 8, and gives logits (B, num_classes). A relative of ResNet-9 from
-    David Page's "How to Train Your ResNet" (2018).
+    W), H and W at least 8, and gives logits (B, num_classes), multiplied by logit_scale. A
+    relative of ResNet-9 from David Page's "How to Train Your ResNet" (2018).
     """
 
     def __init__(
@@ -134,8 +134,8 @@ class ResNet18(nn.Module):
     """ResNet-18 of "Deep Residual Learning" (He et al., 2015) in its form for small images.
 
     Its first convolution is 3×3 with stride 1 and no max-pooling follows, as 32×32
-    images need. Takes images (B, in_channels, H, W) and gives logits (B, num_classes);
-    11,173,962 parameters for 10 classes and 3 channels.
+    images need. Takes images (B, in_channels, H, W) and gives logits (B, num_classes),
+    multiplied by logit_scale; 11,173,962 parameters for 10 classes and 3 channels.
     """
 
     def __init__(
@@ -348,7 +348,7 @@ def read_weights(
     except (SafetensorError, KeyError, TypeError, ValueError) as error:
         raise ValueError(
             f"{path} is damaged or no file of save_weights ({type(error).__name__}: "
-            f"{error}); fetch it again"
+            f"{error}); fetch it again, or name one that save_weights wrote"
         ) from error
     raise ValueError(
         f"{path} is of format {facts['format']} and this version reads up to "

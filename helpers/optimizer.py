@@ -50,11 +50,12 @@ def choose_dtype(precision: str, device: torch.device | str) -> torch.dtype:
 def make_optimizer(
     model: nn.Module, recipe: Recipe = PROFILES["full"], *, lr: float
 ) -> Optimizer:
-    """The recipe's optimizer over all parameters.
+    """The recipe's optimizer over all parameters, with learning rate `lr`.
 
     Adam (Kingma and Ba, 2014) with its weight decay apart from the gradient (Loshchilov
-    and Hutter, 2017), or stochastic gradient descent with Nesterov's momentum of 0.9, whose
-    decay is part of the gradient and reaches everything, as in Page's recipe.
+    and Hutter, 2017) and none for biases and BatchNorm, or stochastic gradient descent with
+    Nesterov's momentum of 0.9, whose decay is part of the gradient and reaches everything,
+    as in Page's recipe.
     """
     decay, parameters = recipe.weight_decay, list(model.parameters())
     if recipe.optimizer == "sgd":
@@ -78,8 +79,8 @@ def make_scheduler(
 ) -> OneCycleLR:
     """One cycle (Smith and Topin, 2017), to be stepped after each batch.
 
-    Up to max_lr at the last step of peak_epoch, then down to almost nothing at the last
-    step of all.
+    From max_lr / div_factor up to max_lr at the last step of peak_epoch, then down to the
+    first rate / final_div_factor at the last step of all. steps_per_epoch: len(loader).
     """
     return OneCycleLR(
         optimizer,

@@ -15,7 +15,7 @@ from helpers.memory import NO_ENGINE, is_lack_of_memory
 from helpers.processes import Processes
 from helpers.recipe import Recipe
 
-# In what torch says of a model for other images.
+# Parts of torch's messages for a model that was made for other images.
 OF_ANOTHER_SIZE = (
     "channels, but got",
     "cannot be multiplied",
@@ -131,7 +131,7 @@ def require_model(
 ) -> None:
     """Raise ValueError or TypeError for a model that doesn't fit recipe or batches.
 
-    Warns of one that gives probabilities, and of images that reach far.
+    Warns of one that gives probabilities, and of images with values above 20.
     """
     require_scale(model, recipe.logit_scale)
     tried = copy_of(model).to(device)
@@ -147,7 +147,7 @@ def require_model(
         raise ValueError(
             "the model has no parameter to train; give one requires_grad_(True)"
         )
-    # Normalized ones reach 3 or so; what to do with whole numbers such a model knows.
+    # Normalized images reach 3 or so. A model that takes integers scales them itself.
     if images.is_floating_point() and (largest := float(images.abs().max())) > 20:
         warnings.warn(
             f"the images that are tested on reach {largest:g}; divide those from 0 to 255 "
@@ -228,7 +228,7 @@ def require_trainable(
         share = "a process's share of " if processes > 1 else ""
         raise ValueError(
             f"{share}the last batch of an epoch has one image and the model can't train on "
-            f"one ({error}); choose a batch_size that leaves none or more"
+            f"one ({error}); choose a batch_size whose last batch is larger"
         ) from error
     except RuntimeError:  # as of a model that takes no batch of two: training will tell
         return

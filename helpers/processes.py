@@ -67,9 +67,9 @@ class Processes(NamedTuple):
         averages = (isinstance(m, DistributedDataParallel) for m in model.modules())
         if self.size > 1 and not any(averages):
             warnings.warn(
-                f"{self.size} processes train, and if nothing averages their gradients, "
-                "each its own model; torch.nn.parallel.DistributedDataParallel around the "
-                "model does, and fit",
+                f"{self.size} processes train, each its own model unless something "
+                "averages their gradients; wrap the model in "
+                "torch.nn.parallel.DistributedDataParallel, or call fit, which does",
                 stacklevel=3,
             )
 
@@ -131,12 +131,12 @@ def synchronized(model: nn.Module) -> nn.Module:
 
 @contextmanager
 def connected() -> Iterator[Processes]:
-    """Connect to the processes that torchrun started with this one, if it did.
+    """A context in which the processes that torchrun started, if any, are connected.
 
-    On GPUs through NCCL, each process with its own; else through gloo. Of several, one in
-    which an error is raised stays connected, and at its end, with status 1, waits for
-    nobody. Raises ConnectionError where they don't find each other in time or aren't told
-    where, ValueError for a process without a GPU of its own.
+    Gives (rank, size), (0, 1) without torchrun. On GPUs through NCCL, each process with
+    its own GPU; else through gloo. Of several, one that raises an error ends with status 1
+    without waiting for the others. Raises ConnectionError where they don't find each other
+    in time or aren't told where, ValueError for a process without a GPU of its own.
     """
     if "WORLD_SIZE" not in os.environ:
         yield Processes()
@@ -145,8 +145,8 @@ def connected() -> Iterator[Processes]:
     local, gpus = int(os.environ.get("LOCAL_RANK", "0")), torch.cuda.device_count()
     if cuda and local >= gpus:
         raise ValueError(
-            f"process {local} of this machine has no GPU, there are {gpus}; start "
-            f"{gpus} processes, hide the GPUs with CUDA_VISIBLE_DEVICES=, or set "
+            f"process {local} of this machine has no GPU, as it has {gpus}; start no more "
+            "processes than that, hide the GPUs with CUDA_VISIBLE_DEVICES=, or set "
             "LOCAL_RANK=0 where each process sees one of its own"
         )
     if cuda:

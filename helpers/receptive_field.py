@@ -24,12 +24,14 @@ from helpers.copies import copy_of, uncompiled
 class Row(NamedTuple):
     """One layer: where it is, what it puts out, and what one unit of that output sees.
 
+    name: as in model.named_modules(); a function's has its module's in front.
+    kind: the layer's class, or the function: add, sub, cat, mean, ….
     output_size: (C, H, W), or (features,) after flattening.
     receptive_field: side of the square that a unit sees, in pixels of the input. It can
         exceed the image: padding is seen too.
     jump: distance between the squares of neighbouring units, in pixels of the input.
     parameters: how many; 0 where a layer runs again.
-    kernel: side of the square that a unit sees of the layer's own input, in its units.
+    kernel: side of the square that a unit sees of the layer's input, in that input's units.
     """
 
     name: str
@@ -182,7 +184,7 @@ def step(what: object, field: Field, name: str) -> Field:
 
 
 def dimensions(node: fx.Node, what: object) -> set[int]:
-    """Over which dimensions of its input a mean, maximum or softmax is."""
+    """The dimensions of its input over which a mean, maximum or softmax is taken."""
     dims = node.kwargs.get("dim", node.args[1] if len(node.args) > 1 else ())
     dims = getattr(what, "dim", dims)  # of a layer
     count = len(node.all_input_nodes[0].meta["tensor_meta"].shape)
@@ -230,7 +232,8 @@ def receptive_field_table(
 
     Where branches meet, the longest path counts; of images that aren't square, the longer
     side does. GroupNorm, InstanceNorm2d and LayerNorm take mean and deviation from all of
-    the map; these aren't counted, as is usual. Parameters of no layer are in no row.
+    the map; these aren't counted, as is usual. Parameters that the model holds outside
+    its layers are in no row.
 
     model: any network for images of `image_size` (C, H, W) that torch.fx can trace; it is
         copied, not touched.

@@ -59,7 +59,7 @@ class Recipe:
     epochs: passes over the training images.
     batch_size: images a step.
     train_images, test_images: how many of the images are used, None for all; `fit` leaves
-        that to whoever makes its loaders, with `ImageSet.subset` say.
+        that to whoever makes its loaders, of an `ImageSet.subset` say.
     padding: pixels by which a random crop moves an image, either way.
     flip: probability of a horizontal flip.
     cutout: side of the square hole, in pixels; 0 for none.
@@ -108,12 +108,12 @@ class Recipe:
             value = getattr(self, name)
             if not allows(value):
                 # A checkpoint holds the recipe, and reads back no NumPy numbers.
-                remedy = "; its .item() may be" if hasattr(value, "item") else ""
+                remedy = "; try its .item()" if hasattr(value, "item") else ""
                 raise ValueError(f"{name} must be {allowed}, not {value!r}{remedy}")
         if self.peak_epoch >= self.epochs:
             raise ValueError(
                 f"peak_epoch is {self.peak_epoch} and must be below epochs, which is "
-                f"{self.epochs}; lower it too, to {self.epochs / 4:g} say"
+                f"{self.epochs}; lower peak_epoch, to {self.epochs / 4:g} say"
             )
 
     @property

@@ -23,13 +23,14 @@ IN_COLUMNS = {"epochs", "batch_size", "train_images", "test_images", "max_lr"}
 AMOUNTS = {"epochs", "batch_size", "train_images", "test_images", "peak_epoch"}
 AMOUNTS |= {"lr_test_steps", "lr_test_seeds", "precision"}
 NOT_MEASURED = "not measured"
-# Of accuracy: twice what the seed alone is assumed to make of networks like these after
-# 24 epochs (0.15 points). Short runs vary more, and two standard errors decide.
+# A difference in accuracy: twice the standard deviation that the seed alone is assumed to
+# cause in networks like these after 24 epochs (0.15 points). Short runs vary more, and two
+# standard errors decide.
 ALIKE = 0.003
 
 
 def read_record(path: str | os.PathLike) -> dict[str, Any]:
-    """Return what a run has left.
+    """Return a run's record, as `python -m helpers` wrote it.
 
     Raises FileNotFoundError where there is none, ValueError for a file that is no record
     and for one of another format.
@@ -56,7 +57,7 @@ def read_record(path: str | os.PathLike) -> dict[str, Any]:
 
 
 def write_record(path: str | os.PathLike, record: dict[str, Any]) -> None:
-    """Write what a run has left: the file is whole or isn't there.
+    """Write a run's record, and the number of its format: whole, or not at all.
 
     record: of JSON's own types; `results_markdown` and `describe_record` need the fields
     of those in results. Raises OSError where the file can't be written.
@@ -70,7 +71,8 @@ def read_records(
 ) -> list[dict[str, Any]]:
     """Return all records of `folder` whose names match, by name; see `read_record`.
 
-    pattern: run-*.json for this project's results, which also has its benchmarks' records.
+    pattern: a glob; run-*.json for this project's results, as those of its benchmarks
+        there are of another format, at which this raises ValueError.
 
     Raises FileNotFoundError also where there is no such folder.
     """
@@ -83,7 +85,7 @@ def read_records(
 
 
 def describe_record(record: dict[str, Any]) -> str:
-    """Return what a figure of one run, or of runs like it, is about, in one line."""
+    """Return one line for a figure's `data`, about one run or several like it."""
     data, recipe = record["data"], record["recipe"]
     return (
         f"{data['source']}, {data['train_images']:,} training images, "
@@ -96,8 +98,9 @@ def results_markdown(records: Sequence[dict[str, Any]]) -> str:
 
     Accuracies are means in percent, with the standard deviation where there are several
     seeds. The last epoch's is the figure to quote: the maximum was chosen by the test set.
-    Data, lengths and hardware stand above the table where they are the same in all rows; a
-    column of which nothing was measured is left out.
+    Of records of one experiment and seed the last one counts. Data, numbers of images,
+    epochs × batch and hardware stand above the table where all rows share them; a column
+    of which nothing was measured is left out.
     """
     lines = []
     for runs in experiments(records):
@@ -142,7 +145,7 @@ def results_markdown(records: Sequence[dict[str, Any]]) -> str:
 
 
 def how_trained(record: dict[str, Any]) -> str:
-    """The recipe's name, with what the run had otherwise than that recipe has it today."""
+    """The recipe's name, and the fields in which the run differs from that recipe today."""
     name, had = record["recipe_name"], record["recipe"]
     profile = PROFILES.get(record.get("profile"), Recipe())
     # Of a recipe that is no more, nothing can be said.

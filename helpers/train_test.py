@@ -103,19 +103,20 @@ def train_one_epoch(
     """One pass over `loader`; the metrics are of the batches as they were trained on.
 
     model: on `device` already; all of it is put in training mode, and left in it.
-    loader: an iterable with a length, of (images (B, C, H, W), labels (B,)); one that
-        gives a share of each batch counts in the metrics with those of the other
-        processes, over which the model, in DistributedDataParallel, averages gradients.
+    loader: an iterable with a length, of (images (B, C, H, W), labels (B,)). Where each
+        process has one with its share of every batch, the metrics are of all shares, and
+        the model must be in DistributedDataParallel, which averages gradients.
     scheduler: stepped after each batch; step one that counts epochs yourself.
-    scaler: needed for float16.
-    dtype: of autocast.
+    scaler: needed for float16, the same one in every epoch.
+    dtype: what autocast computes in; float32 turns it off.
     label_smoothing: see Recipe.
-    epoch: its number from 1, for progress and errors, whose advice in the first differs.
-    on_step: called after each step with the number of its images and its learning rate.
+    epoch: its number from 1, for the progress bar and errors.
+    on_step: called after each step with the number of images in the whole batch, all
+        processes' together, and the learning rate.
 
-    Raises NonFiniteLoss, and ValueError where the loader's length isn't the truth, its
-    batches are no such pairs, the model can't take them or gives no (B, classes), a label
-    that is on the CPU has no output, and where the optimizer is another model's; TypeError
+    Raises NonFiniteLoss; ValueError for a loader whose length is wrong or whose batches
+    are no such pairs, a model that can't take them or doesn't give (B, classes), a label
+    on the CPU for which there is no output, and an optimizer of another model; TypeError
     for a model that gives no tensor and for ReduceLROnPlateau.
     """
     device = torch.device(device)
@@ -164,14 +165,15 @@ def train_one_epoch(
     if len(losses) != steps or not losses:
         raise ValueError(
             f"the training loader says it has {steps} batches and gave "
-            f"{len(losses)}; the learning rate's schedule needs the true number, from 1"
+            f"{len(losses)}; its __len__ must be the number of its batches, 1 or more"
         )
     require_finite(losses, rates, epoch, 1)
     # The scale begins at 65,536 and is halved at each step that is skipped.
     if scaler.is_enabled() and scaler.get_scale() < 1:
         raise NonFiniteLoss(
             f"the gradients are not finite in epoch {epoch}, and float16 skips such steps; "
-            'look at the model\'s backward pass, or set precision="float32"'
+            "look at the model's backward pass, or compute in float32 (Recipe's precision, "
+            "or dtype)"
         )
     weights = torch.tensor(sizes, dtype=torch.float64, device=device)
     total = (torch.stack(losses).double() * weights).sum()
@@ -251,13 +253,14 @@ def predict(
     device: torch.device | str,
     flip_tta: bool = False,
 ) -> Predictions:
-    """What `model` says of each image of `loader`, on the CPU; its mode is restored.
+    """The model's logits for each image of `loader`, as tensors on the CPU.
 
-    model: on `device` already; it is given images in channels-last memory.
-    loader: an iterable of (images (B, C, H, W), labels (B,)); where each process has one
-        with its share, all of them get the answers of all. A warning tells of one that
-        shuffles (make_loaders' for training, a DataLoader by shuffle=True): whose image an
-        answer is would not be known.
+    model: on `device` already; it is given images in channels-last memory, in evaluation
+        mode. Afterwards each layer has the mode that it had.
+    loader: an iterable of (images (B, C, H, W), labels (B,)). Where each process has one
+        with its share, each gets the answers to all images. Warns of one that shuffles
+        (make_loaders' train, a DataLoader with shuffle=True): nobody could tell which
+        image an answer belongs to.
     flip_tta: the logits are the means of those of the image and of its mirror image.
 
     It computes in float32, unless torch.autocast is around it. Newer GPUs convolve float32
@@ -477,31 +480,32 @@ def fit(
     was evaluated with, not the best epoch's.
 
     model: any classifier that takes images in channels-last memory (`.flatten(1)`, not
-        `.view`); it is moved to the device, trained in place and left in evaluation mode,
-        to be called as it is.
+        `.view`); it is moved to the device, trained in place and left in evaluation mode.
     loaders: (train, test), each an iterable with a length, of (images (B, C, H, W),
-        labels (B,)); one with `set_epoch` is told which epoch begins.
-    recipe: what it says of images, their augmentation (a warning tells of another one)
-        and the model's logit_scale is for whoever makes loaders and model, as in
-        `make_loaders(..., batch_size=recipe.batch_size, **recipe.augmentation)`; without
-        a max_lr the range test finds one, and a line tells it.
+        labels (B,)); one with `set_epoch` is told which epoch begins, counted from 0.
+    recipe: all of it is applied but train_images, test_images, augmentation and
+        logit_scale, which are for whoever makes loaders and model, as in
+        `make_loaders(..., batch_size=recipe.batch_size, **recipe.augmentation)`. Another
+        augmentation is warned of, another batch_size or logit_scale refused. Without a
+        max_lr the range test finds one, and a line tells it.
     checkpoint: a file that is written after each epoch; its folder is made if missing,
         so mount a drive first.
-    resume: go on from the checkpoint if it is there; with the same results as without a
-        stop where what the loaders draw depends on `set_epoch` or torch's global generator
-        alone, as with `make_loaders` and the same augment_on, on a CPU (but not in a
-        DataLoader's persistent_workers, which go on from epoch to epoch).
+    resume: go on from the checkpoint if it is there. On a CPU the results are those of a
+        training without a stop if the loaders draw by `set_epoch` or torch's global
+        generator alone: make_loaders' do, with the same augment_on; those of a DataLoader
+        with persistent_workers don't.
 
     Where torch.distributed has connected several processes, each calls this with its
     share of the loaders: they train one model, and the first of them prints and writes.
 
-    Raises ValueError for loaders that don't fit the recipe or the model, a checkpoint that
-    doesn't fit, processes that differ and devices other than cpu and cuda, TypeError for a
-    model that gives no tensor and arguments of other kinds, FileExistsError for a
-    checkpoint in the way, IsADirectoryError for a folder in its place, OSError for a folder
-    that can't be written to, NonFiniteLoss when training fails, MemoryError, with a batch
-    size that would fit if the process trains alone, and without a max_lr what
-    `lr_range_test` raises.
+    Raises ValueError for loaders that don't fit the recipe or the model, a model that
+    doesn't fit the recipe, a checkpoint that doesn't fit, resume without a checkpoint,
+    processes that differ and devices other than cpu and cuda, TypeError for a model that
+    gives no tensor and arguments of other kinds, FileExistsError for a checkpoint in the
+    way, IsADirectoryError for a folder in its place, OSError for a folder that can't be
+    written to, NonFiniteLoss when training fails, MemoryError, which names a batch size
+    that fits unless several processes train, and without a max_lr what `lr_range_test`
+    raises.
     """
     require_kinds(model, loaders, recipe)
     if resume and not checkpoint:
@@ -573,8 +577,8 @@ def tell_where_it_goes_on(path: Path, recipe: Recipe, history: History) -> None:
     )
     if recipe.max_lr not in (None, history.max_lr):
         warnings.warn(
-            f"the recipe's max_lr {recipe.max_lr:.2e} is not that of {path}, which is "
-            "kept; another needs another file",
+            f"the recipe's max_lr {recipe.max_lr:.2e} is ignored, as {path} began with "
+            f"{history.max_lr:.2e}; to train with it, name another file",
             stacklevel=3,
         )
 
@@ -586,7 +590,7 @@ def what_is_left(path: Path | None, error: BaseException) -> str:
         return "no checkpoint was kept"
     left = f"go on from {path} with resume=True (--resume)"
     if isinstance(error, NonFiniteLoss):
-        left += ", which keeps the max_lr; another needs another file (--out)"
+        left += ", with the same max_lr; for a lower one begin in another file (--out)"
     return left
 
 

@@ -57,17 +57,19 @@ def train_transform(
     std: tuple[float, ...] = CIFAR10_STD,
     seed: int | None = None,
 ):
-    """The augmentation as an albumentations.Compose: uint8 (H, W, C) to float (C, H, W).
+    """The augmentation as an albumentations.Compose, called as transform(image=image).
+
+    It takes uint8 (H, W, C) and gives {"image": a float32 torch tensor (C, H, W)}.
 
     padding: pixels by which a crop can move the image, either way.
     flip: probability of a horizontal flip.
     cutout: side of the hole in pixels, 0 for none.
     size: (H, W), of the images, `images.shape[1:3]`.
     mean, std: a value a channel, on the [0, 1] scale.
-    seed: global seeds don't reach albumentations, this one does. The workers of a
-        DataLoader repeat one another, and each epoch, unless its worker_init_fn calls the
-        transform's `set_random_seed(torch.initial_seed() % 2**32)`; those of
-        `make_loaders` don't.
+    seed: of its draws, as global seeds don't reach albumentations; None for a new one each
+        time. In a DataLoader all workers draw alike, and alike in each epoch, unless its
+        worker_init_fn calls the transform's
+        `set_random_seed(torch.initial_seed() % 2**32)`. `make_loaders` needs no such care.
 
     Raises ModuleNotFoundError without albumentations, ValueError, naming it, for a number
     out of range, and when it is called with an image of another size or number of channels.
@@ -106,7 +108,9 @@ def geometry(*, padding: int, flip: float, size: tuple[int, int]) -> list:
 def eval_transform(
     *, mean: tuple[float, ...] = CIFAR10_MEAN, std: tuple[float, ...] = CIFAR10_STD
 ):
-    """Normalization alone as an albumentations.Compose: uint8 (H, W, C) to float (C, H, W).
+    """Normalization alone as an albumentations.Compose, called as transform(image=image).
+
+    It takes uint8 (H, W, C) and gives {"image": a float32 torch tensor (C, H, W)}.
 
     mean, std: a value a channel, on the [0, 1] scale.
 

@@ -1,7 +1,4 @@
-"""python -m helpers.weights RECORD: are a run's weights worth what its record says?
-
-A program of its own beside `python -m helpers`, of whose options it needs one.
-"""
+"""python -m helpers.weights RECORD: are a run's weights worth what its record says?"""
 
 import argparse
 import os
@@ -15,8 +12,9 @@ from helpers import dataset, models, train_test, utils
 __all__ = ["load_run"]
 
 BATCH = 512  # images; of another size, the last digits of the logits may differ
-# Images, of 10,000 say, that another processor or number of threads may answer otherwise:
-# their two best classes are so close that rounding decides. On the same machine none is.
+# Images, of 10,000 say, that may be answered otherwise on another processor or with another
+# number of threads: their two best classes are so close that rounding decides. On the same
+# machine there are none.
 TOLERANCE = 3
 
 
@@ -133,7 +131,7 @@ def save_scored(
     """Write the weights to `path`; return what a record says of them.
 
     images: to evaluate on. data: what the model was trained on. The accuracy is that of the
-    file, whose float16 can turn an image that the model in memory has right.
+    file: rounded to float16, the model may answer an image otherwise than in memory.
     """
     digest = models.save_weights(model, path, classes=images.classes, data=data)
     reread = models.load_pretrained(path, sha256=digest)

@@ -378,7 +378,7 @@ def test_interrupted_run_goes_on_at_the_rate_that_it_began_with(tmp_path, capsys
         main(tmp_path, "--seeds=3", "--resume", "--max-lr=0.1")
     for _ in range(2):
         main(tmp_path, "--seeds=3", "--resume", "--max-lr=0.003")
-    assert "seed 3, max_lr 3.00e-03, which is passed" in capsys.readouterr().out
+    assert "seed 3, max_lr 3.00e-03; this seed is skipped" in capsys.readouterr().out
     got = record(tmp_path)
     assert got["max_lr"] == got["recipe"]["max_lr"] == 0.003
 

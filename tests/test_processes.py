@@ -214,7 +214,7 @@ def test_several_processes_that_may_train_a_model_each_are_warned_of():
     model, train = network(), loaders(share=(0, 2)).train
     optimizer = train_test.make_optimizer(model, lr=0.1)
     with (
-        pytest.warns(UserWarning, match="its own model; .*DataParallel") as said,
+        pytest.warns(UserWarning, match="its own model .*DataParallel") as said,
         pytest.raises(ValueError, match="process group"),  # they aren't connected here
     ):
         train_test.train_one_epoch(model, train, optimizer, device=CPU)
@@ -305,6 +305,6 @@ def test_process_for_which_there_is_no_gpu_is_said(monkeypatch):
         monkeypatch.setenv(name, value)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
-    said = "process 1 of this machine has no GPU, there are 1; start 1 processes"
+    said = "process 1 of this machine has no GPU, as it has 1; start no more"
     with pytest.raises(ValueError, match=said), connected():
         pass

@@ -93,9 +93,7 @@ def test_refused_value_is_named_with_its_field_and_what_is_allowed(
 
 
 def test_numpy_number_is_refused_with_the_remedy():
-    with pytest.raises(
-        ValueError, match=r"not np.float64\(0.01\); its .item\(\) may be"
-    ):
+    with pytest.raises(ValueError, match=r"not np.float64\(0.01\); try its .item\(\)"):
         Recipe(max_lr=np.float64(0.01))
 
 
@@ -121,12 +119,14 @@ def test_values_at_the_edge_of_what_is_allowed_are_taken(changes):
 
 @pytest.mark.parametrize("peak", [24, 24.0, 25])
 def test_peak_that_is_not_below_the_epochs_is_refused(peak):
-    sentence = f"peak_epoch is {peak} and must be below epochs, which is 24; lower it"
+    sentence = (
+        f"peak_epoch is {peak} and must be below epochs, which is 24; lower peak_epoch"
+    )
     with pytest.raises(ValueError, match=sentence):
         Recipe(peak_epoch=peak)
     with pytest.raises(
         ValueError,
-        match="is 5 and must be below epochs, which is 5; lower it too, to 1.25 say",
+        match="is 5 and must be below epochs, which is 5; lower peak_epoch, to 1.25 say",
     ):
         Recipe(epochs=5)
 

@@ -839,8 +839,8 @@ def test_failure_later_on_is_located_and_leaves_the_checkpoint_before_it(
     with pytest.raises(train_test.NonFiniteLoss, match=sentence):
         fit(network(), (nans, loaders().test), recipe(), checkpoint=path)
     assert capsys.readouterr().out.splitlines()[-1] == (
-        f"NonFiniteLoss in epoch 3; go on from {path} with resume=True (--resume), which "
-        "keeps the max_lr; another needs another file (--out)"
+        f"NonFiniteLoss in epoch 3; go on from {path} with resume=True (--resume), with "
+        "the same max_lr; for a lower one begin in another file (--out)"
     )
     assert_as_if_undisturbed(path)
 
@@ -976,9 +976,7 @@ def test_resumed_training_keeps_the_rate_that_it_began_with_and_says_so(
     interrupted, capsys
 ):
     plan, model = recipe(max_lr=0.02), network()
-    said = (
-        "recipe's max_lr 2.00e-02 is not that of .*training.pt, which is kept; another "
-    )
+    said = "recipe's max_lr 2.00e-02 is ignored, as .*training.pt began with 1.00e-02; "
     with pytest.warns(UserWarning, match=said):
         resumed = fit(model, loaders(), plan, checkpoint=interrupted, resume=True)
     assert resumed.max_lr == 0.01

@@ -316,8 +316,10 @@ def speed() -> str:
 
 
 def longest(records: list[dict[str, Any]]) -> dict[str, Any]:
-    """The record of CustomResNet that has seen the most images, by the report's recipe if
-    there is one, and rather by any than by Page's, which is there to compare with."""
+    """The record of CustomResNet that has seen the most images.
+
+    Among equals the report's recipe comes first, and Page's, made to compare with, last.
+    """
     own = [record for record in records if record["model"] == "CustomResNet"]
     return max(
         own,

@@ -89,7 +89,7 @@ def finals() -> list[Run]:
 
 
 def other_network() -> list[Run]:
-    """The same by ours with ResNet18."""
+    """ResNet18 by the recipe `ours`, on the test set."""
     return [
         Run(
             f"run-ours-ResNet18-seed{seed}",
@@ -100,7 +100,7 @@ def other_network() -> list[Run]:
 
 
 def base_runs(folder: Path) -> list[dict[str, Any]]:
-    """Those whose rate the range test chose, on the images of the curve's runs."""
+    """The runs whose rate the range test chose, on the same images as `rate_sweep`'s."""
     return utils.read_records(folder, "sweep-base-seed*.json")
 
 
@@ -141,14 +141,14 @@ def plan() -> list[Run]:
 
 
 def require_machine(folder: Path, common: list[str]) -> None:
-    """Raises SystemExit where days would pass, or what was made couldn't be compared."""
+    """Raise SystemExit where days would pass, or new records couldn't join those there."""
     here = utils.get_device()
     shorter = any(option.startswith("--profile") for option in common)
     if here.type == "cpu" and not shorter:
         raise SystemExit(
             f"torch finds no GPU that it can use, and on a CPU these {len(plan())} trainings "
-            "take days: go to a GPU machine (with an older driver to torch for its CUDA), or "
-            "try them in small, with `--out FOLDER -- --profile=smoke`"
+            "take days: use a machine with a GPU (an older driver needs a torch built for its "
+            "CUDA), or rehearse with `--out FOLDER -- --profile=smoke`"
         )
     if shorter and folder.resolve() == RESULTS:
         raise SystemExit(
@@ -191,7 +191,9 @@ def main(arguments: list[str] | None = None) -> None:
         default=math.inf,
         help="begin no run that, by the longest so far, would not end within these",
     )
-    parser.add_argument("--out", type=Path, default=RESULTS)
+    parser.add_argument(
+        "--out", type=Path, default=RESULTS, help="folder of records and weights"
+    )
     parser.add_argument(
         "common", nargs="*", help="options of python -m helpers, for all (after --)"
     )

@@ -25,7 +25,7 @@ BUILD = PROJECT / "build"
 
 
 class Narrator(NotebookClient):
-    """Prints what the cells print as they do."""
+    """Prints what the cells print, at once."""
 
     last_line = ""
 
@@ -39,7 +39,7 @@ class Narrator(NotebookClient):
 
 
 def print_heading(start: float, cell, cell_index: int) -> None:
-    """Of a part, as it is reached; nbclient calls this for texts too."""
+    """Print a part's heading as it is reached; nbclient calls this for texts too."""
     if cell.cell_type == "markdown":
         for heading in re.findall(r"^#+ (.*)$", cell.source, re.MULTILINE):
             minutes, seconds = divmod(time.perf_counter() - start, 60)
@@ -47,7 +47,7 @@ def print_heading(start: float, cell, cell_index: int) -> None:
 
 
 def failure_of(client: NotebookClient) -> str:
-    """Execute the notebook; what ended it early, if anything did."""
+    """Execute the notebook; return what ended it early, or an empty text."""
     try:
         client.execute()
     except CellExecutionError as error:
