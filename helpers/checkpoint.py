@@ -122,7 +122,7 @@ def load_checkpoint(
         return None
     file, state = latest_whole(kept)
     require_same_plan(file, state["plan"], plan)
-    require_same_model(file, state, model)
+    require_same_shapes(file, state, model)
     if file != kept[0]:  # the next save would put the damaged one in its place
         with contextlib.suppress(OSError):
             os.replace(file, kept[0])
@@ -177,7 +177,7 @@ def require_same_plan(file: Path, there: dict[str, Any], here: dict[str, Any]) -
         )
 
 
-def require_same_model(
+def require_same_shapes(
     file: Path, state: dict[str, Any], model: dict[str, Tensor]
 ) -> None:
     if differing := [*differences(shapes(state["model"]), shapes(model))]:

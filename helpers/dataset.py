@@ -143,7 +143,7 @@ def fetch_archive(root: Path, *, download: bool) -> tuple[ImageSet, ImageSet]:
         )
     require_torchvision()
     try:
-        with net.alone(archive):
+        with net.locked(archive):
             # Another process may have made them since; what else is there is said already.
             with warnings.catch_warnings(action="ignore"):
                 made = read_batches(root)

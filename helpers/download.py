@@ -65,7 +65,7 @@ class CutOff(GivenUp):
 
 
 @contextmanager
-def alone(archive: Path) -> Iterator[None]:
+def locked(archive: Path) -> Iterator[None]:
     """Hold the lock beside the archive; wait, and say so, while another process does.
 
     The lock of a process that is killed is free. Where the file system has none, warns

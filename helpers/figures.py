@@ -20,8 +20,8 @@ from helpers.measures import (
     ClassAccuracy,
     Mistake,
     as_array,
+    as_confusion_matrix,
     as_rgb,
-    class_counts,
     class_numbers,
     denormalize,
     expected_calibration_error,
@@ -179,9 +179,9 @@ def plot_max_lr(
     means = [100 * np.mean(list(seeds.values())) for seeds in found.values()]
     axes.plot(list(found), means, color=BLUE, label="mean over seeds")
     rates = [run["max_lr"] for run in chosen]
-    shares = [100 * run["last_epoch_accuracy"] for run in chosen]
+    accuracies = [100 * run["last_epoch_accuracy"] for run in chosen]
     look = {"color": VERMILLION, "ls": "", "marker": "D", "ms": 7, "mec": "white"}
-    axes.plot(rates, shares, label="range test's choice", **look)
+    axes.plot(rates, accuracies, label="range test's choice", **look)
     axes.set_xscale("log")
     axes.set_xticks(list(found), [f"{rate:.2g}" for rate in found])
     axes.minorticks_off()
@@ -290,8 +290,8 @@ def plot_class_accuracy(rows: list[ClassAccuracy], *, data: str) -> Figure:
         ranked = ranked[:most] + ranked[-most:]
         places = np.delete(np.arange(2 * most + 1), most)  # a gap for those left out
     figure, axes = new_figure(title, data, 8.5, 1.8 + 0.34 * len(ranked))
-    shares = [100 * row.accuracy if row.count else 0.0 for row in ranked]
-    axes.barh(places, shares, height=0.7, color=SKY_BLUE, label="accuracy")
+    accuracies = [100 * row.accuracy if row.count else 0.0 for row in ranked]
+    axes.barh(places, accuracies, height=0.7, color=SKY_BLUE, label="accuracy")
     low, high = 100 * np.array([(row.low, row.high) for row in ranked]).T
     middle, half = (low + high) / 2, (high - low) / 2
     look = {"fmt": "none", "ecolor": BLACK, "capsize": 3}
@@ -322,7 +322,7 @@ def plot_confusion_matrix(
     Raises ValueError where the matrix does not fit the classes.
     """
     size = len(classes)
-    counts = class_counts(matrix, size)
+    counts = as_confusion_matrix(matrix, size)
     shares = 100 * counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
     mistakes = np.ma.masked_array(shares, np.eye(size, dtype=bool))
     highest = float(mistakes.filled(0).max()) or 1.0
@@ -367,12 +367,12 @@ def plot_calibration(rows: Sequence[CalibrationBin], *, data: str) -> Figure:
     filled = [row for row in rows if row.count]
     middles = np.array([50 * (row.low + row.high) for row in filled])
     width = 100 * (rows[0].high - rows[0].low)
-    shares, sure = (
+    accuracies, confidences = (
         np.array([100 * getattr(row, name) for row in filled])
         for name in ("accuracy", "confidence")
     )
     look = {"width": 0.94 * width, "color": SKY_BLUE, "label": "accuracy"}
-    axes.bar(middles, shares, **look)
+    axes.bar(middles, accuracies, **look)
     limits = [wilson(round(row.accuracy * row.count), row.count) for row in filled]
     low, high = 100 * np.array(limits).T
     look = {"fmt": "none", "ecolor": BLACK, "capsize": 3, "lw": 1}
@@ -380,7 +380,7 @@ def plot_calibration(rows: Sequence[CalibrationBin], *, data: str) -> Figure:
     axes.errorbar(middles, (low + high) / 2, (high - low) / 2, label=text, **look)
     axes.plot([0, 100], [0, 100], "--", color=BLACK, lw=1, label="calibrated")
     look = {"ls": "", "marker": "D", "ms": 6, "color": VERMILLION, "mec": "white"}
-    axes.plot(sure, sure, label="mean confidence", clip_on=False, **look)
+    axes.plot(confidences, confidences, label="mean confidence", clip_on=False, **look)
     look = {"ha": "center", "va": "bottom", "size": SMALL}
     look["rotation"] = 90 if len(rows) > 16 else 0  # else they would overlap
     for middle, row in zip(middles, filled):

@@ -262,11 +262,11 @@ class WorkerLoader(Loader):
     def __post_init__(self) -> None:
         super().__post_init__()
         # Not this loader itself: in a circle, the workers would outlive it.
-        self.asked = Asked()
+        self.key_sampler = KeySampler()
         self.loader = DataLoader(
             Batches(self.images, self.labels, self.transform, self.cutout),
             batch_size=None,  # an item is a batch already
-            sampler=self.asked,
+            sampler=self.key_sampler,
             num_workers=self.num_workers,
             # Otherwise Python 3.14 would send each of them a copy of all images.
             multiprocessing_context="fork" if self.num_workers and LINUX else None,
@@ -278,7 +278,7 @@ class WorkerLoader(Loader):
         )
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        self.asked.now = list(self.keys())
+        self.key_sampler.keys = list(self.keys())
         for batch in self.loader:
             images, labels, holes = (
                 part.to(self.device, non_blocking=self.device.type == "cuda")
@@ -302,10 +302,10 @@ def ignore_interrupts(worker: int) -> None:
 
 
 @dataclass
-class Asked:
+class KeySampler:
     """The keys of the pass that begins, for a DataLoader that lasts for many."""
 
-    now: Sequence[Key] = ()
+    keys: Sequence[Key] = ()
 
     def __iter__(self) -> Iterator[Key]:
-        return iter(self.now)
+        return iter(self.keys)

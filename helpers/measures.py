@@ -132,7 +132,7 @@ def most_confused(
 
     Raises ValueError where the matrix does not fit the classes, and for a `most` below 1.
     """
-    counts = class_counts(matrix, len(classes))
+    counts = as_confusion_matrix(matrix, len(classes))
     require_positive("most", most)
     both = np.triu(counts + counts.T, k=1)  # each pair once
     firsts, seconds = np.nonzero(both)
@@ -247,7 +247,7 @@ def labels_and_scores(
     return class_numbers("labels", labels, scores.shape[1], len(scores)), scores
 
 
-def class_counts(matrix: ArrayLike, size: int) -> np.ndarray:
+def as_confusion_matrix(matrix: ArrayLike, size: int) -> np.ndarray:
     counts = as_array(matrix)
     if counts.shape != (size, size) or counts.dtype.kind not in "iu":
         raise ValueError(

@@ -22,8 +22,8 @@ from helpers.checkpoint import (
     latest_whole,
     load_checkpoint,
     require_free,
-    require_same_model,
     require_same_plan,
+    require_same_shapes,
     require_writable,
     save_checkpoint,
 )
@@ -613,7 +613,7 @@ def read_history(checkpoint: str | PathLike, model: nn.Module | None = None) -> 
     path, state = latest_whole(kept)
     if model:
         own = uncompiled(model)
-        require_same_model(path, state, own.state_dict())
+        require_same_shapes(path, state, own.state_dict())
         require_scale(model, state["plan"]["logit_scale"])
         own.load_state_dict(state["model"])
         model.eval()

@@ -27,7 +27,7 @@ from torchvision.datasets import CIFAR10
 
 from helpers import dataset
 from helpers import download as net
-from helpers.download import DownloadError, alone, download, extract
+from helpers.download import DownloadError, download, extract, locked
 from tests.shared import raising
 
 BODY = bytes(range(256)) * 4000  # 1 MB: more than the sockets' buffers take at once
@@ -490,7 +490,7 @@ def test_killed_download_is_resumed_at_once(site, capsys):
     assert process.communicate()[1] == "" and process.returncode
     part = site.files()["a.tgz.part"]
     assert BODY.startswith(part) and 1234 < len(part) < len(BODY)
-    with alone(site.target):
+    with locked(site.target):
         site.get("good")
     assert site.target.read_bytes() == BODY
     assert site.log == [("killed", None), ("good", from_byte(len(part)))]
@@ -505,7 +505,7 @@ def test_archive_is_the_one_that_torchvision_reads():
 
 
 def test_lock_is_free_after_an_interruption(site):
-    with pytest.raises(KeyboardInterrupt), alone(site.target):
+    with pytest.raises(KeyboardInterrupt), locked(site.target):
         raise KeyboardInterrupt
     with FileLock(f"{site.target}.lock", blocking=False):
         pass
