@@ -113,7 +113,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
         "have a record of the same run there are skipped",
     )
     recipe = parser.add_argument_group(
-        "hyperparameters", "Those that aren't given are recipe's and profile's."
+        "hyperparameters", "What isn't given is the recipe's and the profile's."
     )
     meaning = meanings(train_test.Recipe.__doc__)
     for field in dataclasses.fields(train_test.Recipe):

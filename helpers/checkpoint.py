@@ -153,7 +153,7 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     if hashlib.sha256(body).digest() != digest:
         raise Damaged(
             f"{path} is damaged or no checkpoint of fit's; name another file, or remove "
-            "this one"
+            "this one if it was a checkpoint"
         )
     try:
         state = torch.load(io.BytesIO(body), map_location="cpu", weights_only=True)

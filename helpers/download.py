@@ -127,7 +127,9 @@ def download(urls: Sequence[str], target: Path, *, md5: str, size: int) -> None:
     except OSError as error:
         remedy = "make it writable or choose another folder"
         if error.errno in FULL:
-            remedy = f"free {size / 1e6:.1f} MB for it, and a little more to extract it"
+            remedy = (
+                f"free {size / 1e6:.1f} MB for it and a little more for what is in it"
+            )
         text = f"{target.parent} cannot take {target.name} ({error.strerror}): {remedy}"
         raise OSError(error.errno, text) from error
 

@@ -253,7 +253,7 @@ def predict(
     device: torch.device | str,
     flip_tta: bool = False,
 ) -> Predictions:
-    """The model's logits for each image of `loader`, as tensors on the CPU.
+    """The model's logits for each image of `loader`, and its labels, on the CPU.
 
     model: on `device` already; it is given images in channels-last memory, in evaluation
         mode. Afterwards each layer has the mode that it had.
@@ -483,8 +483,8 @@ def fit(
         `.view`); it is moved to the device, trained in place and left in evaluation mode.
     loaders: (train, test), each an iterable with a length, of (images (B, C, H, W),
         labels (B,)); one with `set_epoch` is told which epoch begins, counted from 0.
-    recipe: all of it is applied but train_images, test_images, augmentation and
-        logit_scale, which are for whoever makes loaders and model, as in
+    recipe: all of it is applied but batch_size, train_images, test_images, augmentation
+        and logit_scale, which are for whoever makes loaders and model, as in
         `make_loaders(..., batch_size=recipe.batch_size, **recipe.augmentation)`. Another
         augmentation is warned of, another batch_size or logit_scale refused. Without a
         max_lr the range test finds one, and a line tells it.
