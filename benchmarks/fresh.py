@@ -181,15 +181,15 @@ def main(contender: str, source: str, batch_size: int, steps: int) -> None:
         torch.cuda.synchronize()
     found = {"first_batch": time.time(), "loading": after - before}
     if steps:  # its imports are no part of the time above
-        from benchmarks.steps import our_epoch, our_options, students_epoch
-        from helpers import models, utils
+        from benchmarks.steps import our_epoch, students_epoch
+        from helpers import models, train_test, utils
         from helpers.memory import keeping_freed_memory
 
         ours = contender in (data.OURS_PER_IMAGE, data.OURS_BATCHED, data.OURS_ON_GPU)
         device = utils.get_device()
         epoch = our_epoch if ours else students_epoch
         model = models.CustomResNet().to(device)
-        dtype = our_options(device)["dtype"]
+        dtype = train_test.choose_dtype("auto", device)
         with keeping_freed_memory(device, dtype) if ours else nullcontext():
             epoch(model, [first, *batches], device)()
         found["peak"] = (

@@ -75,7 +75,7 @@ def contender(
     count = sum(len(labels) for _, labels in batches)
 
     def measure() -> float:
-        dtype = our_options(setup.device)["dtype"]
+        dtype = train_test.choose_dtype("auto", setup.device)
         keeping = keeping_freed_memory(setup.device, dtype)
         with keeping if as_in_fit else contextlib.nullcontext():
             work()  # the others have left caches and memory as suits them

@@ -145,7 +145,7 @@ def connected() -> Iterator[Processes]:
     local, gpus = int(os.environ.get("LOCAL_RANK", "0")), torch.cuda.device_count()
     if cuda and local >= gpus:
         raise ValueError(
-            f"process {local} (from 0) of this machine has no GPU of its own, of {gpus}; "
+            f"process {local} (from 0) has no GPU of its own: this machine has {gpus}; "
             "start no more processes than that, hide the GPUs with CUDA_VISIBLE_DEVICES=, or "
             "set LOCAL_RANK=0 where each process sees one of its own"
         )

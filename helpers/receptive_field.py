@@ -25,7 +25,7 @@ class Row(NamedTuple):
     """One layer: where it is, what it puts out, and what one unit of that output sees.
 
     name: as in model.named_modules(); a function's has its module's in front.
-    kind: the layer's class, or the function: add, sub, cat, mean, ….
+    kind: the layer's class, or the function: add, sub, cat, mean or amax.
     output_size: (C, H, W), or (features,) after flattening.
     receptive_field: side of the square that a unit sees, in pixels of the input. It can
         exceed the image: padding is seen too.

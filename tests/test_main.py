@@ -305,6 +305,19 @@ def test_holdout_evaluates_on_training_images_that_are_not_trained_on(tmp_path, 
     assert data["test_fingerprint"] == held.fingerprint()
 
 
+def test_holdout_never_touches_the_test_set(tmp_path, monkeypatch):
+    main(tmp_path / "one", "--holdout", "20")
+
+    def without_test_set(**sizes):
+        train, test = real(**sizes)
+        return train, test.take(np.arange(0))
+
+    real = dataset.synthetic_cifar10
+    monkeypatch.setattr(dataset, "synthetic_cifar10", without_test_set)
+    main(tmp_path / "two", "--holdout", "20")
+    assert repeatable(record(tmp_path / "one")) == repeatable(record(tmp_path / "two"))
+
+
 # --- interruptions ---------------------------------------------------------------------
 
 

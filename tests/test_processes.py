@@ -305,6 +305,8 @@ def test_process_for_which_there_is_no_gpu_is_said(monkeypatch):
         monkeypatch.setenv(name, value)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
-    said = r"process 1 \(from 0\) of this machine has no GPU of its own, of 1; start no"
+    said = (
+        r"process 1 \(from 0\) has no GPU of its own: this machine has 1; start no more"
+    )
     with pytest.raises(ValueError, match=said), connected():
         pass
