@@ -28,6 +28,9 @@ NO_ENGINE = "unable to find an engine"
 # glibc's malloc.h: numbers of three settings; see mallopt(3).
 TRIM_THRESHOLD, MMAP_THRESHOLD, MMAP_MAX = -1, -3, -4
 KEEPING = {TRIM_THRESHOLD: -1, MMAP_MAX: 0}
+# Blocks above glibc's largest threshold are given back, unless they fit in what smaller
+# ones have left.
+KEEPING_SMALL = {TRIM_THRESHOLD: -1, MMAP_THRESHOLD: 32 << 20}
 # Left alone, glibc raises its thresholds to these as large blocks are freed. It stops doing
 # so once one of them was set, so they are set here.
 RAISED = {TRIM_THRESHOLD: 64 << 20, MMAP_THRESHOLD: 32 << 20, MMAP_MAX: 65536}
@@ -35,17 +38,18 @@ RAISED = {TRIM_THRESHOLD: 64 << 20, MMAP_THRESHOLD: 32 << 20, MMAP_MAX: 65536}
 
 @contextmanager
 def keeping_freed_memory(device: torch.device, dtype: torch.dtype) -> Iterator[None]:
-    """On a CPU, but not in float32, let each step use the memory that the last one freed.
+    """On a CPU, let each step use the memory that the last one freed.
 
     glibc asks the kernel anew for each tensor of some MB, and the kernel clears its pages
     anew: 350,000 page faults a step of 512 images, a quarter of the time where bfloat16 is
-    fast. In float32 that is a smaller part, and what is kept made the peak a quarter
-    larger. Afterwards its thresholds are those that it reaches by itself in a process with
-    tensors, and free memory goes back to the kernel. Other C libraries are left alone.
+    fast. In float32, whose tensors are twice as large, to keep them all made the peak a
+    quarter larger; there it keeps those of 32 MB and less. Afterwards glibc's thresholds
+    are those that it reaches by itself in a process with tensors, and free memory goes back
+    to the kernel. Other C libraries are left alone.
     """
     # Elsewhere than on Linux libc_ver reads Python's own file.
     glibc = sys.platform == "linux" and platform.libc_ver()[0] == "glibc"
-    if device.type != "cpu" or dtype == torch.float32 or not glibc:
+    if device.type != "cpu" or not glibc:
         yield
         return
     libc = ctypes.CDLL(None)
@@ -54,7 +58,7 @@ def keeping_freed_memory(device: torch.device, dtype: torch.dtype) -> Iterator[N
         for name, value in settings.items():
             libc.mallopt(name, value)
 
-    set_all(KEEPING)
+    set_all(KEEPING_SMALL if dtype == torch.float32 else KEEPING)
     try:
         yield
     finally:

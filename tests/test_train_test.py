@@ -575,10 +575,10 @@ asks_glibc = pytest.mark.skipif(
 )
 
 
-def train_and_ask_for_memory(max_lr, precision):
-    """Of blocks of 64 MB, asked for and freed again before each step: how many new pages
-    they took, and how many of them the process gives back once training is over, of those
-    that it held at the last step and at the most."""
+def train_and_ask_for_memory(max_lr, precision, megabytes):
+    """Of blocks of so many MB, asked for and freed again before each step: how many new
+    pages they took, and how many of them the process gives back once training is over, of
+    those that it held at the last step and at the most."""
     import resource
 
     class Hungry(list):
@@ -586,7 +586,7 @@ def train_and_ask_for_memory(max_lr, precision):
             for batch in super().__iter__():
                 for _ in range(10):  # glibc settles after some
                     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-                    torch.ones(2**24)  # of 4 bytes
+                    torch.ones(megabytes << 18)  # of 4 bytes
                     after = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
                 faults.append(after - before)
                 kept.append(bytes_in_memory())
@@ -597,32 +597,37 @@ def train_and_ask_for_memory(max_lr, precision):
         max_lr=max_lr, precision=precision, lr_test_steps=10, lr_test_seeds=1
     )
     fit(network(), (Hungry(batches(16, 16, 16)), batches(16)), short)
-    pages = 2**26 // resource.getpagesize()
+    block = megabytes << 20
     left = bytes_in_memory()
-    held = [(size - left) / 2**26 for size in (kept[-1], max(kept))]
-    return statistics.median(faults) / pages, *held
+    held = [(size - left) / block for size in (kept[-1], max(kept))]
+    return statistics.median(faults) * resource.getpagesize() / block, *held
 
 
-def in_a_new_process(max_lr, precision):
+def in_a_new_process(*asked):
     # Once an allocation has failed, glibc gives its thread another arena, which keeps no
     # large blocks.
-    ask = f"print(*test_train_test.train_and_ask_for_memory({max_lr}, {precision!r}))"
+    ask = f"print(*test_train_test.train_and_ask_for_memory(*{asked}))"
     done = python("-c", f"from tests import test_train_test; {ask}", check=True)
     return [float(one) for one in done.stdout.splitlines()[-1].split()]
 
 
 @asks_glibc
 @pytest.mark.parametrize("max_lr", [0.01, None])
-def test_step_in_bfloat16_finds_the_memory_that_the_one_before_it_freed(max_lr):
-    new, given_back, _ = in_a_new_process(max_lr, "bfloat16")
+@pytest.mark.parametrize(
+    ("precision", "megabytes"), [("bfloat16", 64), ("float32", 16)]
+)
+def test_step_finds_the_memory_that_the_one_before_it_freed(
+    precision, megabytes, max_lr
+):
+    new, given_back, _ = in_a_new_process(max_lr, precision, megabytes)
     assert new < 1 / 16
     assert given_back > 0.7, "it isn't given back at last"
 
 
 @asks_glibc
 @pytest.mark.parametrize("max_lr", [0.01, None])
-def test_training_in_float32_holds_no_memory_that_it_has_freed(max_lr):
-    *_, most = in_a_new_process(max_lr, "float32")
+def test_training_in_float32_holds_no_large_blocks_that_it_has_freed(max_lr):
+    *_, most = in_a_new_process(max_lr, "float32", 64)
     assert most < 0.3
 
 
