@@ -575,10 +575,10 @@ asks_glibc = pytest.mark.skipif(
 )
 
 
-def train_and_ask_for_memory(max_lr, precision, megabytes):
-    """Of blocks of so many MB, asked for and freed again before each step: how many new
-    pages they took, and how many of them the process gives back once training is over, of
-    those that it held at the last step and at the most."""
+def train_and_ask_for_memory(max_lr, precision, blocks, megabytes):
+    """Of so many blocks of so many MB, asked for and freed again before each step: which
+    share takes new pages, and which the process gives back once training is over, of what
+    it held at the last step and at the most."""
     import resource
 
     class Hungry(list):
@@ -586,7 +586,7 @@ def train_and_ask_for_memory(max_lr, precision, megabytes):
             for batch in super().__iter__():
                 for _ in range(10):  # glibc settles after some
                     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-                    torch.ones(megabytes << 18)  # of 4 bytes
+                    [torch.ones(megabytes << 18) for _ in range(blocks)]  # of 4 bytes
                     after = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
                 faults.append(after - before)
                 kept.append(bytes_in_memory())
@@ -597,10 +597,10 @@ def train_and_ask_for_memory(max_lr, precision, megabytes):
         max_lr=max_lr, precision=precision, lr_test_steps=10, lr_test_seeds=1
     )
     fit(network(), (Hungry(batches(16, 16, 16)), batches(16)), short)
-    block = megabytes << 20
+    asked = blocks * megabytes << 20
     left = bytes_in_memory()
-    held = [(size - left) / block for size in (kept[-1], max(kept))]
-    return statistics.median(faults) * resource.getpagesize() / block, *held
+    held = [(size - left) / asked for size in (kept[-1], max(kept))]
+    return statistics.median(faults) * resource.getpagesize() / asked, *held
 
 
 def in_a_new_process(*asked):
@@ -614,12 +614,12 @@ def in_a_new_process(*asked):
 @asks_glibc
 @pytest.mark.parametrize("max_lr", [0.01, None])
 @pytest.mark.parametrize(
-    ("precision", "megabytes"), [("bfloat16", 64), ("float32", 16)]
+    ("precision", "blocks", "megabytes"), [("bfloat16", 1, 64), ("float32", 8, 16)]
 )
 def test_step_finds_the_memory_that_the_one_before_it_freed(
-    precision, megabytes, max_lr
+    precision, blocks, megabytes, max_lr
 ):
-    new, given_back, _ = in_a_new_process(max_lr, precision, megabytes)
+    new, given_back, _ = in_a_new_process(max_lr, precision, blocks, megabytes)
     assert new < 1 / 16
     assert given_back > 0.7, "it isn't given back at last"
 
@@ -627,7 +627,7 @@ def test_step_finds_the_memory_that_the_one_before_it_freed(
 @asks_glibc
 @pytest.mark.parametrize("max_lr", [0.01, None])
 def test_training_in_float32_holds_no_large_blocks_that_it_has_freed(max_lr):
-    *_, most = in_a_new_process(max_lr, "float32", 64)
+    *_, most = in_a_new_process(max_lr, "float32", 1, 64)
     assert most < 0.3
 
 
