@@ -28,12 +28,12 @@ NO_ENGINE = "unable to find an engine"
 # glibc's malloc.h: numbers of three settings; see mallopt(3).
 TRIM_THRESHOLD, MMAP_THRESHOLD, MMAP_MAX = -1, -3, -4
 KEEPING = {TRIM_THRESHOLD: -1, MMAP_MAX: 0}
-# Blocks above glibc's largest threshold are given back, unless they fit in what smaller
-# ones have left.
-KEEPING_SMALL = {TRIM_THRESHOLD: -1, MMAP_THRESHOLD: 32 << 20}
 # Left alone, glibc raises its thresholds to these as large blocks are freed. It stops doing
 # so once one of them was set, so they are set here.
 RAISED = {TRIM_THRESHOLD: 64 << 20, MMAP_THRESHOLD: 32 << 20, MMAP_MAX: 65536}
+# Blocks of 32 MB (of 2²⁰ bytes) and more are given back, unless they fit in what smaller
+# ones have left. Older glibc takes no higher threshold.
+KEEPING_SMALL = {**RAISED, TRIM_THRESHOLD: -1}
 
 
 @contextmanager
@@ -42,10 +42,10 @@ def keeping_freed_memory(device: torch.device, dtype: torch.dtype) -> Iterator[N
 
     glibc asks the kernel anew for each tensor of some MB, and the kernel clears its pages
     anew: 350,000 page faults a step of 512 images, a quarter of the time where bfloat16 is
-    fast. In float32, whose tensors are twice as large, to keep them all made the peak a
-    quarter larger; there it keeps those of 32 MB and less. Afterwards glibc's thresholds
-    are those that it reaches by itself in a process with tensors, and free memory goes back
-    to the kernel. Other C libraries are left alone.
+    fast. In 16 bits all of it is kept. In float32, whose tensors are twice as large, that
+    made the peak a quarter larger; there only blocks below 32 MB are. Afterwards glibc's
+    thresholds are those that it reaches by itself in a process with tensors, and free
+    memory goes back to the kernel. Other C libraries are left alone.
     """
     # Elsewhere than on Linux libc_ver reads Python's own file.
     glibc = sys.platform == "linux" and platform.libc_ver()[0] == "glibc"

@@ -11,8 +11,8 @@ from helpers.recipe import ALLOWED, PROFILES, Recipe
 def choose_dtype(precision: str, device: torch.device | str) -> torch.dtype:
     """What to compute in: for "auto", the fastest type that the hardware really has.
 
-    bfloat16 from CUDA capability 8 on, on CPUs with AMX and on AMD's with AVX512-BF16
-    (Intel's is slower than float32), float16 on older GPUs, float32 elsewhere.
+    bfloat16 from CUDA capability 8 on, on CPUs with AMX, and on those with AVX512-BF16 that
+    aren't Intel's; float16 on older GPUs; float32 elsewhere.
 
     Raises ValueError for devices of other kinds, for a precision that isn't one of
     Recipe's, and for bfloat16 on an older GPU.
@@ -42,7 +42,8 @@ def choose_dtype(precision: str, device: torch.device | str) -> torch.dtype:
         return getattr(torch, precision)
     # An older torch doesn't tell; float32 is right everywhere.
     has = getattr(torch.cpu, "get_capabilities", dict)()
-    # Some virtual machines hide a Xeon's AMX. What is left has half the rate of float32.
+    # Some virtual machines hide a Xeon's AMX. On the one measured, AVX512-BF16 then had
+    # half the rate of float32. (Cooper Lake, which never had AMX, wasn't measured.)
     intel = "Intel" in has.get("cpu_name", "")
     fast = has.get("amx_bf16") or (has.get("avx512_bf16") and not intel)
     return torch.bfloat16 if fast else torch.float32

@@ -125,7 +125,7 @@ class Recipe:
 PROFILES = {
     # The assignment, for a GPU; two CPU cores take hours.
     "full": Recipe(),
-    # The same story for two CPU cores: a quarter of an hour with bfloat16 instructions.
+    # The same story for two CPU cores: a quarter of an hour on newer ones.
     "quick": Recipe(
         epochs=16,
         batch_size=128,

@@ -2,6 +2,7 @@
 
 import contextlib
 import copy
+import ctypes
 import hashlib
 import io
 import itertools
@@ -576,17 +577,22 @@ asks_glibc = pytest.mark.skipif(
 
 
 def train_and_ask_for_memory(max_lr, precision, blocks, megabytes):
-    """Of so many blocks of so many MB, asked for and freed again before each step: which
-    share takes new pages, and which the process gives back once training is over, of what
-    it held at the last step and at the most."""
+    """Ask for so many blocks of so many MB at once before each step, and free them.
+
+    Returns, as shares of what was asked for: the new pages, and what is given back once
+    training is over, of what was held at the last step and at the most.
+    """
     import resource
+
+    ctypes.CDLL(None).prctl(41, 1, 0, 0, 0)  # no huge pages, of which these were few
 
     class Hungry(list):
         def __iter__(self):
             for batch in super().__iter__():
                 for _ in range(10):  # glibc settles after some
                     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-                    [torch.ones(megabytes << 18) for _ in range(blocks)]  # of 4 bytes
+                    at_once = [torch.ones(megabytes << 18) for _ in range(blocks)]
+                    del at_once  # 2**18 numbers are a MB
                     after = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
                 faults.append(after - before)
                 kept.append(bytes_in_memory())
@@ -603,10 +609,10 @@ def train_and_ask_for_memory(max_lr, precision, blocks, megabytes):
     return statistics.median(faults) * resource.getpagesize() / asked, *held
 
 
-def in_a_new_process(*asked):
+def in_a_new_process(*arguments):
     # Once an allocation has failed, glibc gives its thread another arena, which keeps no
     # large blocks.
-    ask = f"print(*test_train_test.train_and_ask_for_memory(*{asked}))"
+    ask = f"print(*test_train_test.train_and_ask_for_memory{arguments})"
     done = python("-c", f"from tests import test_train_test; {ask}", check=True)
     return [float(one) for one in done.stdout.splitlines()[-1].split()]
 
