@@ -105,7 +105,7 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def kind_of(device: torch.device, hardware: dict[str, Any]) -> str:
-    """What has a record of its own: a CPU with bfloat16 instructions, say, or an H100."""
+    """What has a record of its own: a CPU that computes in bfloat16, say, or an H100."""
     name = hardware["device"] if device.type == "cuda" else device.type
     words = re.findall("[a-z0-9]+", f"{name} {hardware['precision']}".lower())
     return "-".join(words)

@@ -36,13 +36,13 @@ def targets(rows: list[Row], setup: Setup) -> list[Target]:
         Target("data path in batches, one core, × Albumentations", batched, "≥", 8),
         Target("data's share on a GPU, %", loading if cuda else None, "≤", 3),
         Target(
-            "CPU step with bfloat16 instructions, × the usual loop",
+            "CPU step in bfloat16, × the usual loop",
             step if bfloat16 else None,
             "≥",
             2.5,
         ),
         Target(
-            "CPU step without them, × the usual loop",
+            "CPU step in float32, × the usual loop",
             step if not (bfloat16 or cuda) else None,
             "≥",
             1.2,
