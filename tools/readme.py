@@ -84,6 +84,9 @@ TRIED = {
         sweeps.Trial("ours", {"recipe": "ours"}, "page", "no-averaging"),
     ],
     # What the report describes in place of the assignment's recipe, the others beside it.
+    "higher-rate": [
+        sweeps.Trial("higher", {"max_lr": 5.6e-3}, "rate-3.2e-03", "rate-5.6e-03")
+    ],
     "reported": [
         sweeps.Trial("reported", {"cutout": 0}, "base", "reported"),
         sweeps.Trial("ours", {"recipe": "ours"}, "reported", "no-averaging"),
