@@ -1248,6 +1248,7 @@ def test_named_precision_is_taken_where_the_hardware_has_it(name, monkeypatch):
         # Measured on a Xeon: matrix products at half the rate of float32.
         ({"avx512_bf16": True, "cpu_name": "Intel Xeon"}, torch.float32),
         ({"amx_bf16": True, "cpu_name": "Intel Xeon"}, torch.bfloat16),
+        ({"amx_bf16": True}, torch.bfloat16),  # torch may not know its name
     ],
 )
 def test_auto_on_a_cpu_is_bfloat16_where_that_is_the_fastest(
