@@ -87,6 +87,11 @@ TRIED = {
     "higher-rate": [
         sweeps.Trial("higher", {"max_lr": 5.6e-3}, "rate-3.2e-03", "rate-5.6e-03")
     ],
+    "higher-rate-16": [
+        sweeps.Trial(
+            "higher, 16 epochs", {"max_lr": 5.6e-3}, "rate16-3.2e-03", "rate16-5.6e-03"
+        )
+    ],
     # What the report describes in place of the assignment's recipe, the others beside it.
     "reported": [
         sweeps.Trial("reported", {"cutout": 0}, "base", "reported"),
