@@ -166,7 +166,10 @@ def ingredients(folder: Path, trials: list[sweeps.Trial]) -> str:
         passed = "yes" if gain.kept else "no" if gain.decided else "open"
         lines.append((name, changes, gain.n, *found, gain.points, passed))
     columns = ["tried", "fields", "paired seeds", "without", "with"]
-    columns += ["gain in points ± its standard error", "more than 2 standard errors"]
+    columns += [
+        "gain in points ± its standard error",
+        "gains more than 2 standard errors",
+    ]
     return markdown(columns, lines, left=(0, 1, 6))
 
 
