@@ -171,11 +171,10 @@ def synthetic_cifar10(
         raise ValueError(f"train and test must be 0 or more, not {train} and {test}")
     require_seed(seed)
     # Two streams, so that the number of training images does not alter the test set.
-    streams = np.random.SeedSequence(seed).spawn(2)
+    streams = np.random.default_rng(seed).spawn(2)
     sets = []
-    for size, stream in zip((train, test), streams, strict=True):
+    for size, rng in zip((train, test), streams, strict=True):
         labels = np.arange(size) % len(CLASSES)
-        rng = np.random.default_rng(stream)
         rng.shuffle(labels)
         images = draw(labels, rng)
         sets.append(ImageSet(images, labels, CLASSES, "synthetic images, not CIFAR-10"))

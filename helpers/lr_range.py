@@ -22,7 +22,7 @@ from torch import nn
 from helpers.copies import copy_of
 from helpers.memory import explaining_memory, keeping_freed_memory
 from helpers.optimizer import choose_dtype, make_optimizer
-from helpers.preflight import require_model, require_outputs, require_pair
+from helpers.preflight import as_pair, require_model, require_outputs
 from helpers.processes import Processes
 from helpers.progress import step_bar
 from helpers.recipe import Recipe
@@ -95,9 +95,7 @@ def run_lr_range_test(
             explaining_memory(model, loader, dtype, device),
             keeping_freed_memory(device, dtype),
         ):
-            steps = recipe.lr_test_steps
-            ratio = (END_LR / START_LR) ** (1 / (steps - 1))
-            rates = [START_LR * ratio**step for step in range(steps)]
+            rates = np.geomspace(START_LR, END_LR, recipe.lr_test_steps).tolist()
             losses = run_tests(model, loader, recipe, device=device, dtype=dtype)
             found = choose_max_lr(rates, losses)
     return processes.broadcast(found)
@@ -142,7 +140,6 @@ def run_tests(
             if told_epoch(loader) is not None:
                 loader.set_epoch(seed)
             tried = copy_of(model).to(device, memory_format=torch.channels_last)
-            tried.train()
             name = f"range test {seed + 1} of {seeds}"
             losses.append(
                 sweep(tried, loader, recipe, device=device, dtype=dtype, name=name)
@@ -185,7 +182,7 @@ def sweep(
 
     class Pairs(TrainDataLoaderIter):
         def inputs_labels_from_batch(self, batch):
-            return require_pair(batch)
+            return as_pair(batch)
 
     class Loss(nn.CrossEntropyLoss):
         def forward(self, logits, labels):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations  # else help() spells ArrayLike out, in 240 letters
 
-import itertools
 import math
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -165,16 +164,13 @@ def calibration(
     edges = np.linspace(0, 1, bins + 1)
     # An edge belongs to the bin below it, as does a rounding error above 1.
     places = np.searchsorted(edges[1:-1], confidence)
-    rows = []
-    for place, (low, high) in enumerate(itertools.pairwise(edges.tolist())):
-        inside = places == place
-        count = int(inside.sum())
+    counts = np.bincount(places, minlength=bins)
+    with np.errstate(invalid="ignore"):  # of no answers the mean is nan
         means = [
-            float(values[inside].mean()) if count else math.nan
-            for values in (confidence, right)
+            np.bincount(places, each, bins) / counts for each in (confidence, right)
         ]
-        rows.append(CalibrationBin(low, high, count, *means))
-    return rows
+    columns = (edges[:-1], edges[1:], counts, *means)
+    return [CalibrationBin(*row) for row in zip(*map(np.ndarray.tolist, columns))]
 
 
 def expected_calibration_error(rows: Sequence[CalibrationBin]) -> float:

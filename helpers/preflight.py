@@ -138,7 +138,7 @@ def require_model(
     tried.eval()
     train, test = loaders
     with torch.random.fork_rng([]), torch.no_grad():
-        images, labels = require_pair(next(iter(test)))
+        images, labels = as_pair(next(iter(test)))
         few = images[:2].to(device, memory_format=torch.channels_last)
         with explaining_images(tried, few):
             logits = tried(few)  # there is memory for two
@@ -235,7 +235,7 @@ def require_trainable(
     require_logits(logits, len(few), "in training the model")
 
 
-def require_pair(batch: object) -> tuple[Tensor, Tensor]:
+def as_pair(batch: object) -> tuple[Tensor, Tensor]:
     """The batch, if it is what training can take, its labels as int64."""
     is_pair = isinstance(batch, tuple | list) and len(batch) == 2
     if not is_pair or not all(isinstance(part, Tensor) for part in batch):

@@ -62,7 +62,7 @@ class Processes(NamedTuple):
             model = synchronized(model)
         return DistributedDataParallel(model)
 
-    def expect_averaging(self, model: nn.Module) -> None:
+    def warn_unless_averaging(self, model: nn.Module) -> None:
         """Warn where each process may train a model of its own."""
         averages = (isinstance(m, DistributedDataParallel) for m in model.modules())
         if self.size > 1 and not any(averages):

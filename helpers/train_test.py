@@ -43,6 +43,7 @@ from helpers.optimizer import (
     planned_learning_rates,
 )
 from helpers.preflight import (
+    as_pair,
     explaining_images,
     require_fitting,
     require_kinds,
@@ -50,7 +51,6 @@ from helpers.preflight import (
     require_model,
     require_optimizing,
     require_outputs,
-    require_pair,
     require_scale,
     require_shared,
     warn_of_order,
@@ -129,7 +129,7 @@ def train_one_epoch(
         )
     scaler = scaler or torch.amp.GradScaler(device.type, enabled=False)
     processes = Processes.of(loader)
-    processes.expect_averaging(model)
+    processes.warn_unless_averaging(model)
     batch_sizes = getattr(loader, "batch_sizes", None)
     model.train()
     steps = len(loader)
@@ -184,7 +184,7 @@ def train_one_epoch(
 
 def moved(batch: Any, device: torch.device) -> tuple[Tensor, Tensor]:
     """Images, channels last, and labels on the device."""
-    images, labels = require_pair(batch)
+    images, labels = as_pair(batch)
     cuda = device.type == "cuda"  # elsewhere a batch may be gone before it is copied
     images = images.to(device, non_blocking=cuda, memory_format=torch.channels_last)
     return images, labels.to(device, non_blocking=cuda)

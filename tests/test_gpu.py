@@ -29,15 +29,11 @@ from tests.test_main import main
 pytestmark = pytest.mark.filterwarnings("ignore:'pin_memory' argument is set as true")
 
 STEPS = 3  # of an epoch
-FIELDS = {
-    "page": RECIPES["page"],
-    "ours": RECIPES["ours"],
-}
 
 
 def recipe(name, **changes):
     # The range test's rate, unless it is given; the small network has no scale.
-    own = {"max_lr": None, **FIELDS[name], "logit_scale": 1}
+    own = {"max_lr": None, **RECIPES[name], "logit_scale": 1}
     return tiny(**{**own, "epochs": 4, **changes})
 
 
@@ -63,7 +59,7 @@ def test_pretended_gpu_refuses_what_lies_elsewhere_and_notes_what_waits():
 
 
 @pytest.mark.parametrize("on", ["device", "cpu"])
-@pytest.mark.parametrize("name", FIELDS)
+@pytest.mark.parametrize("name", ["page", "ours"])
 def test_training_on_a_gpu_keeps_all_in_its_place_and_computes_the_same(name, on):
     plan, model, on_gpu = recipe(name), network(), network()
     expected = fit(model, plan, "cpu", on)
@@ -78,7 +74,7 @@ def test_training_on_a_gpu_keeps_all_in_its_place_and_computes_the_same(name, on
 # As on new GPUs, and as on older ones, where a scaler looks for infinite gradients.
 @pytest.mark.parametrize("precision", ["bfloat16", "float16"])
 @pytest.mark.parametrize("on", ["device", "cpu"])
-@pytest.mark.parametrize("name", FIELDS)
+@pytest.mark.parametrize("name", ["page", "ours"])
 def test_within_an_epoch_nothing_waits_for_the_gpu(name, on, precision):
     plan, seen = recipe(name, precision=precision, max_lr=0.01), []
 

@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
+from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 from helpers import lr_range, train_test
@@ -174,19 +175,19 @@ def test_range_tests_losses_are_those_of_training_at_its_rates(change):
     found = train_test.lr_range_test(network(), loaders().train, plan, device=CPU)
     model, train = network().to(memory_format=torch.channels_last), loaders().train
     optimizer = train_test.make_optimizer(model, plan, lr=1)
-    drawn = itertools.chain.from_iterable(iter(train) for _ in range(7))
-    for rate, loss, batch in zip(found.learning_rates[:20], found.losses[0], drawn):
-        for group in optimizer.param_groups:
-            group["lr"] = rate
-        trained = train_test.train_one_epoch(
-            model,
-            [batch],
-            optimizer,
-            device=CPU,
-            dtype=train_test.choose_dtype(plan.precision, CPU),
-            label_smoothing=plan.label_smoothing,
-        )
-        assert loss == pytest.approx(trained.loss, rel=1e-4)
+    drawn = [*itertools.chain.from_iterable(iter(train) for _ in range(7))][:20]
+    trained = train_test.train_one_epoch(
+        model,
+        drawn,
+        optimizer,
+        scheduler=LambdaLR(optimizer, found.learning_rates.__getitem__),
+        device=CPU,
+        dtype=train_test.choose_dtype(plan.precision, CPU),
+        label_smoothing=plan.label_smoothing,
+    )
+    sizes = [len(labels) for _, labels in drawn]
+    expected = np.average(found.losses[0][:20], weights=sizes)
+    assert trained.loss == pytest.approx(expected, rel=1e-4)
 
 
 def test_range_test_ends_at_four_times_its_lowest_loss():

@@ -563,15 +563,6 @@ def test_out_that_cannot_be_written_to_is_said_before_training(
     assert "epoch" not in capsys.readouterr().out
 
 
-def test_word_synthetic_needs_no_dataset_in_any_profile(tmp_path, monkeypatch):
-    monkeypatch.setattr(dataset, "load_cifar10", None)
-    quick = ["--profile", "quick", "--data", "synthetic", "--epochs", "2"]
-    main(tmp_path, *quick, "--max-lr", "0.01", "--peak-epoch", "1")
-    got = record(tmp_path)
-    assert got["profile"] == "quick"
-    assert "synthetic" in got["data"]["source"]
-
-
 def test_dataset_on_the_disk_is_called_by_its_source(tmp_path, monkeypatch):
     train, test = (
         dataclasses.replace(part, source="CIFAR-10, made up")

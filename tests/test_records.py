@@ -359,13 +359,6 @@ def test_changed_code_is_not_shown_as_its_commit():
     assert "`0123456-dirty`" in utils.results_markdown([run])
 
 
-def test_record_is_written_into_a_new_folder_and_read_back(tmp_path):
-    path = tmp_path / "new" / "run.json"
-    utils.write_record(path, {"seed": 3})
-    assert utils.read_record(path)["seed"] == 3
-    assert list(path.parent.iterdir()) == [path]
-
-
 def test_record_goes_to_the_file_behind_a_link(tmp_path):
     path, link = tmp_path / "run.json", tmp_path / "link.json"
     link.symlink_to(path)

@@ -433,14 +433,6 @@ def test_lines_stay_below_a_progress_bar(capsys, monkeypatch):
     assert shown == [*lines_of(history), ""]
 
 
-def test_line_of_an_epoch_tells_its_numbers():
-    row = Epoch(7, 1.23456, 0.54321, 2.34567, 0.4, 0.0123, 3.0, 12345.6)
-    assert str(row) == (
-        "epoch   7 | train loss 1.2346 acc  54.32% | test loss 2.3457 acc  40.00% | "
-        "lr 1.23e-02 |  12,346 images/s"
-    )
-
-
 def test_loader_of_another_batch_size_is_an_error_before_training():
     model, pair = network(), loaders()
     before = state_of(model)
