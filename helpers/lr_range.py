@@ -28,7 +28,7 @@ from helpers.progress import step_bar
 from helpers.recipe import Recipe
 
 START_LR, END_LR = 1e-5, 1.0  # from where nothing happens to where nothing works
-DIVERGED = 4.0  # a loss this many times a test's lowest ends that test
+DIVERGED = 4.0  # a loss above the first and this many times the lowest ends a test
 CLIMB = 0.25  # of the valley's depth, from the first loss to the lowest
 SAFETY = 3.0  # half a decade: a cycle spends many steps near its peak, a test only one
 
@@ -189,10 +189,19 @@ def sweep(
             require_outputs(labels, logits)
             return super().forward(logits, labels)
 
+    # Made here, as in range_test nobody watches.
+    counted = step_bar(range(recipe.lr_test_steps), name)
+
+    def until_diverged(_: range) -> Iterator[int]:
+        for step in counted:
+            yield step
+            losses = finder.history["loss"]
+            # Where losses get near 0, one batch's may be many times another's.
+            if losses[-1] > max(losses[0], DIVERGED * min(losses)):
+                return
+
     # It prints where we return, and draws a bar that can't be turned off.
-    steps = recipe.lr_test_steps
-    counted = step_bar(range(steps), name)
-    quiet = patch.object(lr_finder, "tqdm", lambda _: counted)
+    quiet = patch.object(lr_finder, "tqdm", until_diverged)
     with quiet, redirect_stdout(io.StringIO()):
         finder = LRFinder(
             model,
@@ -212,9 +221,9 @@ def sweep(
         finder.range_test(
             Pairs(loader),
             end_lr=END_LR,
-            num_iter=steps,
+            num_iter=recipe.lr_test_steps,
             smooth_f=0,
-            diverge_th=DIVERGED,
+            diverge_th=math.inf,  # until_diverged tells
         )
     return finder.history["loss"]
 
@@ -231,7 +240,8 @@ def choose_max_lr(
     a test was ended or its loss is no longer finite. A curve that does neither counts as
     diverging at the end of the range.
 
-    Raises ValueError where the loss never falls, or is not finite from the start.
+    Raises ValueError where the loss falls by no more than its scatter allows, twice the
+    median distance of a loss to its neighbours' mean, or is not finite from the start.
     """
     smoothed = [smooth(finite(one), len(learning_rates) // 20) for one in losses]
     curve = [statistics.median(step) for step in zip(*smoothed, strict=False)]
@@ -241,10 +251,14 @@ def choose_max_lr(
             "not finite in images or model"
         )
     bottom = min(curve)
-    if bottom >= curve[0]:
+    pairs = (zip(one, means) for one, means in zip(losses, smoothed, strict=True))
+    scatter = statistics.median(abs(a - b) for a, b in itertools.chain(*pairs))
+    if curve[0] - bottom <= 2 * scatter:
         raise ValueError(
-            f"the loss never fell between learning rates {learning_rates[0]:.0e} and "
-            f"{learning_rates[-1]:.0e}; give lr_test_steps more steps, or max_lr"
+            f"the loss didn't fall by more than twice its scatter, {scatter:.2g} (first "
+            f"{curve[0]:.3g}, lowest {bottom:.3g}), between learning rates "
+            f"{learning_rates[0]:.0e} and {learning_rates[-1]:.0e}; make the model anew if "
+            "it has been trained before, or give lr_test_steps more steps, or max_lr"
         )
     rim = bottom + CLIMB * (curve[0] - bottom)
     beyond = range(curve.index(bottom), len(curve))

@@ -190,13 +190,27 @@ def test_range_tests_losses_are_those_of_training_at_its_rates(change):
     assert trained.loss == pytest.approx(expected, rel=1e-4)
 
 
-def test_range_test_ends_at_four_times_its_lowest_loss():
-    steep, plan = Around(lambda logits: 10 * logits), recipe(optimizer="sgd")
-    found = train_test.lr_range_test(steep, loaders().train, plan, device=CPU)
-    for losses in found.losses:
-        lowest = itertools.accumulate(losses, min)
-        above = [loss > 4 * low for loss, low in zip(losses, lowest)]
-        assert above.index(True) == len(losses) - 1 < 29
+class Scripted(nn.Module):
+    """Two classes' logits that give these losses, one a step, to images of class 0."""
+
+    def __init__(self, losses):
+        super().__init__()
+        self.losses, self.weight = losses, nn.Parameter(torch.zeros(1))
+
+    def forward(self, x):
+        loss, *self.losses = self.losses
+        logits = torch.tensor([0, math.log(math.expm1(loss))]).expand(len(x), 2)
+        return logits + self.weight * 0
+
+
+def test_range_test_ends_above_its_first_loss_and_four_times_its_lowest():
+    # The third is above the first, the fifth ten times the lowest, the sixth is both.
+    losses = [2.0, 1.0, 2.5, 0.01, 0.1, 2.1, 0.01]
+    train = [(torch.zeros(4, 3, 8, 8), torch.zeros(4, dtype=torch.int64))]
+    got = lr_range.sweep(
+        Scripted(losses), train, recipe(), device=CPU, dtype=torch.float32, name=""
+    )
+    assert got == pytest.approx(losses[:6], rel=1e-4)
 
 
 def test_range_test_without_its_package_says_what_to_do(monkeypatch):
@@ -318,11 +332,13 @@ def test_loss_that_falls_to_the_end_diverges_nowhere():
         [2.3] * 51,
         [2.3 + step / 10 for step in range(51)],
         [2.3],
+        [0.1, 0.12, 0.08] * 17,  # of a network that was trained before
     ],
 )
-def test_loss_that_never_falls_is_an_error_that_names_the_remedy(losses):
+def test_loss_that_does_not_fall_is_an_error_that_names_the_remedy(losses):
     sentence = (
-        r"never fell between learning rates 1e-05 and 1e\+00; .*lr_test_steps.*max_lr"
+        r"didn't fall .* between learning rates 1e-05 and 1e\+00; "
+        r"make the model anew .*lr_test_steps.*max_lr"
     )
     with pytest.raises(ValueError, match=sentence):
         lr_range.choose_max_lr(RATES, [losses])
