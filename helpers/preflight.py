@@ -8,7 +8,13 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import ReduceLROnPlateau
-from torch.utils.data import DataLoader, IterableDataset, RandomSampler
+from torch.utils.data import (
+    DataLoader,
+    IterableDataset,
+    RandomSampler,
+    SubsetRandomSampler,
+    WeightedRandomSampler,
+)
 
 from helpers.copies import copy_of
 from helpers.memory import NO_ENGINE, is_lack_of_memory
@@ -197,11 +203,16 @@ def require_optimizing(
 
 
 def warn_of_order(loader) -> None:
-    drawn = isinstance(getattr(loader, "sampler", None), RandomSampler)
+    batches = getattr(loader, "batch_sampler", None)
+    sampler = getattr(batches, "sampler", getattr(loader, "sampler", None))
+    random = (RandomSampler, SubsetRandomSampler, WeightedRandomSampler)
+    # A DistributedSampler says whether it shuffles.
+    drawn = isinstance(sampler, random) or getattr(sampler, "shuffle", False)
     if getattr(loader, "shuffles", drawn):
         warnings.warn(
             "the loader shuffles, so these answers are in no order that leads back to its "
-            "images; make_loaders(data, data, ...).test or shuffle=False keeps it",
+            "images; make_loaders(data, data, ...).test keeps it, as does a DataLoader without "
+            "shuffle and sampler (of a Subset, for some of the images)",
             stacklevel=3,
         )
 

@@ -22,8 +22,13 @@ from torch.nn import functional as F
 from torch.utils.data import (
     BatchSampler,
     DataLoader,
+    DistributedSampler,
     IterableDataset,
+    RandomSampler,
+    Subset,
+    SubsetRandomSampler,
     TensorDataset,
+    WeightedRandomSampler,
 )
 
 from helpers import checkpoint, dataset, train_test
@@ -337,11 +342,22 @@ def test_float16_without_a_scaler_is_warned_of():
 def test_answers_that_are_not_in_the_images_order_are_warned_of():
     model, (train, test) = network(), loaders()
     images = TensorDataset(*noise(16))
-    for shuffling in (train, DataLoader(images, shuffle=True)):
+    samplers = [
+        SubsetRandomSampler(range(16)),
+        WeightedRandomSampler([1.0] * 16, 16),
+        DistributedSampler(images, num_replicas=1, rank=0),
+    ]
+    made = [DataLoader(images, sampler=sampler) for sampler in samplers]
+    in_batches = BatchSampler(RandomSampler(images), 8, drop_last=False)
+    made.append(DataLoader(images, batch_sampler=in_batches))
+    for shuffling in (train, DataLoader(images, shuffle=True), *made):
         with pytest.warns(UserWarning, match="shuffles, so these answers .* keeps it"):
             answers_of(model, shuffling)
         train_test.evaluate(model, shuffling, device=CPU)  # of which no order is asked
-    for orderly in (test, DataLoader(images), batches(16)):
+    split = DataLoader(Subset(images, [3, 1]))
+    unshuffled = DistributedSampler(images, num_replicas=1, rank=0, shuffle=False)
+    in_order = DataLoader(images, sampler=unshuffled)
+    for orderly in (test, DataLoader(images), batches(16), split, in_order):
         answers_of(model, orderly)
 
 
