@@ -12,6 +12,7 @@ import shutil
 import sys
 import tarfile
 import tempfile
+import tracemalloc
 import warnings
 from collections import Counter
 from copy import deepcopy
@@ -723,6 +724,19 @@ def test_mean_and_std_are_those_of_all_pixels():
     ((normalized, _),) = loaders(data, batch_size=2_500, **plain).test
     assert normalized.mean((0, 2, 3)).abs().max() < 1e-5
     assert normalized.std((0, 2, 3), correction=0) == pytest.approx(1, abs=1e-5)
+
+
+def test_mean_and_std_of_large_images_take_less_memory_than_they_do():
+    images = np.random.default_rng(0).integers(0, 256, (24, 1000, 1000, 1), np.uint8)
+    data = dataset.ImageSet(images, np.zeros(24, np.int64), ("a",), "noise")
+    tracemalloc.start()
+    try:
+        mean, std = data.mean_std()
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < images.nbytes
+    assert (mean[0], std[0]) == pytest.approx((images.mean() / 255, images.std() / 255))
 
 
 def test_what_is_no_image_set_is_refused():
