@@ -22,7 +22,7 @@ from torch import nn
 from helpers.copies import copy_of
 from helpers.memory import explaining_memory, keeping_freed_memory
 from helpers.optimizer import choose_dtype, make_optimizer
-from helpers.preflight import as_pair, require_model, require_outputs
+from helpers.preflight import as_pair, number_of_batches, require_model, require_outputs
 from helpers.processes import Processes
 from helpers.progress import step_bar
 from helpers.recipe import Recipe
@@ -72,7 +72,7 @@ def lr_range_test(
     ModuleNotFoundError without torch-lr-finder, and MemoryError with a batch size that
     would fit.
     """
-    if not len(loader):
+    if not number_of_batches(loader):
         raise ValueError("the loader has no batch; give it at least one")
     choose_dtype(recipe.precision, device)  # raises for a device that won't do
     device = torch.device(device)

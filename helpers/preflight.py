@@ -44,13 +44,23 @@ def require_kinds(model: object, loaders: object, recipe: object) -> None:
         given = f"{kind} of {len(loaders)}" if many else kind
         raise TypeError(f"loaders must be two, (train, test), not a {given}")
     for loader in loaders:
-        if not (hasattr(loader, "__iter__") and hasattr(loader, "__len__")):
-            raise TypeError(
-                f"{type(loader).__name__} is no loader, which has batches and their "
-                "number; make_loaders makes both of ImageSets"
-            )
+        number_of_batches(loader)
     if not isinstance(model, nn.Module):
         raise TypeError(f"model must be an nn.Module, not a {type(model).__name__}")
+
+
+def number_of_batches(loader) -> int:
+    """Its length; raises TypeError where it has none, or no batches."""
+    try:
+        if not hasattr(loader, "__iter__"):
+            raise TypeError("it gives none")
+        return len(loader)
+    except TypeError as error:
+        raise TypeError(
+            f"{type(loader).__name__} is no loader, which has batches and their number "
+            f"({error}); make_loaders makes one of an ImageSet, and an IterableDataset needs "
+            "a __len__"
+        ) from error
 
 
 def require_fitting(loaders, recipe: Recipe) -> None:

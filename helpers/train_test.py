@@ -3,7 +3,7 @@
 import math
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from os import PathLike
@@ -45,6 +45,7 @@ from helpers.optimizer import (
 from helpers.preflight import (
     as_pair,
     explaining_images,
+    number_of_batches,
     require_fitting,
     require_kinds,
     require_logits,
@@ -132,10 +133,11 @@ def train_one_epoch(
     processes.warn_unless_averaging(model)
     batch_sizes = getattr(loader, "batch_sizes", None)
     model.train()
-    steps = len(loader)
+    steps = number_of_batches(loader)
     losses, rates, sizes = [], [], []
     correct = torch.zeros((), dtype=torch.int64, device=device)
-    for batch in step_bar(loader, f"epoch {epoch}", processes.first):
+    bar = step_bar(loader, f"epoch {epoch}", processes.first)
+    for batch in as_many(steps, bar):
         images, labels = moved(batch, device)
         optimizer.zero_grad()  # before the forward pass, where memory is scarcest
         with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
@@ -162,11 +164,6 @@ def train_one_epoch(
         on_step(whole, rates[-1])
         if device.type == "cpu":  # where reading it costs nothing
             require_finite(losses[-1:], rates[-1:], epoch, len(losses))
-    if len(losses) != steps or not losses:
-        raise ValueError(
-            f"the training loader says it has {steps} batches and gave "
-            f"{len(losses)}; its __len__ must be the number of its batches, 1 or more"
-        )
     require_finite(losses, rates, epoch, 1)
     # The scale begins at 65,536 and is halved at each step that is skipped.
     if scaler.is_enabled() and scaler.get_scale() < 1:
@@ -180,6 +177,21 @@ def train_one_epoch(
     sums = torch.stack([total, correct.double(), weights.sum()])
     total, right, count = processes.all_reduce(sums).tolist()
     return Metrics(total / count, right / count)
+
+
+def as_many(steps: int, loader: Iterable) -> Iterator:
+    """Its batches; raises ValueError where they aren't as many as it says, or none."""
+    given = 0
+    for given, batch in enumerate(loader, start=1):
+        if given > steps:
+            break
+        yield batch
+    if given != steps or not steps:
+        raise ValueError(
+            f"the training loader says it has {steps} batches and gave "
+            f"{'more' if given > steps else given}; its __len__ must be the number of its "
+            "batches, 1 or more"
+        )
 
 
 def moved(batch: Any, device: torch.device) -> tuple[Tensor, Tensor]:

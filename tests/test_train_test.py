@@ -549,12 +549,30 @@ class Lying(list):
         return super().__len__() + self.excess
 
 
-@pytest.mark.parametrize("excess", [-1, 1])
-def test_loader_whose_length_lies_is_an_error(excess):
+@pytest.mark.parametrize(("excess", "gave"), [(-1, "more"), (1, 3)])
+def test_loader_whose_length_lies_is_an_error(excess, gave):
     train = Lying(batches(16, 16, 16))
     train.excess = excess
-    with pytest.raises(ValueError, match=rf"says it has {3 + excess} batches and gave"):
-        fit(network(), (train, batches(16)), recipe())
+    said = rf"says it has {3 + excess} batches and gave {gave};"
+    with pytest.raises(ValueError, match=said):  # before a schedule's end in one epoch
+        fit(network(), (train, batches(16)), recipe(epochs=1, peak_epoch=0.75))
+
+
+def test_loader_without_a_length_is_said():
+    class Stream(IterableDataset):
+        def __iter__(self):
+            return zip(*noise(40))
+
+    endless, plan = DataLoader(Stream(), batch_size=16), recipe()
+    for call in (
+        lambda: fit(network(), (endless, batches(16)), plan),
+        lambda: train_test.lr_range_test(network(), endless, plan, device=CPU),
+        lambda: epoch_of(network(), endless),
+    ):
+        with pytest.raises(
+            TypeError, match="DataLoader is no loader.* needs a __len__"
+        ):
+            call()
 
 
 def test_without_max_lr_the_range_test_finds_it_and_leaves_the_training_as_it_is():
