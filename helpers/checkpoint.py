@@ -188,8 +188,9 @@ def require_same_shapes(
         )
 
 
-def shapes(state: dict[str, Tensor]) -> dict[str, tuple[int, ...]]:
-    return {name: tuple(tensor.shape) for name, tensor in state.items()}
+def shapes(state: dict[str, Any]) -> dict[str, tuple[int, ...]]:
+    """Of what isn't a tensor, a module's extra state, ()."""
+    return {name: tuple(getattr(value, "shape", ())) for name, value in state.items()}
 
 
 def differences(there: dict[str, Any], here: dict[str, Any]):

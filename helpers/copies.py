@@ -29,4 +29,13 @@ def copy_of(model: nn.Module, *, sharing: Iterable[Tensor] = ()) -> nn.Module:
     kept += itertools.chain.from_iterable(within)
     computed = [v for v in kept if isinstance(v, Tensor) and not v.is_leaf]
     memo = {id(v): v.detach().clone() for v in computed} | {id(t): t for t in sharing}
-    return copy.deepcopy(model, memo)
+    try:
+        return copy.deepcopy(model, memo)
+    except (TypeError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and "deepcopy" not in str(error):
+            raise
+        raise TypeError(
+            f"the model can't be copied, to be tried out untouched ({error}); keep what is "
+            "no layer or tensor, a writer or a lock say, outside of it, and remove hooks "
+            "that hold on to tensors"
+        ) from error

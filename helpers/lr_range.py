@@ -66,9 +66,10 @@ def lr_range_test(
     DataLoader's own generator and persistent_workers). Of several processes the first runs
     the test, on whole batches, and tells the others.
 
-    Raises ValueError where the loss never falls or is not finite from the start, for a
-    loader without batches, for a model that doesn't fit the recipe or the batches, and
-    for a device that `choose_dtype` refuses, TypeError for a model that gives no tensor,
+    Raises ValueError where the loss falls no more than it scatters, as on a model that was
+    trained before, or is not finite from the start, for a loader without batches, for a
+    model that doesn't fit the recipe or the batches, and for a device that `choose_dtype`
+    refuses, TypeError for a model that gives no tensor and a loader without a length,
     ModuleNotFoundError without torch-lr-finder, and MemoryError with a batch size that
     would fit.
     """

@@ -18,6 +18,7 @@ from torch.utils.data import (
 
 from helpers.copies import copy_of
 from helpers.memory import NO_ENGINE, is_lack_of_memory
+from helpers.optimizer import choose_dtype
 from helpers.processes import Processes
 from helpers.recipe import Recipe
 
@@ -171,7 +172,8 @@ def require_model(
             stacklevel=3,
         )
     warn_of_probabilities(logits)
-    require_trainable(tried, few, train, device=device)
+    dtype = choose_dtype(recipe.precision, device)
+    require_trainable(tried, few, train, device=device, dtype=dtype)
     found = labels.tolist()
     for loader in loaders:
         found += getattr(loader, "label_range", ())
@@ -228,20 +230,23 @@ def warn_of_order(loader) -> None:
 
 
 def require_trainable(
-    model: nn.Module, few: Tensor, loader, *, device: torch.device
+    model: nn.Module, few: Tensor, loader, *, device: torch.device, dtype: torch.dtype
 ) -> None:
     """Raise an error for a model that in training gives something else, or can't work.
 
     model: a copy, which is left in training mode. few: one or two images (B, C, H, W).
+    dtype: what training computes in.
     """
     cuda = device.type == "cuda"
     # On GPUs BatchNorm sees the whole batch, and not only this process's share.
     processes = 1 if cuda else Processes.of(loader).size
     alone = last_batch(loader) // processes == 1
     few = few[:1] if alone else few[[0, -1]]  # where there is one image, that one twice
+    generators = [device] if cuda else []
+    computing = torch.autocast(device.type, dtype, enabled=dtype != torch.float32)
+    model.train()
     try:
-        with torch.random.fork_rng([device] if cuda else []), torch.no_grad():
-            model.train()
+        with torch.random.fork_rng(generators), torch.no_grad(), computing:
             logits = model(few)
     except ValueError as error:  # BatchNorm's, which needs two values to compare
         if not alone:  # as of a model that splits its batch, for several GPUs say
@@ -251,8 +256,16 @@ def require_trainable(
             f"{share}the last batch of an epoch has one image and the model can't train on "
             f"one ({error}); choose a batch_size whose last batch is larger"
         ) from error
-    except RuntimeError:  # as of a model that takes no batch of two: training will tell
-        return
+    except RuntimeError as error:
+        with torch.random.fork_rng(generators), torch.no_grad():
+            try:
+                model(few)
+            except RuntimeError:  # it takes no batch of two, say: training will tell
+                return
+        raise ValueError(
+            f"the model can't compute in {dtype} ({error}); give the recipe "
+            'precision="float32", or mend the layer that this is about'
+        ) from error
     require_logits(logits, len(few), "in training the model")
 
 

@@ -492,7 +492,8 @@ def fit(
     was evaluated with, not the best epoch's.
 
     model: any classifier that takes images in channels-last memory (`.flatten(1)`, not
-        `.view`); it is moved to the device, trained in place and left in evaluation mode.
+        `.view`); it is moved to the device, trained in place, all of it in training mode
+        (BatchNorm of frozen layers too), and left in evaluation mode, after a stop too.
     loaders: (train, test), each an iterable with a length, of (images (B, C, H, W),
         labels (B,)); one with `set_epoch` is told which epoch begins, counted from 0.
     recipe: all of it is applied but batch_size, train_images, test_images, augmentation
@@ -513,11 +514,11 @@ def fit(
     Raises ValueError for loaders that don't fit the recipe or the model, a model that
     doesn't fit the recipe, a checkpoint that doesn't fit, resume without a checkpoint,
     processes that differ and devices other than cpu and cuda, TypeError for a model that
-    gives no tensor and arguments of other kinds, FileExistsError for a checkpoint in the
-    way, IsADirectoryError for a folder in its place, OSError for a folder that can't be
-    written to, NonFiniteLoss when training fails, MemoryError, which names a batch size
-    that fits unless several processes train, and without a max_lr what `lr_range_test`
-    raises.
+    gives no tensor or can't be copied and arguments of other kinds, FileExistsError for a
+    checkpoint in the way, IsADirectoryError for a folder in its place, OSError for a folder
+    that can't be written to, NonFiniteLoss when training fails, MemoryError, which names a
+    batch size that fits unless several processes train, and without a max_lr what
+    `lr_range_test` raises.
     """
     require_kinds(model, loaders, recipe)
     if resume and not checkpoint:
@@ -556,7 +557,9 @@ def fit(
     if saved:
         training.load_state_dict(saved)
         if processes.first:
-            tell_where_it_goes_on(path, recipe, history)
+            tell_where_it_goes_on(path, plan, recipe, history)
+    elif resume and processes.first:
+        print(f"{path} isn't there: training begins with epoch 1", flush=True)
     try:
         for epoch in range(len(history.epochs) + 1, recipe.epochs + 1):
             with keeping_freed_memory(device, training.dtype):
@@ -571,15 +574,18 @@ def fit(
             left = what_is_left(path, error)
             print(f"{type(error).__name__} in epoch {epoch}; {left}")
         raise
+    finally:
+        training.optimizer.zero_grad()  # the last step's: as much memory as the model again
+        model.eval()
     if path and processes.first:
         drop_previous(path)
-    training.optimizer.zero_grad()  # the last step's: as much memory as the model again
-    model.eval()
     return history
 
 
-def tell_where_it_goes_on(path: Path, recipe: Recipe, history: History) -> None:
-    """Print it; warn where the recipe's max_lr is not the one that is gone on with."""
+def tell_where_it_goes_on(
+    path: Path, plan: dict[str, Any], recipe: Recipe, history: History
+) -> None:
+    """Print it; warn of what may be another training than the one that is meant."""
     done = len(history.epochs)
     print(
         f"{path}: going on after epoch {done} of {recipe.epochs}, "
@@ -591,6 +597,12 @@ def tell_where_it_goes_on(path: Path, recipe: Recipe, history: History) -> None:
         warnings.warn(
             f"the recipe's max_lr {recipe.max_lr:.2e} is ignored, as {path} began with "
             f"{history.max_lr:.2e}; to train with it, name another file",
+            stacklevel=3,
+        )
+    if done == recipe.epochs and None in plan["images"]:
+        warnings.warn(
+            f"nothing is trained, and whether {path} comes from the same images isn't known, "
+            "as these loaders have no fingerprint; give each training a file of its own",
             stacklevel=3,
         )
 

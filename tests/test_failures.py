@@ -7,7 +7,9 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 import weakref
+from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
 from typing import ClassVar
@@ -308,6 +310,36 @@ def test_model_that_answers_otherwise_in_training_is_told_so_before(answer, kind
         trained(InTraining(answer))
 
 
+def test_model_that_computes_in_float32_alone_is_said_before():
+    def positive(logits):
+        found = torch.zeros(logits.shape)
+        found[logits > 0] = logits[logits > 0]
+        return found
+
+    plan = replace(RECIPE, precision="bfloat16")
+    said = r"can't compute in torch.bfloat16 \(.*\); .* precision=\"float32\""
+    with pytest.raises(ValueError, match=said):
+        trained(Around(positive), plan=plan)
+    trained(Around(positive))
+
+
+class Frozen(nn.Sequential):
+    """network(), whose BatchNorm a training leaves as it is, as README says."""
+
+    def train(self, mode=True):
+        super().train(mode)
+        self[1].eval()
+        return self
+
+
+def test_averages_of_a_frozen_batchnorm_stay_where_train_keeps_them():
+    model = Frozen(*network())
+    model[1].requires_grad_(False)
+    before = deepcopy(model[1].state_dict())
+    trained(model)
+    torch.testing.assert_close(model[1].state_dict(), before, rtol=0, atol=0)
+
+
 class Halved(Around):
     """With BatchNorm, and on two GPUs: it normalizes each half of a batch."""
 
@@ -374,6 +406,29 @@ def test_copy_for_several_processes_has_the_models_own_tensors(make):
     twin = synchronized(model)
     for own, shared in zip(model.parameters(), twin.parameters(), strict=True):
         assert own is shared
+
+
+def hooked():
+    class Watch:
+        def look(self, layer, _, out):
+            self.out = out
+
+    model = network()
+    model[0].register_forward_hook(Watch().look)
+    model(IMAGE)
+    return model
+
+
+def locked():
+    model = network()
+    model.lock = threading.Lock()
+    return model
+
+
+@pytest.mark.parametrize("make", [hooked, locked])
+def test_model_that_cannot_be_copied_is_said_with_the_remedy(make):
+    with pytest.raises(TypeError, match=r"can't be copied, .*; keep what .* hooks"):
+        trained(make())
 
 
 def test_copy_of_a_model_is_one_of_what_it_keeps_too():

@@ -958,6 +958,15 @@ def interrupted_cpu(tmp_path):
     return break_off(tmp_path / "training.pt", dropout=0.3, on="cpu", workers=2)
 
 
+def test_model_of_a_training_that_was_stopped_can_be_asked():
+    train, test = loaders()
+    model, pair = network(), (Failing(train, interrupt, epoch=1), test)
+    with pytest.raises(Interrupted):
+        fit(model, pair, recipe())
+    assert not any(module.training for module in model.modules())
+    assert all(parameter.grad is None for parameter in model.parameters())
+
+
 def test_checkpoint_in_the_way_is_an_error_and_stays(interrupted):
     content, model = interrupted.read_bytes(), network()
     before = state_of(model)
@@ -1006,9 +1015,11 @@ def test_checkpoint_of_loaders_with_a_seed_of_numpys_can_be_gone_on_with(tmp_pat
     assert again == history
 
 
-def test_resume_without_a_checkpoint_starts_anew(tmp_path):
+def test_resume_without_a_checkpoint_starts_anew_and_says_so(tmp_path, capsys):
     path = tmp_path / "new" / "training.pt"
     history = fit(network(), loaders(), recipe(), checkpoint=str(path), resume=True)
+    said, *_ = capsys.readouterr().out.splitlines()
+    assert said == f"{path} isn't there: training begins with epoch 1"
     assert repeatable(history) == repeatable(fit(network(), loaders(), recipe()))
     assert path.exists()
 
@@ -1124,6 +1135,39 @@ def test_finished_training_is_not_gone_on_with(tmp_path):
     again = fit(second, loaders(), recipe(), checkpoint=path, resume=True)
     assert again == history
     assert_same_state(state_of(second), state_of(first))
+
+
+def test_finished_training_of_loaders_that_do_not_tell_their_images_is_warned_of(
+    tmp_path,
+):
+    path, pair = tmp_path / "training.pt", (batches(16, 16), batches(16))
+    fit(network(), pair, recipe(), checkpoint=path)
+    with pytest.warns(UserWarning, match=r"nothing is trained.* a file of its own$"):
+        fit(network(), pair, recipe(), checkpoint=path, resume=True)
+
+
+def test_state_that_is_no_tensor_is_resumed(tmp_path):
+    class Counting(Around):
+        steps = 0
+
+        def get_extra_state(self):
+            return {"steps": self.steps}
+
+        def set_extra_state(self, state):
+            self.steps = state["steps"]
+
+    def count(logits):
+        models[-1].steps += logits.requires_grad
+        return logits
+
+    path, models = tmp_path / "training.pt", [Counting(count)]
+    pair = loaders().train, Failing(loaders().test, interrupt, epoch=1)
+    with pytest.raises(Interrupted):
+        fit(models[0], pair, recipe(), checkpoint=path)
+    models.append(Counting(count))
+    fit(models[1], loaders(), recipe(), checkpoint=path, resume=True)
+    assert models[1].steps == 9
+    assert train_test.read_history(path, models[0]) and models[0].steps == 9
 
 
 def refusal(path, *, model=None, pair=None, plan=None):
