@@ -19,6 +19,7 @@ from typing import Any
 import torch
 
 from helpers import dataset, models, train_test, utils, weights
+from helpers.resume import require_resumable
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -159,9 +160,7 @@ def require_startable(
     for seed in options.seeds:
         utils.set_seed(seed)
         if processes.first and options.resume:
-            train_test.require_resumable(
-                checkpoint_of(options, seed), recipe_of(options)
-            )
+            require_resumable(checkpoint_of(options, seed), recipe_of(options))
         elif processes.first and not options.no_checkpoint:
             train_test.require_free(checkpoint_of(options, seed))
     train_test.require_writable(options.out)

@@ -21,7 +21,7 @@ from torch import nn
 
 from helpers.copies import copy_of
 from helpers.memory import explaining_memory, keeping_freed_memory
-from helpers.optimizer import choose_dtype, make_optimizer
+from helpers.optimizer import choose_dtype, make_optimizer, make_scaler
 from helpers.preflight import as_pair, number_of_batches, require_model, require_outputs
 from helpers.processes import Processes
 from helpers.progress import step_bar
@@ -75,20 +75,24 @@ def lr_range_test(
     """
     if not number_of_batches(loader):
         raise ValueError("the loader has no batch; give it at least one")
-    choose_dtype(recipe.precision, device)  # raises for a device that won't do
+    dtype = choose_dtype(recipe.precision, device)  # raises for a device that won't do
     device = torch.device(device)
     if Processes.of(loader).first:
         # A batch may draw from any generator.
         with borrowed(loader), untouched_generators(device):
-            require_model(model, (loader, loader), recipe, device=device)
-    return run_lr_range_test(model, loader, recipe, device=device)
+            require_model(model, (loader, loader), recipe, device=device, dtype=dtype)
+    return run_lr_range_test(model, loader, recipe, device=device, dtype=dtype)
 
 
 def run_lr_range_test(
-    model: nn.Module, loader, recipe: Recipe, *, device: torch.device
+    model: nn.Module,
+    loader,
+    recipe: Recipe,
+    *,
+    device: torch.device,
+    dtype: torch.dtype,
 ) -> LRRangeTest:
     """The range test of a model that fits."""
-    dtype = choose_dtype(recipe.precision, device)
     processes, found = Processes.of(loader), None
     if processes.first:
         with (
@@ -215,9 +219,7 @@ def sweep(
                 "dtype": dtype,
                 "enabled": dtype != torch.float32,
             },
-            grad_scaler=torch.amp.GradScaler(
-                device.type, enabled=dtype == torch.float16
-            ),
+            grad_scaler=make_scaler(device, dtype),
         )
         finder.range_test(
             Pairs(loader),

@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from torch.optim import Adam
 
 from helpers.copies import copy_of
+from helpers.optimizer import autocast
 from helpers.processes import Processes
 
 # In a RuntimeError: torch's on a CPU, cuBLAS's, cuDNN 9's, CUDA's own.
@@ -155,7 +156,7 @@ def step(
     tried = copy_of(model).to(device)
     tried.train()
     optimizer = Adam(tried.parameters())  # its moments take memory too
-    with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
+    with autocast(device, dtype):
         loss = F.cross_entropy(tried(images.to(device)), labels.to(device).long())
     loss.backward()
     optimizer.step()

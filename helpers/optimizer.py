@@ -49,6 +49,16 @@ def choose_dtype(precision: str, device: torch.device | str) -> torch.dtype:
     return torch.bfloat16 if fast else torch.float32
 
 
+def autocast(device: torch.device, dtype: torch.dtype) -> torch.autocast:
+    """Within, layers that gain by it compute in `dtype`; for float32 nothing changes."""
+    return torch.autocast(device.type, dtype, enabled=dtype != torch.float32)
+
+
+def make_scaler(device: torch.device, dtype: torch.dtype) -> torch.amp.GradScaler:
+    """Keeps float16's small gradients from vanishing; for other types it does nothing."""
+    return torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
+
+
 def make_optimizer(
     model: nn.Module, recipe: Recipe = PROFILES["full"], *, lr: float
 ) -> Optimizer:

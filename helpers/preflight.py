@@ -18,7 +18,7 @@ from torch.utils.data import (
 
 from helpers.copies import copy_of
 from helpers.memory import NO_ENGINE, is_lack_of_memory
-from helpers.optimizer import choose_dtype
+from helpers.optimizer import autocast
 from helpers.processes import Processes
 from helpers.recipe import Recipe
 
@@ -144,7 +144,12 @@ def explaining_images(model: nn.Module, images: Tensor) -> Iterator[None]:
 
 
 def require_model(
-    model: nn.Module, loaders, recipe: Recipe, *, device: torch.device
+    model: nn.Module,
+    loaders,
+    recipe: Recipe,
+    *,
+    device: torch.device,
+    dtype: torch.dtype,
 ) -> None:
     """Raise ValueError or TypeError for a model that doesn't fit recipe or batches.
 
@@ -172,7 +177,6 @@ def require_model(
             stacklevel=3,
         )
     warn_of_probabilities(logits)
-    dtype = choose_dtype(recipe.precision, device)
     require_trainable(tried, few, train, device=device, dtype=dtype)
     found = labels.tolist()
     for loader in loaders:
@@ -243,10 +247,13 @@ def require_trainable(
     alone = last_batch(loader) // processes == 1
     few = few[:1] if alone else few[[0, -1]]  # where there is one image, that one twice
     generators = [device] if cuda else []
-    computing = torch.autocast(device.type, dtype, enabled=dtype != torch.float32)
     model.train()
     try:
-        with torch.random.fork_rng(generators), torch.no_grad(), computing:
+        with (
+            torch.random.fork_rng(generators),
+            torch.no_grad(),
+            autocast(device, dtype),
+        ):
             logits = model(few)
     except ValueError as error:  # BatchNorm's, which needs two values to compare
         if not alone:  # as of a model that splits its batch, for several GPUs say

@@ -49,6 +49,11 @@ class Processes(NamedTuple):
         """Whether this is the one that prints and writes."""
         return self.rank == 0
 
+    def print(self, line: object) -> None:
+        """Print it, in the first of the processes alone; into a file too, at once."""
+        if self.first:
+            print(line, flush=True)
+
     def wrap(self, model: nn.Module, device: torch.device) -> nn.Module:
         """The model to train, whose gradients are averaged over the processes.
 

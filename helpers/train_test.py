@@ -5,7 +5,6 @@ import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
 from os import PathLike
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,14 +15,12 @@ from torch.nn import functional as F
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
+from helpers import preflight
 from helpers.checkpoint import (
     drop_previous,
     kept_checkpoints,
-    latest_whole,
     load_checkpoint,
     require_free,
-    require_same_plan,
-    require_same_shapes,
     require_writable,
     save_checkpoint,
 )
@@ -37,28 +34,17 @@ from helpers.memory import (
     keeping_freed_memory,
 )
 from helpers.optimizer import (
+    autocast,
     choose_dtype,
     make_optimizer,
+    make_scaler,
     make_scheduler,
     planned_learning_rates,
-)
-from helpers.preflight import (
-    as_pair,
-    explaining_images,
-    number_of_batches,
-    require_fitting,
-    require_kinds,
-    require_logits,
-    require_model,
-    require_optimizing,
-    require_outputs,
-    require_scale,
-    require_shared,
-    warn_of_order,
 )
 from helpers.processes import Processes, connected
 from helpers.progress import step_bar
 from helpers.recipe import PROFILES, RECIPES, Recipe
+from helpers.resume import plan_of, read_history, tell_where_it_goes_on
 
 __all__ = [
     "PROFILES",
@@ -121,7 +107,7 @@ def train_one_epoch(
     for a model that gives no tensor and for ReduceLROnPlateau.
     """
     device = torch.device(device)
-    require_optimizing(optimizer, model, scheduler)
+    preflight.require_optimizing(optimizer, model, scheduler)
     if dtype == torch.float16 and scaler is None:
         warnings.warn(
             "in float16 small gradients vanish without a scaler; give all epochs one "
@@ -133,24 +119,24 @@ def train_one_epoch(
     processes.warn_unless_averaging(model)
     batch_sizes = getattr(loader, "batch_sizes", None)
     model.train()
-    steps = number_of_batches(loader)
+    steps = preflight.number_of_batches(loader)
     losses, rates, sizes = [], [], []
     correct = torch.zeros((), dtype=torch.int64, device=device)
     bar = step_bar(loader, f"epoch {epoch}", processes.first)
-    for batch in as_many(steps, bar):
+    for step, batch in counted(steps, bar):
         images, labels = moved(batch, device)
         optimizer.zero_grad()  # before the forward pass, where memory is scarcest
-        with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
-            with explaining_images(model, images):
+        with autocast(device, dtype):
+            with preflight.explaining_images(model, images):
                 logits = model(images)
-            require_logits(logits, len(images), "the model")
+            preflight.require_logits(logits, len(images), "the model")
             # A GPU would say so steps later, and then compute nothing any more.
             if batch[1].device.type == "cpu":
-                require_outputs(batch[1], logits)
+                preflight.require_outputs(batch[1], logits)
             loss = F.cross_entropy(logits, labels, label_smoothing=label_smoothing)
         # Gradients are averaged over the processes: each counts by its share of the batch.
         equal = processes.size * len(labels)  # unless the loader tells better
-        whole = batch_sizes[len(losses)] if batch_sizes else equal
+        whole = batch_sizes[step - 1] if batch_sizes else equal
         scaler.scale(loss * (equal / whole)).backward()
         rates.append(optimizer.param_groups[0]["lr"])
         scaler.step(optimizer)
@@ -163,7 +149,7 @@ def train_one_epoch(
         sizes.append(len(labels))
         on_step(whole, rates[-1])
         if device.type == "cpu":  # where reading it costs nothing
-            require_finite(losses[-1:], rates[-1:], epoch, len(losses))
+            require_finite(losses[-1:], rates[-1:], epoch, step)
     require_finite(losses, rates, epoch, 1)
     # The scale begins at 65,536 and is halved at each step that is skipped.
     if scaler.is_enabled() and scaler.get_scale() < 1:
@@ -179,13 +165,16 @@ def train_one_epoch(
     return Metrics(total / count, right / count)
 
 
-def as_many(steps: int, loader: Iterable) -> Iterator:
-    """Its batches; raises ValueError where they aren't as many as it says, or none."""
+def counted(steps: int, loader: Iterable) -> Iterator[tuple[int, Any]]:
+    """Each batch with its number, from 1.
+
+    Raises ValueError where they aren't as many as the loader says, or none.
+    """
     given = 0
     for given, batch in enumerate(loader, start=1):
         if given > steps:
             break
-        yield batch
+        yield given, batch
     if given != steps or not steps:
         raise ValueError(
             f"the training loader says it has {steps} batches and gave "
@@ -196,7 +185,7 @@ def as_many(steps: int, loader: Iterable) -> Iterator:
 
 def moved(batch: Any, device: torch.device) -> tuple[Tensor, Tensor]:
     """Images, channels last, and labels on the device."""
-    images, labels = as_pair(batch)
+    images, labels = preflight.as_pair(batch)
     cuda = device.type == "cuda"  # elsewhere a batch may be gone before it is copied
     images = images.to(device, non_blocking=cuda, memory_format=torch.channels_last)
     return images, labels.to(device, non_blocking=cuda)
@@ -252,7 +241,7 @@ class Predictions(NamedTuple):
     @property
     def metrics(self) -> Metrics:
         """Loss and accuracy over all N; ValueError for a label without a logit."""
-        require_outputs(self.labels, self.logits)
+        preflight.require_outputs(self.labels, self.logits)
         loss = F.cross_entropy(self.logits.double(), self.labels)
         correct = (self.answers == self.labels).double().mean()
         return Metrics(float(loss), float(correct))
@@ -283,7 +272,7 @@ def predict(
     that gives no tensor, MemoryError where batches are too large, unless cuDNN says only
     that it finds no engine.
     """
-    warn_of_order(loader)
+    preflight.warn_of_order(loader)
     return all_answers(model, loader, device=device, flip_tta=flip_tta)
 
 
@@ -293,23 +282,23 @@ def all_answers(
 ) -> Predictions:
     """What `predict` gives, in whatever order."""
     device = torch.device(device)
-    logits, labels = [], []
+    all_logits, all_labels = [], []
     with evaluating(model), explaining_evaluation_memory(device):
         for batch in loader:
-            images, truth = moved(batch, device)
-            with explaining_images(model, images):
-                answers = model(images)
-            require_logits(answers, len(images), "the model")
+            images, labels = moved(batch, device)
+            with preflight.explaining_images(model, images):
+                logits = model(images)
+            preflight.require_logits(logits, len(images), "the model")
             # A copy: a compiled model may use the memory of its output again.
-            answers = answers.to(torch.float32, copy=True)
+            logits = logits.to(torch.float32, copy=True)
             if flip_tta:
-                answers = (answers + model(images.flip(3)).float()) / 2
-            logits.append(answers)
-            labels.append(truth)
-    if not logits:
+                logits = (logits + model(images.flip(3)).float()) / 2
+            all_logits.append(logits)
+            all_labels.append(labels)
+    if not all_logits:
         raise ValueError("there is nothing to evaluate: the loader gave no batch")
     processes = Processes.of(loader)
-    found = (torch.cat(parts).cpu() for parts in (logits, labels))
+    found = (torch.cat(parts).cpu() for parts in (all_logits, all_labels))
     return Predictions(*map(processes.all_gather, found))
 
 
@@ -335,12 +324,12 @@ class Training:
         history: History,
         *,
         device: torch.device,
+        dtype: torch.dtype,
         processes: Processes,
     ):
         self.train, self.test = loaders
         self.recipe, self.history = recipe, history
-        self.device, self.processes = device, processes
-        self.dtype = choose_dtype(recipe.precision, device)
+        self.device, self.dtype, self.processes = device, dtype, processes
         self.wrapped = processes.wrap(model, device)
         self.model = uncompiled(model)
         self.optimizer = make_optimizer(model, recipe, lr=history.max_lr)
@@ -351,9 +340,7 @@ class Training:
             max_lr=history.max_lr,
             steps_per_epoch=len(self.train),
         )
-        self.scaler = torch.amp.GradScaler(
-            device.type, enabled=self.dtype == torch.float16
-        )
+        self.scaler = make_scaler(device, dtype)
 
     def circumstances(self) -> dict[str, Any]:
         """What alters the results a little where it changes; None where that's unknown."""
@@ -438,45 +425,6 @@ class Training:
         return row
 
 
-def plan_of_recipe(recipe: Recipe) -> dict[str, Any]:
-    """The recipe's part of the plan.
-
-    Of max_lr only who chose it: a range test that is run again may choose a slightly
-    different rate, and the history has the one to go on with.
-    """
-    fields = asdict(recipe)
-    chosen_by = "the recipe" if fields.pop("max_lr") else "the range test"
-    return {**fields, "max_lr_from": chosen_by}
-
-
-def plan_of(loaders, recipe: Recipe) -> dict[str, Any]:
-    """What must be the same when training goes on."""
-    train = loaders[0]
-    made_with = getattr(train, "made_with", {})
-    seed = getattr(train, "seed", None)
-    return {
-        **plan_of_recipe(recipe),
-        "steps_per_epoch": len(train),
-        "images": [getattr(loader, "fingerprint", None) for loader in loaders],
-        "seed": seed if seed is None else int(seed),  # NumPy's isn't read back
-        **{f"the loader's {name}": value for name, value in made_with.items()},
-    }
-
-
-def require_resumable(path: Path, recipe: Recipe) -> None:
-    """Raise what `fit` would for a checkpoint that is damaged or of another recipe.
-
-    Also for one of another max_lr than is given, with which `fit` would go on.
-    """
-    if kept := kept_checkpoints(path):
-        file, state = latest_whole(kept)
-        here = plan_of_recipe(recipe)
-        there = {name: state["plan"].get(name) for name in here}
-        if recipe.max_lr:
-            here["max_lr"], there["max_lr"] = recipe.max_lr, state["history"]["max_lr"]
-        require_same_plan(file, there, here)
-
-
 def fit(
     model: nn.Module,
     loaders,
@@ -520,91 +468,65 @@ def fit(
     batch size that fits unless several processes train, and without a max_lr what
     `lr_range_test` raises.
     """
-    require_kinds(model, loaders, recipe)
+    preflight.require_kinds(model, loaders, recipe)
     if resume and not checkpoint:
         raise ValueError("resume needs a checkpoint, the file to go on from")
-    choose_dtype(recipe.precision, device)  # raises for a device that won't do
+    dtype = choose_dtype(recipe.precision, device)  # raises for a device that won't do
     device = torch.device(device)
-    path = place_of(checkpoint) if checkpoint else None
     processes = Processes.current()
-    require_shared(loaders, processes)
-    if path and processes.first:
+    preflight.require_shared(loaders, processes)
+    # The first of the processes alone writes and reads it.
+    path = place_of(checkpoint) if checkpoint and processes.first else None
+    if path:
         if not resume:
             require_free(path)
         require_writable(path.parent)
     plan = plan_of(loaders, recipe)
     processes.require_same({**plan, "max_lr": recipe.max_lr, "resume": resume})
     saved = None
-    if resume and processes.first:
+    if path and resume:
         own = uncompiled(model).state_dict()
         saved = load_checkpoint(path, plan=plan, model=own)
     saved = processes.broadcast(saved)
     model.to(device, memory_format=torch.channels_last)
-    require_fitting(loaders, recipe)
-    require_model(model, loaders, recipe, device=device)
+    preflight.require_fitting(loaders, recipe)
+    preflight.require_model(model, loaders, recipe, device=device, dtype=dtype)
     if saved:
         history = History.from_dict(saved["history"])
     else:
         max_lr = recipe.max_lr
         if max_lr is None:
-            max_lr = run_lr_range_test(model, loaders[0], recipe, device=device).max_lr
-            if processes.first:
-                print(f"range test: max_lr {max_lr:.2e}", flush=True)
+            max_lr = run_lr_range_test(
+                model, loaders[0], recipe, device=device, dtype=dtype
+            ).max_lr
+            processes.print(f"range test: max_lr {max_lr:.2e}")
         history = History(max_lr)
     training = Training(
-        model, loaders, recipe, history, device=device, processes=processes
+        model, loaders, recipe, history, device=device, dtype=dtype, processes=processes
     )
     if saved:
         training.load_state_dict(saved)
-        if processes.first:
+        if path:
             tell_where_it_goes_on(path, plan, recipe, history)
-    elif resume and processes.first:
-        print(f"{path} isn't there: training begins with epoch 1", flush=True)
+    elif resume:
+        processes.print(f"{path} isn't there: training begins with epoch 1")
     try:
         for epoch in range(len(history.epochs) + 1, recipe.epochs + 1):
-            with keeping_freed_memory(device, training.dtype):
+            with keeping_freed_memory(device, dtype):
                 row = training.run_epoch()
-            if processes.first:
-                # An epoch that is shown is kept.
-                if path:
-                    save_checkpoint(path, {"plan": plan, **training.state_dict()})
-                print(row, flush=True)  # into a file too, at once
+            if path:  # an epoch that is shown is kept
+                save_checkpoint(path, {"plan": plan, **training.state_dict()})
+            processes.print(row)
     except BaseException as error:
-        if processes.first:
-            left = what_is_left(path, error)
-            print(f"{type(error).__name__} in epoch {epoch}; {left}")
+        left = what_is_left(path, error)
+        processes.print(f"{type(error).__name__} in epoch {epoch}; {left}")
         raise
     finally:
         training.optimizer.zero_grad()  # the last step's: as much memory as the model again
         model.eval()
-    if path and processes.first:
+    if path:
         drop_previous(path)
     return history
-
-
-def tell_where_it_goes_on(
-    path: Path, plan: dict[str, Any], recipe: Recipe, history: History
-) -> None:
-    """Print it; warn of what may be another training than the one that is meant."""
-    done = len(history.epochs)
-    print(
-        f"{path}: going on after epoch {done} of {recipe.epochs}, "
-        + "with nothing left to train, " * (done == recipe.epochs)
-        + f"with max_lr {history.max_lr:.2e} as it began",
-        flush=True,
-    )
-    if recipe.max_lr not in (None, history.max_lr):
-        warnings.warn(
-            f"the recipe's max_lr {recipe.max_lr:.2e} is ignored, as {path} began with "
-            f"{history.max_lr:.2e}; to train with it, name another file",
-            stacklevel=3,
-        )
-    if done == recipe.epochs and None in plan["images"]:
-        warnings.warn(
-            f"nothing is trained, and whether {path} comes from the same images isn't known, "
-            "as these loaders have no fingerprint; give each training a file of its own",
-            stacklevel=3,
-        )
 
 
 def what_is_left(path: Path | None, error: BaseException) -> str:
@@ -616,29 +538,3 @@ def what_is_left(path: Path | None, error: BaseException) -> str:
     if isinstance(error, NonFiniteLoss):
         left += ", with the same max_lr; for a lower one begin in another file (--out)"
     return left
-
-
-def read_history(checkpoint: str | PathLike, model: nn.Module | None = None) -> History:
-    """The epochs that the training behind a checkpoint has completed.
-
-    model: is given the weights that the last of them was evaluated with, and left in
-        evaluation mode.
-
-    Raises FileNotFoundError where there is none, IsADirectoryError for a folder,
-    ValueError for a file that is damaged or no checkpoint, and for weights or a logit_scale
-    that don't fit the model.
-    """
-    # Perhaps only the one before it, where a stop came between the renames.
-    kept = kept_checkpoints(place_of(checkpoint))
-    if not kept:
-        raise FileNotFoundError(
-            f"{checkpoint} is not there; name a checkpoint of fit's"
-        )
-    path, state = latest_whole(kept)
-    if model:
-        own = uncompiled(model)
-        require_same_shapes(path, state, own.state_dict())
-        require_scale(model, state["plan"]["logit_scale"])
-        own.load_state_dict(state["model"])
-        model.eval()
-    return History.from_dict(state["history"])

@@ -229,10 +229,10 @@ def test_share_of_the_last_batch_that_is_one_image_is_said_too():
     loaders = dataset.make_loaders(
         *sets, batch_size=8, device=CPU, augment_on="device", share=(0, 2)
     )
-    require_model(model, loaders, RECIPE, device=CPU)
+    require_model(model, loaders, RECIPE, device=CPU, dtype=torch.float32)
     model.append(nn.BatchNorm1d(10))
     with pytest.raises(ValueError, match="a process's share of the last batch of an "):
-        require_model(model, loaders, RECIPE, device=CPU)
+        require_model(model, loaders, RECIPE, device=CPU, dtype=torch.float32)
 
 
 IMAGE = torch.zeros(8, 3, 32, 32)

@@ -1007,7 +1007,7 @@ def test_checkpoint_may_be_in_the_home_folder(tmp_path, monkeypatch):
 
 def test_checkpoint_of_loaders_with_a_seed_of_numpys_can_be_gone_on_with(tmp_path):
     class Batches(list):
-        seed = np.int64(7)
+        seed, fingerprint = np.int64(7), "as before"
 
     pair, path = [Batches(loader) for loader in loaders()], tmp_path / "training.pt"
     history = fit(network(), pair, recipe(), checkpoint=path)

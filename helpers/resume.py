@@ -1,0 +1,111 @@
+"""Whose checkpoint this is, and whether a training may go on from it."""
+
+import warnings
+from dataclasses import asdict
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from helpers.checkpoint import (
+    kept_checkpoints,
+    latest_whole,
+    require_same_plan,
+    require_same_shapes,
+)
+from helpers.copies import uncompiled
+from helpers.files import place_of
+from helpers.history import History
+from helpers.preflight import require_scale
+from helpers.recipe import Recipe
+
+
+def plan_of_recipe(recipe: Recipe) -> dict[str, Any]:
+    """The recipe's part of the plan.
+
+    Of max_lr only who chose it: a range test that is run again may choose a slightly
+    different rate, and the history has the one to go on with.
+    """
+    fields = asdict(recipe)
+    chosen_by = "the recipe" if fields.pop("max_lr") else "the range test"
+    return {**fields, "max_lr_from": chosen_by}
+
+
+def plan_of(loaders, recipe: Recipe) -> dict[str, Any]:
+    """What must be the same when training goes on."""
+    train = loaders[0]
+    made_with = getattr(train, "made_with", {})
+    seed = getattr(train, "seed", None)
+    return {
+        **plan_of_recipe(recipe),
+        "steps_per_epoch": len(train),
+        "images": [getattr(loader, "fingerprint", None) for loader in loaders],
+        "seed": seed if seed is None else int(seed),  # NumPy's isn't read back
+        **{f"the loader's {name}": value for name, value in made_with.items()},
+    }
+
+
+def require_resumable(path: Path, recipe: Recipe) -> None:
+    """Raise what `fit` would for a checkpoint that is damaged or of another recipe.
+
+    Also for one of another max_lr than is given, with which `fit` would go on.
+    """
+    if kept := kept_checkpoints(path):
+        file, state = latest_whole(kept)
+        here = plan_of_recipe(recipe)
+        there = {name: state["plan"].get(name) for name in here}
+        if recipe.max_lr:
+            here["max_lr"], there["max_lr"] = recipe.max_lr, state["history"]["max_lr"]
+        require_same_plan(file, there, here)
+
+
+def tell_where_it_goes_on(
+    path: Path, plan: dict[str, Any], recipe: Recipe, history: History
+) -> None:
+    """Print it; warn of what may be another training than the one that is meant."""
+    done = len(history.epochs)
+    print(
+        f"{path}: going on after epoch {done} of {recipe.epochs}, "
+        + "with nothing left to train, " * (done == recipe.epochs)
+        + f"with max_lr {history.max_lr:.2e} as it began",
+        flush=True,
+    )
+    if recipe.max_lr not in (None, history.max_lr):
+        warnings.warn(
+            f"the recipe's max_lr {recipe.max_lr:.2e} is ignored, as {path} began with "
+            f"{history.max_lr:.2e}; to train with it, name another file",
+            stacklevel=3,
+        )
+    if done == recipe.epochs and None in plan["images"]:
+        warnings.warn(
+            f"nothing is trained, and whether {path} comes from the same images isn't known, "
+            "as these loaders have no fingerprint; give each training a file of its own",
+            stacklevel=3,
+        )
+
+
+def read_history(checkpoint: str | PathLike, model: nn.Module | None = None) -> History:
+    """The epochs that the training behind a checkpoint has completed.
+
+    model: is given the weights that the last of them was evaluated with, and left in
+        evaluation mode.
+
+    Raises FileNotFoundError where there is none, IsADirectoryError for a folder,
+    ValueError for a file that is damaged or no checkpoint, and for weights or a logit_scale
+    that don't fit the model.
+    """
+    # Perhaps only the one before it, where a stop came between the renames.
+    kept = kept_checkpoints(place_of(checkpoint))
+    if not kept:
+        raise FileNotFoundError(
+            f"{checkpoint} is not there; name a checkpoint of fit's"
+        )
+    path, state = latest_whole(kept)
+    if model is not None:
+        own = uncompiled(model)
+        require_same_shapes(path, state, own.state_dict())
+        require_scale(model, state["plan"]["logit_scale"])
+        own.load_state_dict(state["model"])
+        model.eval()
+    return History.from_dict(state["history"])
