@@ -192,7 +192,7 @@ def sweep(
     class Loss(nn.CrossEntropyLoss):
         def forward(self, logits, labels):
             require_outputs(labels, logits)
-            return super().forward(logits, labels)
+            return super().forward(logits.float(), labels)  # as train_one_epoch does
 
     # Made here, as in range_test nobody watches.
     counted = step_bar(range(recipe.lr_test_steps), name)

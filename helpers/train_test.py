@@ -133,7 +133,10 @@ def train_one_epoch(
             # A GPU would say so steps later, and then compute nothing any more.
             if batch[1].device.type == "cpu":
                 preflight.require_outputs(batch[1], logits)
-            loss = F.cross_entropy(logits, labels, label_smoothing=label_smoothing)
+            # CUDA's autocast would leave its logarithms in 16 bits, a CPU's wouldn't.
+            loss = F.cross_entropy(
+                logits.float(), labels, label_smoothing=label_smoothing
+            )
         # Gradients are averaged over the processes: each counts by its share of the batch.
         equal = processes.size * len(labels)  # unless the loader tells better
         whole = batch_sizes[step - 1] if batch_sizes else equal

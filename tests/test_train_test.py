@@ -332,6 +332,19 @@ def test_scheduler_that_waits_for_a_metric_is_refused_before_a_step():
     assert_same_state(state_of(model), before)
 
 
+def test_loss_is_of_float32_whatever_the_network_computes_in(monkeypatch):
+    kinds, plan = set(), recipe(precision="bfloat16", max_lr=None)
+
+    def seen(logits, *args, of=F.cross_entropy, **kwargs):
+        kinds.add(logits.dtype)
+        return of(logits, *args, **kwargs)
+
+    monkeypatch.setattr(F, "cross_entropy", seen)
+    epoch_of(network(), batches(16), dtype=torch.bfloat16)
+    train_test.lr_range_test(network(), loaders().train, plan, device=CPU)
+    assert kinds == {torch.float32}
+
+
 def test_float16_without_a_scaler_is_warned_of():
     with pytest.warns(
         UserWarning, match=r"vanish .*scaler=torch.amp.GradScaler\(\"cpu"
