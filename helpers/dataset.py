@@ -66,6 +66,8 @@ def load_cifar10(
 ) -> tuple[ImageSet, ImageSet]:
     """The 50,000 training and 10,000 test images (Krizhevsky, 2009), in official order.
 
+    Images are uint8 (N, 32, 32, 3), labels int64 (N,).
+
     Looks in `root` for the official batches (each file's MD5 is checked), then for an
     image folder train/<class>/*, test/<class>/* of 32×32 PNG or JPEG files named so that
     sorting them by name gives the order, then for the archive. Where there is none of
@@ -161,8 +163,10 @@ def synthetic_cifar10(
 ) -> tuple[ImageSet, ImageSet]:
     """Drawn images in the shape of CIFAR-10, from no file and no network.
 
-    Ten classes of shape, colour and texture, learnable but not at a glance; the same
-    seed draws the same images. Raises ValueError, naming it, for a number that won't do.
+    train, test: how many.
+
+    Ten classes of shape, colour and texture, learnable but not at a glance; the same seed
+    draws the same images. Raises ValueError, naming it, for a number that won't do.
     """
     from helpers.synthetic import CLASSES, draw
 
@@ -316,6 +320,7 @@ def make_loaders(
 ) -> Loaders:
     """Batches for training, shuffled and augmented anew each epoch, and for evaluation.
 
+    A batch is normalized images, float32 (B, C, H, W), and labels, int64 (B,).
     The last partial batch is kept. Order and augmentation of a batch are functions of
     (seed, epoch, batch); `loaders.train.set_epoch(e)` on what is returned makes the next
     pass that of epoch e (from 0), and without it each pass is the next epoch.
@@ -334,10 +339,11 @@ def make_loaders(
 
     Raises TypeError for sets and transforms of other kinds, ModuleNotFoundError where
     albumentations is needed and missing, MemoryError where the images don't fit on a GPU
-    that is to augment them, and ValueError, naming it, for a number out of
-    range, a batch larger than the training set or smaller than the processes that share
-    it, a transform that gives something else, and images or classes that differ from one
-    set to the other.
+    that is to augment them, and ValueError, naming it, for a number out of range, an
+    augment_on that isn't one of the three or that the transform excludes, an empty test
+    set, a batch larger than the training set or smaller than the processes that share it,
+    a transform that gives something else, and images or classes that differ from one set
+    to the other.
     """
     for data in (train, test):
         if not isinstance(data, ImageSet):

@@ -46,11 +46,12 @@ def plot_samples(
     data: str,
     per_class: int = 8,
 ) -> Figure:
-    """Draw the first images of each class, one row a class, from uint8 (N, H, W, C).
+    """Draw the first images of each class, one row a class, from (N, H, W, C).
+
+    images: uint8, or floats in [0, 1]; grey or RGB, C 1 or 3.
+    data: what the figure is about, for its title.
 
     Of more than 12 classes, up to 12 evenly spaced ones, as the title then says.
-
-    data: what the figure is about, for its title.
 
     Raises ValueError for wrong shapes, labels outside the classes, or per_class below 1.
     """
@@ -76,11 +77,13 @@ def plot_augmentations(
     *,
     data: str,
 ) -> Figure:
-    """Draw uint8 originals (R, H, W, C) beside normalized views (R, K, C, H, W) of them.
+    """Draw originals (R, H, W, C) beside normalized views (R, K, C, H, W) of them.
 
+    originals: uint8, or floats in [0, 1]; grey or RGB, C 1 or 3.
     data: what the figure is about, for its title.
 
-    Raises ValueError for wrong shapes, and views of uint8, which aren't normalized.
+    Raises ValueError for wrong shapes, a mean and std of another number of channels, and
+    views of uint8, which aren't normalized.
     """
     first = as_rgb("originals", originals, "R, H, W, C")
     changed = as_array(views)
@@ -401,11 +404,13 @@ def plot_misclassified(
     *,
     data: str,
 ) -> Figure:
-    """Draw mistakes on uint8 originals (N, H, W, C) as "true → predicted", probability (%).
+    """Draw mistakes on images (N, H, W, C) as "true → predicted", probability (%).
 
+    images: as they were before augmenting: uint8, or floats in [0, 1]; C 1 or 3.
     data: what the figure is about, for its title.
 
-    Raises ValueError where a mistake is not one of the images or classes.
+    Raises ValueError for wrong shapes, and where a mistake is not one of the images or
+    classes.
     """
     pixels = as_rgb("images", images, "N, H, W, C")
     for mistake in mistakes:

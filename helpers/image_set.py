@@ -175,7 +175,10 @@ class ImageSet:
         """Each channel's mean and standard deviation over all pixels, on the [0, 1] scale.
 
         What `make_loaders` and the transforms take; of the training images, not the test's.
+        Raises ValueError where there are none.
         """
+        if not len(self):
+            raise ValueError(f"{self.source}: there are no images to take a mean of")
         means, deviations = [], []
         # By counts: as floats the images would take four to eight times the memory.
         for channel in range(self.images.shape[3]):

@@ -60,11 +60,13 @@ def lr_range_test(
 ) -> LRRangeTest:
     """Find the peak learning rate for `model` on `loader`'s batches, leaving no trace.
 
-    loader: an iterable with a length, of (images (B, C, H, W), labels (B,)). The recipe
-    gives the number of tests, their steps and all that decides a step of `fit`. Model,
-    global random generators and the loader's epoch are afterwards as they were (not a
-    DataLoader's own generator and persistent_workers). Of several processes the first runs
-    the test, on whole batches, and tells the others.
+    loader: an iterable with a length, of (images (B, C, H, W), labels (B,)).
+    recipe: gives the number of tests, their steps and all that decides a step of `fit`.
+
+    The test is Smith's (2015), the rule that reads it this project's (`choose_max_lr`).
+    Model, global random generators and the loader's epoch are afterwards as they were (not
+    a DataLoader's own generator and persistent_workers). Of several processes the first
+    runs the test, on whole batches, and tells the others.
 
     Raises ValueError where the loss falls no more than it scatters, as on a model that was
     trained before, or is not finite from the start, for a loader without batches, for a

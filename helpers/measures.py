@@ -90,7 +90,7 @@ def confusion_matrix(
 ) -> np.ndarray:
     """Return the (C, C) int64 counts, rows true and columns predicted, from (N,) integers.
 
-    Raises TypeError where num_classes is no number, ValueError where lengths differ or a
+    Raises TypeError where num_classes is no integer, ValueError where lengths differ or a
     value is not a class number.
     """
     if not isinstance(num_classes, int | np.integer):

@@ -1,4 +1,8 @@
-"""Checks before training, of what would fail hours later or be wrong in silence."""
+"""What loaders, batches, models and their answers must be, and what to change if not.
+
+Checked before training, where it would fail hours later or be wrong in silence; some of it
+at each batch too, where that costs nothing.
+"""
 
 import warnings
 from collections.abc import Iterator

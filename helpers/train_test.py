@@ -90,7 +90,7 @@ def train_one_epoch(
     """One pass over `loader`; the metrics are of the batches as they were trained on.
 
     model: on `device` already; all of it is put in training mode, and left in it.
-    loader: an iterable with a length, of (images (B, C, H, W), labels (B,)). Where each
+    loader: an iterable with a length, of (images (B, C, H, W), integers (B,)). Where each
         process has one with its share of every batch, the metrics are of all shares, and
         the model must be in DistributedDataParallel, which averages gradients.
     scheduler: stepped after each batch; step one that counts epochs yourself.
@@ -104,7 +104,7 @@ def train_one_epoch(
     Raises NonFiniteLoss; ValueError for a loader whose length is wrong or whose batches
     are no such pairs, a model that can't take them or doesn't give (B, classes), a label
     on the CPU for which there is no output, and an optimizer of another model; TypeError
-    for a model that gives no tensor and for ReduceLROnPlateau.
+    for a loader without a length, a model that gives no tensor and ReduceLROnPlateau.
     """
     device = torch.device(device)
     preflight.require_optimizing(optimizer, model, scheduler)

@@ -59,7 +59,9 @@ def train_transform(
 ):
     """The augmentation as an albumentations.Compose, called as transform(image=image).
 
-    It takes uint8 (H, W, C) and gives {"image": a float32 torch tensor (C, H, W)}.
+    It takes uint8 (H, W, C) and gives {"image": a float32 torch tensor (C, H, W)}: padded
+    by reflection and cropped, flipped, with a hole of the mean colour (cutout: DeVries and
+    Taylor, 2017), normalized, in this order.
 
     padding: pixels by which a crop can move the image, either way.
     flip: probability of a horizontal flip.
@@ -72,7 +74,8 @@ def train_transform(
         `set_random_seed(torch.initial_seed() % 2**32)`. `make_loaders` needs no such care.
 
     Raises ModuleNotFoundError without albumentations, ValueError, naming it, for a number
-    out of range, and when it is called with an image of another size or number of channels.
+    out of range, and when it is called with what isn't uint8 or has another size or number
+    of channels.
     """
     require_augmentation(padding, flip, cutout, size)
     require_normalization(mean, std)
@@ -115,7 +118,8 @@ def eval_transform(
     mean, std: a value a channel, on the [0, 1] scale.
 
     Raises ModuleNotFoundError without albumentations, ValueError, naming it, for a number
-    out of range, and when it is called with an image of another number of channels.
+    out of range, and when it is called with what isn't uint8 or has another number of
+    channels.
     """
     require_normalization(mean, std)
     return normalizing([], mean, std)

@@ -726,6 +726,12 @@ def test_mean_and_std_are_those_of_all_pixels():
     assert normalized.std((0, 2, 3), correction=0) == pytest.approx(1, abs=1e-5)
 
 
+def test_mean_of_no_images_is_said():
+    none, _ = dataset.synthetic_cifar10(train=0, test=1)
+    with pytest.raises(ValueError, match="synthetic.*: there are no images"):
+        none.mean_std()
+
+
 def test_mean_and_std_of_large_images_take_less_memory_than_they_do():
     images = np.random.default_rng(0).integers(0, 256, (24, 1000, 1000, 1), np.uint8)
     data = dataset.ImageSet(images, np.zeros(24, np.int64), ("a",), "noise")
