@@ -84,9 +84,7 @@ class CustomResNet(nn.Module):
         self.layer1 = nn.Sequential(*halve(64, 128), Residual(128))  # 128×16×16
         self.layer2 = nn.Sequential(*halve(128, 256))  # 256×8×8
         self.layer3 = nn.Sequential(*halve(256, 512), Residual(512))  # 512×4×4
-        self.pool = nn.AdaptiveMaxPool2d(
-            1
-        )  # 512×1×1: of each channel, its strongest response anywhere
+        self.pool = nn.AdaptiveMaxPool2d(1)  # 512×1×1: each channel's maximum
         self.linear = nn.Linear(512, num_classes)
 
     def forward(self, x: Tensor) -> Tensor:
