@@ -176,13 +176,21 @@ def summarize(model: nn.Module, image_size: tuple[int, int, int] = (3, 32, 32)) 
     layer runs, and no other parameters; `count_parameters` counts all that are trained,
     each once.
 
-    Raises ValueError for images that the model can't take, ModuleNotFoundError without
-    torchsummary.
+    Raises ValueError for images that the model can't take, NotImplementedError for a model
+    that torchsummary can't read, ModuleNotFoundError without torchsummary.
     """
     from torchsummary import summary
 
-    with torch.random.fork_rng(devices=[]), explaining_image_size(image_size):
-        summary(copy_of(model).cpu(), image_size, device="cpu")
+    tried = copy_of(model).cpu()
+    try:
+        with torch.random.fork_rng(devices=[]), explaining_image_size(image_size):
+            summary(tried, tuple(image_size), device="cpu")
+    except (AttributeError, IndexError, TypeError) as error:
+        raise NotImplementedError(
+            f"torchsummary can't read {type(model).__name__} ({error}), as of layers that "
+            "take or give something else than one tensor; print(model) shows the layers, "
+            "and count_parameters counts them"
+        ) from error
 
 
 # --------------------------------------------------------------------------------------
@@ -226,7 +234,7 @@ def save_weights(
             f"classes has {len(classes)} names and the model {facts['num_classes']} "
             "outputs; name each of them"
         )
-    facts |= {"classes": list(classes), "data": data}
+    facts |= {"classes": [str(name) for name in classes], "data": str(data)}
     content = save(as_stored(model), {WEIGHTS_ENTRY: json.dumps(facts)})
     write_whole(path, content)
     return hashlib.sha256(content).hexdigest()

@@ -163,6 +163,8 @@ def step(what: object, field: Field, name: str) -> Field:
         return field.through(**sliding(what, name))
     if isinstance(what, nn.AdaptiveMaxPool2d | nn.AdaptiveAvgPool2d):
         kernel, rest = divmod(field.side, square(what.output_size, name))
+        if rest and field.side == 1:  # as many times the same unit
+            return field.through(kernel=1, stride=0)
         if rest:
             raise NotImplementedError(
                 f"layer {name}: {field.side} units do not pool evenly "
@@ -181,6 +183,19 @@ def step(what: object, field: Field, name: str) -> Field:
         "and max pooling, the usual activations, Dropout, Dropout2d, Flatten, and sums, "
         "differences or concatenations of these"
     )
+
+
+def rearranged(node: fx.Node, what: object, shape: tuple[int, ...]) -> bool:
+    """Whether units of a map come to lie elsewhere, in an operation that computes nothing.
+
+    shape: of what comes out, without the batch.
+    """
+    given = node.all_input_nodes[0].meta["tensor_meta"].shape
+    if what is torch.cat:
+        dim = node.kwargs.get("dim", node.args[1] if len(node.args) > 1 else 0)
+        return dim % len(given) != 1  # of other dimensions than the channels
+    moved = len(shape) == 3 and shape[1:] not in (tuple(given[2:]), (1, 1))
+    return moved and what in SAME_FIELD
 
 
 def dimensions(node: fx.Node, what: object) -> set[int]:
@@ -213,6 +228,8 @@ def trace(model: nn.Module) -> fx.GraphModule:
     """A copy of the model, in evaluation mode, as the graph of what it calls."""
     tried = copy_of(uncompiled(model))
     tried.eval()
+    for module in tried.modules():
+        module._forward_hooks.clear()  # Grad-CAM's say, which look at values
     try:
         return fx.symbolic_trace(tried)
     # By all three torch.fx says that it can't.
@@ -280,8 +297,13 @@ def receptive_field_table(
                 f"{name} is over other dimensions than {over}; the receptive field behind "
                 "it is not known"
             )
-        field = step(what, functools.reduce(Field.merged, sources), name)
         shape = tuple(node.meta["tensor_meta"].shape[1:])
+        if rearranged(node, what, shape):
+            raise NotImplementedError(
+                f"{name} rearranges the map, to {shape}; the receptive field behind it is "
+                "not known"
+            )
+        field = step(what, functools.reduce(Field.merged, sources), name)
         if len(shape) == 3:
             field = field._replace(side=max(shape[1:]))
         fields[node] = field

@@ -294,6 +294,13 @@ class Called(nn.Module):
             lambda x: x.flatten(2).softmax(-1),
             "softmax is over other dimensions than ch",
         ),
+        (
+            lambda x: x.view(-1, 12, 16, 16),
+            r"view rearranges the map, to \(12, 16, 16\)",
+        ),
+        (lambda x: x.flatten(1).view(-1, 3, 32, 32), "view_?1? rearranges the map"),
+        (lambda x: torch.cat([x, x], 2), "cat rearranges the map"),
+        (lambda x: torch.cat([x, x], dim=-1), "cat rearranges the map"),
     ],
 )
 def test_functions_it_cannot_know_are_named(function, named):
@@ -379,6 +386,28 @@ def test_images_that_the_model_cannot_take_are_named(read, capsys):
     read(grey, (1, 32, 32))
 
 
+def test_model_that_torchsummary_cannot_read_is_said(capsys):
+    class Joining(nn.Module):
+        def forward(self, maps):
+            return torch.cat(maps, 1)
+
+    model = Called(lambda x: joining([x, x]))
+    model.joining = joining = Joining()
+    with pytest.raises(
+        NotImplementedError, match=r"can't read Called .*; print\(model\)"
+    ):
+        models.summarize(model)
+    models.summarize(models.CustomResNet(), [3, 32, 32])
+    assert "Total params: 6,574,090" in capsys.readouterr().out
+
+
+def test_pool_that_repeats_one_unit_sees_what_it_does():
+    repeating = nn.AdaptiveAvgPool2d(7)  # as torchvision's VGG on 32×32 images
+    model = nn.Sequential(nn.AdaptiveMaxPool2d(1), repeating, nn.Flatten())
+    rows = models.receptive_field_table(nn.Sequential(*model, nn.Linear(147, 10)))
+    assert [row.receptive_field for row in rows] == [32] * 4
+
+
 def test_reading_a_model_leaves_no_trace(capsys):
     model = models.CustomResNet()
     before = copy.deepcopy(model.state_dict())
@@ -404,8 +433,14 @@ def mute():
     return model
 
 
+def watched():
+    model = models.CustomResNet()
+    model.layer3.register_forward_hook(lambda layer, _, out: out.max().item())
+    return model
+
+
 @pytest.mark.parametrize(
-    "make", [lambda: torch.compile(models.CustomResNet()), pruned, mute]
+    "make", [lambda: torch.compile(models.CustomResNet()), pruned, mute, watched]
 )
 def test_what_else_a_network_can_be_does_not_hinder_reading_it(make):
     fields = [row.receptive_field for row in models.receptive_field_table(make())]

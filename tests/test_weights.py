@@ -6,6 +6,7 @@ import re
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -255,6 +256,15 @@ def test_what_only_training_uses_is_no_other_layer(tmp_path):
     model.prep[1].momentum, model.prep[2].inplace = 0.05, True
     models.save_weights(model, path, classes="abc", data=DATA)
     assert models.load_pretrained(path).classes == ("a", "b", "c")
+
+
+def test_names_and_data_of_other_kinds_are_kept_as_text(tmp_path):
+    path = tmp_path / "some.safetensors"
+    models.save_weights(
+        small(num_classes=2), path, classes=np.arange(2), data=Path("mine")
+    )
+    back = models.load_pretrained(path)
+    assert (back.classes, back.trained_on) == (("0", "1"), "mine")
 
 
 def test_variance_beyond_float16_is_kept_exactly(tmp_path):
