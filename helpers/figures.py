@@ -286,12 +286,18 @@ def plot_class_accuracy(rows: list[ClassAccuracy], *, data: str) -> Figure:
     ranked = sorted(rows, key=lambda row: row.accuracy if row.count else -1.0)
     places, title = np.arange(len(ranked)), "Accuracy by class"
     if len(ranked) > MOST_BARS:
-        most = 12
-        some = [row for row in ranked if row.count]  # of the others nothing is known
-        ranked = some if len(some) >= 2 * most else ranked
-        title += f", the {most} best and the {most} worst of {len(ranked)}"
-        ranked = ranked[:most] + ranked[-most:]
-        places = np.delete(np.arange(2 * most + 1), most)  # a gap for those left out
+        most, all_ = 12, len(ranked)
+        # Of those without images nothing is known.
+        ranked = [row for row in ranked if row.count] or ranked
+        places = np.arange(len(ranked))
+        if len(ranked) <= 2 * most:
+            title += f", the {len(ranked)} of {all_} that have images"
+        else:
+            title += f", the {most} best and the {most} worst of {len(ranked)}"
+            ranked = ranked[:most] + ranked[-most:]
+            places = np.delete(
+                np.arange(2 * most + 1), most
+            )  # a gap for those left out
     figure, axes = new_figure(title, data, 8.5, 1.8 + 0.34 * len(ranked))
     accuracies = [100 * row.accuracy if row.count else 0.0 for row in ranked]
     axes.barh(places, accuracies, height=0.7, color=SKY_BLUE, label="accuracy")
@@ -305,7 +311,8 @@ def plot_class_accuracy(rows: list[ClassAccuracy], *, data: str) -> Figure:
         axes.axvline(mean, color=VERMILLION, ls="--", label=f"all images: {mean:.2f}%")
     for place, row in zip(places, ranked):
         axes.text(101.5, place, f"{row.correct} / {row.count}", va="center", size=SMALL)
-    axes.set_yticks(places, [row.name for row in ranked], **PLAIN)
+    names = [textwrap.fill(row.name, 48) for row in ranked]
+    axes.set_yticks(places, names, **PLAIN)
     axes.set(xlim=(0, 100), ylim=(-0.6, places[-1] + 0.6))
     dress(axes, "accuracy (%), with correct / count at the right", "class")
     legend_below(figure)
@@ -318,7 +325,7 @@ def plot_confusion_matrix(
     """Draw (C, C) counts; mistakes are coloured by their share (%) of the true class.
 
     The diagonal has one colour of its own, as its shares would drown the mistakes. Of more
-    than 20 classes, numbers and diagonal are left out.
+    than 20 classes, numbers and diagonal are left out; numbers also where they don't fit.
 
     data: what the figure is about, for its title.
 
@@ -338,20 +345,25 @@ def plot_confusion_matrix(
     )
     picture = axes.imshow(mistakes, cmap=colours, vmin=0, vmax=highest)
     figure.colorbar(picture, label="mistakes (% of the true class)", shrink=0.8)
-    if numbered:
-        for row, column in zip(*np.nonzero(counts)):
-            dark = row != column and shares[row, column] > 0.55 * highest
-            look = {"color": "white" if dark else BLACK, "size": SMALL}
-            look["weight"] = "bold" if row == column else "normal"
-            axes.text(
-                column, row, counts[row, column], ha="center", va="center", **look
-            )
+    written = []
+    for row, column in zip(*np.nonzero(counts)) if numbered else ():
+        dark = row != column and shares[row, column] > 0.55 * highest
+        look = {"color": "white" if dark else BLACK, "size": SMALL}
+        look["weight"] = "bold" if row == column else "normal"
+        number = counts[row, column]
+        written.append(axes.text(column, row, number, ha="center", va="center", **look))
     shown = range(0, size, math.ceil(size / 36))  # more names would overlap
-    names = [classes[index] for index in shown]
-    look = {"rotation": 90 if size > 20 else 45, "rotation_mode": "anchor"}
+    names = [textwrap.fill(classes[index], 24) for index in shown]
+    upright = size > 20 or any("\n" in name for name in names)
+    look = {"rotation": 90 if upright else 45, "rotation_mode": "anchor"}
     axes.set_xticks(shown, names, ha="right", va="center", **look, **PLAIN)
     axes.set_yticks(shown, names, **PLAIN)
     axes.set(xlabel="predicted class", ylabel="true class")
+    figure.draw_without_rendering()  # which gives the fields their size
+    field = axes.get_window_extent().width / size
+    if any(text.get_window_extent().width > 0.9 * field for text in written):
+        for text in written:  # neighbours would read as one number
+            text.remove()
     return figure
 
 

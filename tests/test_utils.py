@@ -101,6 +101,14 @@ def many_classes():
     return utils.plot_confusion_matrix(np.ones((50, 50), int), names, data=DATA)
 
 
+LONG = "great white shark, white shark, man-eater, man-eating shark, Carcharodon carcharias"
+
+
+def confusion_of(size, name):
+    matrix = np.full((size, size), 1_000)
+    return utils.plot_confusion_matrix(matrix, [name] * size, data=DATA)
+
+
 HUNDRED = [f"a class of many, {number}" for number in range(100)]
 
 
@@ -200,6 +208,9 @@ FIGURES = {
     "history, one epoch": lambda: utils.plot_history(history(0.5), data=DATA),
     "class accuracy": lambda: utils.plot_class_accuracy(accuracies(), data=DATA),
     "class accuracy, 100 classes": accuracies_of_100,
+    "class accuracy, long names": lambda: utils.plot_class_accuracy(
+        [row._replace(name=LONG) for row in accuracies()], data=DATA
+    ),
     "confusion": lambda: utils.plot_confusion_matrix(
         [[900, 30, 70], [0, 1000, 0], [5, 0, 995]], CLASSES, data=DATA
     ),
@@ -207,6 +218,8 @@ FIGURES = {
         np.eye(3, dtype=int), CLASSES, data=DATA
     ),
     "confusion, 50 classes": many_classes,
+    "confusion, long names": lambda: confusion_of(20, "Strawberry___healthy"),
+    "confusion, long names of few": lambda: confusion_of(5, LONG),
     "calibration": lambda: calibration_figure(4),
     "calibration, one bin": lambda: calibration_figure(1),
     "calibration, full": lambda: full_calibration(15),
@@ -600,6 +613,15 @@ def test_classes_without_images_are_not_the_worst():
     assert "0 / 0" not in texts(figure)
 
 
+def test_few_classes_with_images_among_many_are_all_drawn():
+    labels = [number % 20 for number in range(40)]
+    rows = utils.class_accuracy(labels, [*labels[:39], 0], HUNDRED)
+    figure = utils.plot_class_accuracy(rows, data=DATA)
+    assert ", the 20 of 100 that have images\n" in figure.get_suptitle()
+    names = [label.get_text() for label in figure.axes[0].get_yticklabels()]
+    assert sorted(names) == sorted(HUNDRED[:20]) and names[0] == HUNDRED[19]
+
+
 def test_confusion_figure_writes_counts_and_colours_only_mistakes():
     axes = FIGURES["confusion"]().axes[0]
     written = {text.get_position(): text.get_text() for text in axes.texts}
@@ -614,6 +636,11 @@ def test_confusion_figure_writes_counts_and_colours_only_mistakes():
     shares = axes.images[0].get_array()
     assert shares.mask.diagonal().all() and shares.mask.sum() == 3
     assert shares[0, 2] == pytest.approx(7) and axes.images[0].get_clim() == (0, 7)
+
+
+def test_confusion_figure_has_no_counts_that_would_run_into_one_another():
+    assert not FIGURES["confusion, long names"]().axes[0].texts
+    assert FIGURES["confusion, long names of few"]().axes[0].texts
 
 
 def test_confusion_figure_of_many_classes_has_no_counts():
