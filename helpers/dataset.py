@@ -1,5 +1,6 @@
 """CIFAR-10, from the disk (or the network) to augmented batches on the device."""
 
+import errno
 import functools
 import importlib.util
 import os
@@ -88,6 +89,11 @@ def load_cifar10(
         raise ValueError(
             f"{root} is a file; name the folder the dataset is in or goes to"
         )
+    if (root / "data_batch_1").is_file():
+        raise ValueError(
+            f"{root} holds the batches themselves; name the folder that has "
+            "cifar-10-batches-py in it"
+        )
     if (official := read_batches(root)) is not None:
         return official
     if (root / "train").exists() or (root / "test").exists():
@@ -154,7 +160,11 @@ def fetch_archive(root: Path, *, download: bool) -> tuple[ImageSet, ImageSet]:
                 net.download(net.ARCHIVE_URLS, archive, **asked)
                 net.extract(archive, root, "cifar-10-batches-py")
     except OSError as error:  # the network, or a disk that is full or can't be written
-        raise DatasetUnavailable(error.strerror or str(error)) from error
+        reason = error.strerror or str(error)
+        # A dataset's folder, as on Kaggle? Then it is another one's.
+        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+            reason += f"; nothing of CIFAR-10 was found in {root}"
+        raise DatasetUnavailable(reason) from error
     return made or read_batches(root)
 
 

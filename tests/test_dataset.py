@@ -124,11 +124,20 @@ def test_read_only_folder_without_dataset_is_said_before_any_request(
     monkeypatch.setattr("helpers.download.ARCHIVE_URLS", ("http://127.0.0.1:9/c",))
     sentence = (
         rf"^{re.escape(str(root))} cannot take cifar-10-.* \(Permission denied\): make"
+        rf".*; nothing of CIFAR-10 was found in {re.escape(str(root))}$"
     )
     with pytest.raises(dataset.DatasetUnavailable, match=sentence):
         run(dataset.load_cifar10)
     assert capsys.readouterr().out == ""
     assert list(root.iterdir()) == []
+
+
+def test_folder_of_the_batches_themselves_is_told_from_the_one_above(tmp_path):
+    (tmp_path / "data_batch_1").touch()
+    with pytest.raises(
+        ValueError, match="name the folder that has cifar-10-batches-py"
+    ):
+        dataset.load_cifar10(tmp_path)
 
 
 def test_images_that_are_not_rgb_are_converted_and_said_in_one_warning(folder):
