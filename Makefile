@@ -20,6 +20,8 @@ PYTHON := $(VENV)/bin/python
 FOR_RUN := $(VENV)/.for-run
 FOR_TEST := $(VENV)/.for-test
 FOR_EXAMPLES := $(VENV)/.for-examples
+# Packages of a shell's own path would come before those of .venv.
+unexport PYTHONPATH PYTHONHOME
 # Links to a Python that is gone, which venv would leave as they are, are removed, and the packages
 # are installed again: now, as make looks at each file only once.
 $(shell [ -x $(VENV)/bin/python ] || [ ! -e $(VENV)/pyvenv.cfg ] || rm -f $(VENV)/bin/python* $(VENV)/.for-*)
