@@ -207,13 +207,11 @@ def run(
         processes.first and is_done(record, checkpoint, options)
     ):
         return
-    if processes.first:
-        print(utils.describe_run(options.profile, train.source, device))
-        print(
-            f"{options.model}, {models.count_parameters(model):,} parameters, "
-            f"recipe {options.recipe}, seed {seed}, processes: {processes.size}",
-            flush=True,
-        )
+    processes.print(utils.describe_run(options.profile, train.source, device))
+    processes.print(
+        f"{options.model}, {record['parameters']:,} parameters, "
+        f"recipe {options.recipe}, seed {seed}, processes: {processes.size}"
+    )
     history = train_test.fit(
         model,
         loaders,
