@@ -32,7 +32,7 @@ def copy_of(model: nn.Module, *, sharing: Iterable[Tensor] = ()) -> nn.Module:
     try:
         return copy.deepcopy(model, memo)
     except (TypeError, RuntimeError) as error:
-        if isinstance(error, RuntimeError) and "deepcopy" not in str(error):
+        if not any(word in str(error) for word in ("pickle", "deepcopy")):
             raise
         raise TypeError(
             f"the model can't be copied, to be tried out untouched ({error}); keep what is "

@@ -80,22 +80,22 @@ def load_cifar10(
     their MD5 are passed over, and kept beside those that the archive then gives.
 
     Raises DatasetUnavailable where nothing is there and nothing can be downloaded or
-    written, ValueError, naming it, for a root that is a file and for an image folder that
-    is not as described, and, where no image folder is read, ModuleNotFoundError without
-    torchvision.
+    written, ValueError, naming it, for a root that is a file or the batches' own folder and
+    for an image folder that is not as described, and, where no image folder is read,
+    ModuleNotFoundError without torchvision.
     """
     root = Path(root).expanduser()
     if root.exists() and not root.is_dir():
         raise ValueError(
             f"{root} is a file; name the folder the dataset is in or goes to"
         )
+    if (official := read_batches(root)) is not None:
+        return official
     if (root / "data_batch_1").is_file():
         raise ValueError(
             f"{root} holds the batches themselves; name the folder that has "
             "cifar-10-batches-py in it"
         )
-    if (official := read_batches(root)) is not None:
-        return official
     if (root / "train").exists() or (root / "test").exists():
         from helpers.image_folder import read_image_folder
 
@@ -162,7 +162,8 @@ def fetch_archive(root: Path, *, download: bool) -> tuple[ImageSet, ImageSet]:
     except OSError as error:  # the network, or a disk that is full or can't be written
         reason = error.strerror or str(error)
         # A dataset's folder, as on Kaggle? Then it is another one's.
-        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+        refused = error.errno in (errno.EACCES, errno.EPERM, errno.EROFS)
+        if refused and not archive.exists():
             reason += f"; nothing of CIFAR-10 was found in {root}"
         raise DatasetUnavailable(reason) from error
     return made or read_batches(root)

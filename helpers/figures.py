@@ -275,7 +275,8 @@ def plot_history(history: Any, *, data: str) -> Figure:
 def plot_class_accuracy(rows: list[ClassAccuracy], *, data: str) -> Figure:
     """Draw each class's accuracy (%) as a bar, best on top, with its 95% interval.
 
-    Of more than 30 classes, the 12 best and the 12 worst, as the title then says.
+    Of more than 30 classes, those that have images, and if these are more than 30 too, the
+    12 best and the 12 worst, as the title then says.
 
     data: what the figure is about, for its title.
 
@@ -290,7 +291,7 @@ def plot_class_accuracy(rows: list[ClassAccuracy], *, data: str) -> Figure:
         # Of those without images nothing is known.
         ranked = [row for row in ranked if row.count] or ranked
         places = np.arange(len(ranked))
-        if len(ranked) <= 2 * most:
+        if len(ranked) <= MOST_BARS:
             title += f", the {len(ranked)} of {all_} that have images"
         else:
             title += f", the {most} best and the {most} worst of {len(ranked)}"
@@ -311,7 +312,7 @@ def plot_class_accuracy(rows: list[ClassAccuracy], *, data: str) -> Figure:
         axes.axvline(mean, color=VERMILLION, ls="--", label=f"all images: {mean:.2f}%")
     for place, row in zip(places, ranked):
         axes.text(101.5, place, f"{row.correct} / {row.count}", va="center", size=SMALL)
-    names = [textwrap.fill(row.name, 48) for row in ranked]
+    names = [textwrap.fill(str(row.name), 48) for row in ranked]
     axes.set_yticks(places, names, **PLAIN)
     axes.set(xlim=(0, 100), ylim=(-0.6, places[-1] + 0.6))
     dress(axes, "accuracy (%), with correct / count at the right", "class")
@@ -353,17 +354,18 @@ def plot_confusion_matrix(
         number = counts[row, column]
         written.append(axes.text(column, row, number, ha="center", va="center", **look))
     shown = range(0, size, math.ceil(size / 36))  # more names would overlap
-    names = [textwrap.fill(classes[index], 24) for index in shown]
+    names = [textwrap.fill(str(classes[index]), 24) for index in shown]
     upright = size > 20 or any("\n" in name for name in names)
     look = {"rotation": 90 if upright else 45, "rotation_mode": "anchor"}
     axes.set_xticks(shown, names, ha="right", va="center", **look, **PLAIN)
     axes.set_yticks(shown, names, **PLAIN)
     axes.set(xlabel="predicted class", ylabel="true class")
-    figure.draw_without_rendering()  # which gives the fields their size
-    field = axes.get_window_extent().width / size
-    if any(text.get_window_extent().width > 0.9 * field for text in written):
-        for text in written:  # neighbours would read as one number
-            text.remove()
+    if written:
+        figure.draw_without_rendering()  # which gives the fields their size
+        field = axes.get_window_extent().width / size
+        if max(text.get_window_extent().width for text in written) > 0.9 * field:
+            for text in written:  # neighbours would read as one number
+                text.remove()
     return figure
 
 

@@ -71,9 +71,9 @@ def lr_range_test(
     Raises ValueError where the loss falls no more than it scatters, as on a model that was
     trained before, or is not finite from the start, for a loader without batches, for a
     model that doesn't fit the recipe or the batches, and for a device that `choose_dtype`
-    refuses, TypeError for a model that gives no tensor and a loader without a length,
-    ModuleNotFoundError without torch-lr-finder, and MemoryError with a batch size that
-    would fit.
+    refuses, TypeError for a model that gives no tensor or can't be copied and a loader
+    without a length, ModuleNotFoundError without torch-lr-finder, and MemoryError with a
+    batch size that would fit.
     """
     if not number_of_batches(loader):
         raise ValueError("the loader has no batch; give it at least one")
@@ -245,10 +245,11 @@ def choose_max_lr(
     a test was ended or its loss is no longer finite. A curve that does neither counts as
     diverging at the end of the range.
 
-    Raises ValueError where the loss falls by no more than its scatter allows, twice the
-    median distance of a loss to its neighbours' mean, or is not finite from the start.
+    Raises ValueError where the loss falls by no more than twice its scatter, the median
+    distance of a loss to its neighbours' mean, or is not finite from the start.
     """
-    smoothed = [smooth(finite(one), len(learning_rates) // 20) for one in losses]
+    runs, reach = [finite(one) for one in losses], len(learning_rates) // 20
+    smoothed = [smooth(one, reach) for one in runs]
     curve = [statistics.median(step) for step in zip(*smoothed, strict=False)]
     if not curve:
         raise ValueError(
@@ -256,8 +257,12 @@ def choose_max_lr(
             "not finite in images or model"
         )
     bottom = min(curve)
-    pairs = (zip(one, means) for one, means in zip(losses, smoothed, strict=True))
-    scatter = statistics.median(abs(a - b) for a, b in itertools.chain(*pairs))
+    falling = curve.index(bottom) + 1  # beyond, it explodes
+    scatter = statistics.median(
+        abs(loss - mean)
+        for one in runs
+        for loss, mean in zip(one[:falling], smooth(one, max(1, reach)))
+    )
     if curve[0] - bottom <= 2 * scatter:
         raise ValueError(
             f"the loss didn't fall by more than twice its scatter, {scatter:.2g} (first "
@@ -266,7 +271,7 @@ def choose_max_lr(
             "it has been trained before, or give lr_test_steps more steps, or max_lr"
         )
     rim = bottom + CLIMB * (curve[0] - bottom)
-    beyond = range(curve.index(bottom), len(curve))
+    beyond = range(falling - 1, len(curve))
     step = next((step for step in beyond if curve[step] > rim), len(curve))
     diverged = step < len(learning_rates)
     edge = learning_rates[step] if diverged else learning_rates[-1]

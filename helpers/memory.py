@@ -136,7 +136,8 @@ def fitting_batch(
         try:
             step(model, images[:size], labels[:size], dtype=dtype, device=device)
         # ValueError: BatchNorm's, which can't normalize one image.
-        except (RuntimeError, MemoryError, ValueError) as error:
+        # TypeError: copy_of's.
+        except (RuntimeError, MemoryError, ValueError, TypeError) as error:
             traceback.clear_frames(error.__traceback__)
             size //= 2
         else:
@@ -157,6 +158,7 @@ def step(
     tried.train()
     optimizer = Adam(tried.parameters())  # its moments take memory too
     with autocast(device, dtype):
-        loss = F.cross_entropy(tried(images.to(device)), labels.to(device).long())
+        logits = tried(images.to(device)).float()
+        loss = F.cross_entropy(logits, labels.to(device).long())
     loss.backward()
     optimizer.step()

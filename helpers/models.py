@@ -13,7 +13,12 @@ from torch import Tensor, nn
 
 from helpers.copies import copy_of, uncompiled
 from helpers.files import place_of, write_whole
-from helpers.receptive_field import Row, explaining_image_size, receptive_field_table
+from helpers.receptive_field import (
+    Row,
+    explaining_image_size,
+    receptive_field_table,
+    require_image_size,
+)
 
 __all__ = [
     "MODELS",
@@ -177,14 +182,19 @@ def summarize(model: nn.Module, image_size: tuple[int, int, int] = (3, 32, 32)) 
     each once.
 
     Raises ValueError for images that the model can't take, NotImplementedError for a model
-    that torchsummary can't read, ModuleNotFoundError without torchsummary.
+    that torchsummary can't read, TypeError for one that can't be copied,
+    ModuleNotFoundError without torchsummary.
     """
     from torchsummary import summary
 
-    tried = copy_of(model).cpu()
+    require_image_size(image_size)
+    tried, size = copy_of(model).cpu(), tuple(image_size)
+    images = torch.zeros(2, *size)  # of one BatchNorm can't take a deviation
+    with torch.random.fork_rng(devices=[]), explaining_image_size(size):
+        tried(images)
     try:
-        with torch.random.fork_rng(devices=[]), explaining_image_size(image_size):
-            summary(tried, tuple(image_size), device="cpu")
+        with torch.random.fork_rng(devices=[]):
+            summary(tried, size, device="cpu")
     except (AttributeError, IndexError, TypeError) as error:
         raise NotImplementedError(
             f"torchsummary can't read {type(model).__name__} ({error}), as of layers that "

@@ -63,8 +63,8 @@ def number_of_batches(loader) -> int:
     except TypeError as error:
         raise TypeError(
             f"{type(loader).__name__} is no loader, which has batches and their number "
-            f"({error}); make_loaders makes one of an ImageSet, and an IterableDataset needs "
-            "a __len__"
+            f"({error}); make_loaders makes one of an ImageSet, and a dataset or a "
+            "sampler without a length needs a __len__"
         ) from error
 
 
@@ -227,7 +227,7 @@ def warn_of_order(loader) -> None:
     sampler = getattr(batches, "sampler", getattr(loader, "sampler", None))
     random = (RandomSampler, SubsetRandomSampler, WeightedRandomSampler)
     # A DistributedSampler says whether it shuffles.
-    drawn = isinstance(sampler, random) or getattr(sampler, "shuffle", False)
+    drawn = isinstance(sampler, random) or getattr(sampler, "shuffle", False) is True
     if getattr(loader, "shuffles", drawn):
         warnings.warn(
             "the loader shuffles, so these answers are in no order that leads back to its "
@@ -268,10 +268,13 @@ def require_trainable(
             f"one ({error}); choose a batch_size whose last batch is larger"
         ) from error
     except RuntimeError as error:
+        # In float32 it may be that it takes no batch of two, say: training will tell.
+        if dtype == torch.float32 or is_lack_of_memory(error):
+            return
         with torch.random.fork_rng(generators), torch.no_grad():
             try:
                 model(few)
-            except RuntimeError:  # it takes no batch of two, say: training will tell
+            except (RuntimeError, ValueError):
                 return
         raise ValueError(
             f"the model can't compute in {dtype} ({error}); give the recipe "

@@ -9,7 +9,7 @@ pixel that it sees, and how far apart neighbouring units look.
 import functools
 import operator
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import NamedTuple
 
 import numpy as np
@@ -81,19 +81,29 @@ class Field(NamedTuple):
         if smaller.side == 1 < larger.side:
             return larger._replace(gate=max(larger.gate, smaller.span))
         first, last = min(self.first, other.first), max(self.last, other.last)
-        return larger._replace(first=first, last=last, gate=max(self.gate, other.gate))
+        jump, gate = max(self.jump, other.jump), max(self.gate, other.gate)
+        return larger._replace(first=first, last=last, jump=jump, gate=gate)
 
 
 SOFTMAX = (
     nn.Softmax, nn.LogSoftmax, F.softmax, F.log_softmax, torch.softmax, torch.log_softmax, "softmax", "log_softmax",
 )  # fmt: skip
+VIEWS = (
+    torch.flatten,
+    torch.reshape,
+    "flatten",
+    "view",
+    "reshape",
+    "squeeze",
+    "unsqueeze",
+)
 SAME_FIELD = (
-    *SOFTMAX,
+    *SOFTMAX, *VIEWS,
     nn.BatchNorm1d, nn.BatchNorm2d, nn.SyncBatchNorm, nn.GroupNorm, nn.InstanceNorm2d, nn.LayerNorm, nn.Dropout, nn.Dropout2d, nn.Flatten, nn.Identity, nn.PReLU, nn.ReLU, nn.ReLU6, nn.LeakyReLU,
     nn.ELU, nn.CELU, nn.GELU, nn.SiLU, nn.Mish, nn.Hardswish, nn.Hardsigmoid, nn.Hardtanh, nn.Sigmoid, nn.Tanh, nn.Softplus, nn.SELU,
     F.relu, F.relu6, F.leaky_relu, F.gelu, F.silu, F.dropout, F.dropout2d,
-    torch.relu, torch.sigmoid, torch.tanh, torch.flatten, torch.reshape,
-    operator.mul, operator.truediv, torch.mul, "mul", "relu", "sigmoid", "tanh", "flatten", "view", "reshape", "squeeze", "unsqueeze",
+    torch.relu, torch.sigmoid, torch.tanh,
+    operator.mul, operator.truediv, torch.mul, "mul", "relu", "sigmoid", "tanh",
 )  # fmt: skip
 # Their arguments after the first are those of the layer of that name.
 FUNCTIONS = {
@@ -185,17 +195,23 @@ def step(what: object, field: Field, name: str) -> Field:
     )
 
 
-def rearranged(node: fx.Node, what: object, shape: tuple[int, ...]) -> bool:
-    """Whether units of a map come to lie elsewhere, in an operation that computes nothing.
+def rearranged(node: fx.Node, what: object, shape: tuple[int, ...], side: int) -> bool:
+    """Whether a view or a concatenation puts units of a map elsewhere.
 
-    shape: of what comes out, without the batch.
+    shape: of what comes out, without the batch. side: of the map, before it was unrolled.
     """
-    given = node.all_input_nodes[0].meta["tensor_meta"].shape
+    if what is not torch.cat and what not in VIEWS:
+        return False
+    given = tuple(node.all_input_nodes[0].meta["tensor_meta"].shape[1:])
     if what is torch.cat:
-        dim = node.kwargs.get("dim", node.args[1] if len(node.args) > 1 else 0)
-        return dim % len(given) != 1  # of other dimensions than the channels
-    moved = len(shape) == 3 and shape[1:] not in (tuple(given[2:]), (1, 1))
-    return moved and what in SAME_FIELD
+        dim = node.args[1] if len(node.args) > 1 else 0
+        dim = node.kwargs.get("dim", node.kwargs.get("axis", dim))
+        return dim % (1 + len(given)) != 1  # of other dimensions than the channels
+    if len(shape) != 3 or shape[1:] == (1, 1):
+        return False
+    # (C, H, W) from (C, H·W), its units in the same order, or from (…, H, W).
+    unrolled = given == (shape[0], shape[1] * shape[2]) and max(shape[1:]) == side
+    return not unrolled and given[-2:] != shape[1:]
 
 
 def dimensions(node: fx.Node, what: object) -> set[int]:
@@ -209,6 +225,11 @@ def dimensions(node: fx.Node, what: object) -> set[int]:
     found = {dim % count for dim in dims}
     # Flattened, height and width are one dimension.
     return {2, 3} if what in AVERAGES and count == 3 and found == {2} else found
+
+
+def require_image_size(image_size: tuple[int, int, int]) -> None:
+    if np.shape(image_size) != (3,):
+        raise ValueError(f"image_size must be (C, H, W), not {image_size}")
 
 
 @contextmanager
@@ -228,17 +249,27 @@ def trace(model: nn.Module) -> fx.GraphModule:
     """A copy of the model, in evaluation mode, as the graph of what it calls."""
     tried = copy_of(uncompiled(model))
     tried.eval()
-    for module in tried.modules():
-        module._forward_hooks.clear()  # Grad-CAM's say, which look at values
-    try:
-        return fx.symbolic_trace(tried)
     # By all three torch.fx says that it can't.
-    except (fx.proxy.TraceError, TypeError, RuntimeError) as error:
+    refusals = fx.proxy.TraceError, TypeError, RuntimeError
+    try:
+        with suppress(*refusals):
+            return without_dead_ends(tried)
+        for module in tried.modules():
+            module._forward_hooks.clear()  # Grad-CAM's say, which ask for values
+        return without_dead_ends(tried)
+    except refusals as error:
         reason = str(error).splitlines()[0]
         raise NotImplementedError(
             f"torch.fx can't follow the model ({reason}); take asserts, ifs, loops, int() "
             "and len() over sizes or values out of forward"
         ) from error
+
+
+def without_dead_ends(model: nn.Module) -> fx.GraphModule:
+    """Its graph without what leads nowhere, as hooks do that look at a layer's output."""
+    traced = fx.symbolic_trace(model)
+    traced.graph.eliminate_dead_code()
+    return traced
 
 
 @torch.no_grad()
@@ -257,10 +288,10 @@ def receptive_field_table(
 
     Raises ValueError for images that the model can't take, NotImplementedError, naming the
     layer, for one whose receptive field is not known here, and for a network that torch.fx
-    can't trace, as its path depends on sizes or values of its input.
+    can't trace, as its path depends on sizes or values of its input, TypeError for one that
+    can't be copied.
     """
-    if np.shape(image_size) != (3,):
-        raise ValueError(f"image_size must be (C, H, W), not {image_size}")
+    require_image_size(image_size)
     traced = trace(model)
     parameter = next(model.parameters(), torch.empty(0))
     image = parameter.new_zeros(1, *image_size)
@@ -297,13 +328,13 @@ def receptive_field_table(
                 f"{name} is over other dimensions than {over}; the receptive field behind "
                 "it is not known"
             )
+        field = step(what, functools.reduce(Field.merged, sources), name)
         shape = tuple(node.meta["tensor_meta"].shape[1:])
-        if rearranged(node, what, shape):
+        if rearranged(node, what, shape, field.side):
             raise NotImplementedError(
                 f"{name} rearranges the map, to {shape}; the receptive field behind it is "
                 "not known"
             )
-        field = step(what, functools.reduce(Field.merged, sources), name)
         if len(shape) == 3:
             field = field._replace(side=max(shape[1:]))
         fields[node] = field

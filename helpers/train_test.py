@@ -263,8 +263,8 @@ def predict(
         mode. Afterwards each layer has the mode that it had.
     loader: an iterable of (images (B, C, H, W), labels (B,)). Where each process has one
         with its share, each gets the answers to all images. Warns of one that shuffles
-        (make_loaders' train, a DataLoader with shuffle=True): nobody could tell which
-        image an answer belongs to.
+        (make_loaders' train, a DataLoader with shuffle=True or a random sampler): nobody
+        could tell which image an answer belongs to.
     flip_tta: the logits are the means of those of the image and of its mirror image.
 
     It computes in float32, unless torch.autocast is around it. Newer GPUs convolve float32
@@ -444,7 +444,8 @@ def fit(
 
     model: any classifier that takes images in channels-last memory (`.flatten(1)`, not
         `.view`); it is moved to the device, trained in place, all of it in training mode
-        (BatchNorm of frozen layers too), and left in evaluation mode, after a stop too.
+        (BatchNorm of frozen layers too), and left in evaluation mode, also where an epoch
+        is broken off.
     loaders: (train, test), each an iterable with a length, of (images (B, C, H, W),
         labels (B,)); one with `set_epoch` is told which epoch begins, counted from 0.
     recipe: all of it is applied but batch_size, train_images, test_images, augmentation

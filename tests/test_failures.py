@@ -431,6 +431,24 @@ def test_model_that_cannot_be_copied_is_said_with_the_remedy(make):
         trained(make())
 
 
+def test_model_that_cannot_be_copied_is_still_said_to_lack_memory():
+    lacking = pytest.raises(MemoryError, match="needs more memory.*no smaller batch")
+    with (
+        lacking,
+        explaining_memory(locked(), [(IMAGE, torch.arange(8))], torch.float32, CPU),
+    ):
+        raise MemoryError
+
+
+def test_other_errors_of_copying_are_the_models_own():
+    class Own(nn.Linear):
+        def __deepcopy__(self, memo):
+            return 1 + "1"
+
+    with pytest.raises(TypeError, match="^unsupported operand"):
+        copy_of(Own(1, 1))
+
+
 def test_copy_of_a_model_is_one_of_what_it_keeps_too():
     model = keeping()
     copy_of(model).kept.fill_(7)

@@ -266,6 +266,17 @@ def test_clean_valley_gives_a_third_of_where_it_is_left():
     assert result.losses == [losses]
 
 
+def test_few_losses_that_only_scatter_are_an_error_too():
+    with pytest.raises(ValueError, match="didn't fall"):
+        lr_range.choose_max_lr(RATES[:18], [[0.1, 0.12, 0.08] * 6])
+
+
+def test_losses_that_scatter_beyond_the_bottom_alone_are_read():
+    falling = [valley(rate, bottom=1e-3, high=1.5) for rate in RATES]
+    wild = [loss + 3 * (i % 2) * (i > 20) for i, loss in enumerate(falling)]
+    assert lr_range.choose_max_lr(RATES, [wild]).divergence_lr in RATES[18:24]
+
+
 def test_deeper_and_shifted_valleys_are_read_alike():
     def at(**shape):
         losses = [valley(rate, **shape) for rate in RATES]

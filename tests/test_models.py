@@ -299,6 +299,8 @@ class Called(nn.Module):
             r"view rearranges the map, to \(12, 16, 16\)",
         ),
         (lambda x: x.flatten(1).view(-1, 3, 32, 32), "view_?1? rearranges the map"),
+        (lambda x: x.flatten(2).view(-1, 3, 64, 16), "view_?1? rearranges the map"),
+        (lambda x: x.chunk(2, 1)[0], "behind chunk is not known"),
         (lambda x: torch.cat([x, x], 2), "cat rearranges the map"),
         (lambda x: torch.cat([x, x], dim=-1), "cat rearranges the map"),
     ],
@@ -401,6 +403,48 @@ def test_model_that_torchsummary_cannot_read_is_said(capsys):
     assert "Total params: 6,574,090" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(
+    ("function", "field"),
+    [
+        (lambda x: x.mean((2, 3), keepdim=True) * x, 32),  # a gate that stands first
+        (lambda x: x.size(1) * x, 3),
+        (lambda x: torch.cat([x, x], axis=1), 3),
+        (lambda x: x.flatten(2).relu().view(-1, 3, 32, 32), 3),
+        (lambda x: x.view(-1, 1, 3, 32, 32).view(-1, 3, 32, 32), 3),
+    ],
+)
+def test_units_that_stay_where_they_are_keep_their_field(function, field):
+    model = nn.Sequential(Called(function), nn.LazyConv2d(4, 3))
+    model(torch.zeros(1, 3, 32, 32))
+    last = models.receptive_field_table(model)[-1]
+    assert (last.receptive_field, last.jump) == (field, 1)
+
+
+def test_output_that_a_hook_replaces_counts():
+    block = nn.Sequential(nn.Conv2d(3, 8, 5, padding=2))
+    block.register_forward_hook(lambda layer, _, out: F.max_pool2d(out, 2))
+    last = models.receptive_field_table(nn.Sequential(block, nn.ReLU()))[-1]
+    assert (last.output_size, last.receptive_field) == ((8, 16, 16), 6)
+
+
+def test_misspelt_layer_and_size_are_not_torchsummarys_fault():
+    model = Called(lambda x: model.no_such_layer(x))
+    with pytest.raises(AttributeError, match="no_such_layer"):
+        models.summarize(model)
+    with pytest.raises(ValueError, match=r"must be \(C, H, W\), not 32"):
+        models.summarize(models.CustomResNet(), 32)
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_branches_of_one_repeated_unit_are_joined_in_any_order(first):
+    def both(x):
+        same = F.adaptive_avg_pool2d(F.adaptive_max_pool2d(x, 1), 32)
+        return torch.cat([same, x] if first else [x, same], 1)
+
+    model = nn.Sequential(Called(both), nn.Conv2d(6, 4, 9))
+    assert models.receptive_field_table(model)[-1].jump == 1
+
+
 def test_pool_that_repeats_one_unit_sees_what_it_does():
     repeating = nn.AdaptiveAvgPool2d(7)  # as torchvision's VGG on 32×32 images
     model = nn.Sequential(nn.AdaptiveMaxPool2d(1), repeating, nn.Flatten())
@@ -435,12 +479,22 @@ def mute():
 
 def watched():
     model = models.CustomResNet()
-    model.layer3.register_forward_hook(lambda layer, _, out: out.max().item())
+    seen = []
+    model.layer3.register_forward_hook(lambda layer, _, out: seen.append(out.detach()))
+    return model
+
+
+def asked():
+    def look(layer, _, out):
+        assert out.max() < 1e9
+
+    model = models.CustomResNet()
+    model.layer3.register_forward_hook(look)
     return model
 
 
 @pytest.mark.parametrize(
-    "make", [lambda: torch.compile(models.CustomResNet()), pruned, mute, watched]
+    "make", [lambda: torch.compile(models.CustomResNet()), pruned, mute, watched, asked]
 )
 def test_what_else_a_network_can_be_does_not_hinder_reading_it(make):
     fields = [row.receptive_field for row in models.receptive_field_table(make())]

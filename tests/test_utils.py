@@ -613,6 +613,13 @@ def test_classes_without_images_are_not_the_worst():
     assert "0 / 0" not in texts(figure)
 
 
+def test_classes_may_be_numbers():
+    rows = utils.class_accuracy([0, 1], [0, 1], [0, 1])
+    assert "1" in texts(utils.plot_class_accuracy(rows, data=DATA))
+    figure = utils.plot_confusion_matrix(np.eye(2, dtype=int), range(2), data=DATA)
+    assert [t.get_text() for t in figure.axes[0].get_yticklabels()] == ["0", "1"]
+
+
 def test_few_classes_with_images_among_many_are_all_drawn():
     labels = [number % 20 for number in range(40)]
     rows = utils.class_accuracy(labels, [*labels[:39], 0], HUNDRED)
