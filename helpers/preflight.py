@@ -55,7 +55,7 @@ def require_kinds(model: object, loaders: object, recipe: object) -> None:
 
 
 def number_of_batches(loader) -> int:
-    """Its length; raises TypeError where it has none, or no batches."""
+    """Its length; raises TypeError where it has none or gives no batches at all."""
     try:
         if not hasattr(loader, "__iter__"):
             raise TypeError("it gives none")

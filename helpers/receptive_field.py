@@ -276,7 +276,7 @@ def without_dead_ends(model: nn.Module) -> fx.GraphModule:
 def receptive_field_table(
     model: nn.Module, image_size: tuple[int, int, int] = (3, 32, 32)
 ) -> list[Row]:
-    """A row for each layer and each sum of branches, in the order in which they run.
+    """A row for each layer and sum of branches that the output depends on, as they run.
 
     Where branches meet, the longest path counts; of images that aren't square, the longer
     side does. GroupNorm, InstanceNorm2d and LayerNorm take mean and deviation from all of
