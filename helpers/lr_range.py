@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from helpers.copies import copy_of
+from helpers.copies import copy_of, uncompiled
 from helpers.memory import explaining_memory, keeping_freed_memory
 from helpers.optimizer import choose_dtype, make_optimizer, make_scaler
 from helpers.preflight import as_pair, number_of_batches, require_model, require_outputs
@@ -103,7 +103,10 @@ def run_lr_range_test(
             keeping_freed_memory(device, dtype),
         ):
             rates = np.geomspace(START_LR, END_LR, recipe.lr_test_steps).tolist()
-            losses = run_tests(model, loader, recipe, device=device, dtype=dtype)
+            losses = [
+                range_test(model, loader, recipe, seed=seed, device=device, dtype=dtype)
+                for seed in range(recipe.lr_test_seeds)
+            ]
             found = choose_max_lr(rates, losses)
     return processes.broadcast(found)
 
@@ -128,30 +131,25 @@ def told_epoch(loader) -> int | None:
     return getattr(loader, "epoch", None) if hasattr(loader, "set_epoch") else None
 
 
-def run_tests(
+def range_test(
     model: nn.Module,
     loader,
     recipe: Recipe,
     *,
+    seed: int,
     device: torch.device,
     dtype: torch.dtype,
-) -> list[list[float]]:
-    """The losses of each test, which begins with another epoch.
-
-    Works on copies, so that the model is as before, and so are the random generators.
-    """
-    seeds, losses = recipe.lr_test_seeds, []
-    for seed in range(seeds):
-        with untouched_generators(device):
-            torch.manual_seed(seed)
-            if told_epoch(loader) is not None:
-                loader.set_epoch(seed)
-            tried = copy_of(model).to(device, memory_format=torch.channels_last)
-            name = f"range test {seed + 1} of {seeds}"
-            losses.append(
-                sweep(tried, loader, recipe, device=device, dtype=dtype, name=name)
-            )
-    return losses
+) -> list[float]:
+    """The losses of one test, of a copy of the model and on the epoch `seed`."""
+    with untouched_generators(device):
+        torch.manual_seed(seed)
+        if told_epoch(loader) is not None:
+            loader.set_epoch(seed)
+        # A wrapper's copy would be compiled anew in each test.
+        tried = copy_of(uncompiled(model))
+        tried.to(device, memory_format=torch.channels_last)
+        name = f"range test {seed + 1} of {recipe.lr_test_seeds}"
+        return sweep(tried, loader, recipe, device=device, dtype=dtype, name=name)
 
 
 @contextmanager
@@ -175,7 +173,7 @@ def sweep(
     dtype: torch.dtype,
     name: str,
 ) -> list[float]:
-    """The losses of one range test with torch-lr-finder, as far as it got."""
+    """The losses of training `model` at rising rates by torch-lr-finder, until it diverges."""
     with warnings.catch_warnings():
         # Its tqdm import warns of being experimental, and of missing widgets.
         warnings.simplefilter("ignore")

@@ -20,7 +20,7 @@ from torch.utils.data import (
     WeightedRandomSampler,
 )
 
-from helpers.copies import copy_of
+from helpers.copies import copy_of, uncompiled
 from helpers.memory import NO_ENGINE, is_lack_of_memory
 from helpers.optimizer import autocast
 from helpers.processes import Processes
@@ -160,7 +160,8 @@ def require_model(
     Warns of one that gives probabilities, and of images with values above 20.
     """
     require_scale(model, recipe.logit_scale)
-    tried = copy_of(model).to(device)
+    # A wrapper's copy would be compiled, for these few images alone.
+    tried = copy_of(uncompiled(model)).to(device)
     tried.eval()
     train, test = loaders
     with torch.random.fork_rng([]), torch.no_grad():

@@ -1394,6 +1394,20 @@ def test_an_epoch_that_is_done_is_seen_in_a_file_too():
     assert shown.count("epoch ") == recipe().epochs
 
 
+def test_checks_and_range_test_compile_nothing():
+    compilations = []
+
+    def backend(graph, inputs):
+        compilations.append(graph)
+        return graph.forward
+
+    model, pair = torch.compile(network(), backend=backend), loaders()
+    train_test.lr_range_test(model, pair.train, recipe(), device=CPU)
+    assert not compilations
+    fit(model, pair, recipe())
+    assert compilations
+
+
 def test_what_a_compiled_model_has_learned_the_plain_one_can_go_on_with(tmp_path):
     path, plan = tmp_path / "training.pt", recipe()
     plain, other = network(), network(seed=9)
