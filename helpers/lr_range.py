@@ -173,7 +173,7 @@ def sweep(
     dtype: torch.dtype,
     name: str,
 ) -> list[float]:
-    """The losses of training `model` at rising rates by torch-lr-finder, until it diverges."""
+    """The losses of training `model` at rising rates, until it diverges."""
     with warnings.catch_warnings():
         # Its tqdm import warns of being experimental, and of missing widgets.
         warnings.simplefilter("ignore")
