@@ -70,7 +70,7 @@ def main(batch_size: int, steps: int) -> None:
         utils.set_seed(0)
         model = models.CustomResNet().to(device, memory_format=torch.channels_last)
         model = processes.wrap(model, device)
-        optimizer = train_test.make_optimizer(model, lr=1e-4)
+        optimizer = train_test.make_optimizer(model, train_test.Recipe(), lr=1e-4)
         options = our_options(device)
         with keeping_freed_memory(device, options["dtype"]):  # as in fit
             train_test.train_one_epoch(model, warm_up, optimizer, **options)

@@ -5,7 +5,7 @@ from torch import nn
 from torch.optim import SGD, Adam, AdamW, Optimizer
 from torch.optim.lr_scheduler import OneCycleLR
 
-from helpers.recipe import ALLOWED, PROFILES, Recipe
+from helpers.recipe import ALLOWED, Recipe
 
 
 def choose_dtype(precision: str, device: torch.device | str) -> torch.dtype:
@@ -59,9 +59,7 @@ def make_scaler(device: torch.device, dtype: torch.dtype) -> torch.amp.GradScale
     return torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
 
 
-def make_optimizer(
-    model: nn.Module, recipe: Recipe = PROFILES["full"], *, lr: float
-) -> Optimizer:
+def make_optimizer(model: nn.Module, recipe: Recipe, *, lr: float) -> Optimizer:
     """The recipe's optimizer over all parameters, with learning rate `lr`.
 
     Adam (Kingma and Ba, 2014) with its weight decay apart from the gradient (Loshchilov

@@ -285,7 +285,7 @@ def our_losses(dtype, device):
     """Of the first three steps, each by train_one_epoch, channels-last."""
     torch.manual_seed(0)
     model = models.CustomResNet().to(device, memory_format=torch.channels_last)
-    optimizer = train_test.make_optimizer(model, lr=RATE)
+    optimizer = train_test.make_optimizer(model, train_test.Recipe(), lr=RATE)
     scaler = torch.amp.GradScaler(device, enabled=dtype == torch.float16)
     options = {"device": device, "dtype": dtype, "scaler": scaler}
     return [

@@ -212,7 +212,7 @@ def test_shares_of_a_batch_are_augmented_as_the_batch_is_on_the_device():
 
 def test_several_processes_that_may_train_a_model_each_are_warned_of():
     model, train = network(), loaders(share=(0, 2)).train
-    optimizer = train_test.make_optimizer(model, lr=0.1)
+    optimizer = train_test.make_optimizer(model, train_test.Recipe(), lr=0.1)
     with (
         pytest.warns(UserWarning, match="its own model .*DataParallel") as said,
         pytest.raises(ValueError, match="process group"),  # they aren't connected here
