@@ -15,9 +15,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
-FORMAT = 7
+FORMAT = 8
 DIGEST_BYTES = hashlib.sha256().digest_size  # at the end of the file
 
 
@@ -107,28 +106,6 @@ def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
         )
 
 
-def load_checkpoint(
-    path: Path, *, plan: dict[str, Any], model: dict[str, Tensor]
-) -> dict[str, Any] | None:
-    """The state in `path`, or in the one before it where `path` is damaged, with a warning.
-
-    That one then takes the damaged one's place. None where there is neither.
-
-    It must have been written under the same `plan`, for a model whose state dict has the
-    names and shapes of `model`, a state dict too. Raises ValueError, saying what differs,
-    where it wasn't, and where all that is there is damaged.
-    """
-    if not (kept := kept_checkpoints(path)):
-        return None
-    file, state = latest_whole(kept)
-    require_same_plan(file, state["plan"], plan)
-    require_same_shapes(file, state, model)
-    if file != kept[0]:  # the next save would put the damaged one in its place
-        with contextlib.suppress(OSError):
-            os.replace(file, kept[0])
-    return state
-
-
 def latest_whole(kept: list[Path]) -> tuple[Path, dict[str, Any]]:
     """The first undamaged one of these, and its state; warns of each damaged one before.
 
@@ -167,34 +144,3 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
             "that wrote it, or remove it"
         )
     return state
-
-
-def require_same_plan(file: Path, there: dict[str, Any], here: dict[str, Any]) -> None:
-    if differing := [*differences(there, here)]:
-        raise ValueError(
-            f"{file} comes from another training: {', '.join(differing)}; name another "
-            "file, or make recipe and loaders as they were there"
-        )
-
-
-def require_same_shapes(
-    file: Path, state: dict[str, Any], model: dict[str, Tensor]
-) -> None:
-    if differing := [*differences(shapes(state["model"]), shapes(model))]:
-        raise ValueError(
-            f"{file} comes from another model: {', '.join(differing[:3])}"
-            f"{' and so on' if differing[3:] else ''}; name another file or use that "
-            "model"
-        )
-
-
-def shapes(state: dict[str, Any]) -> dict[str, tuple[int, ...]]:
-    """Of what isn't a tensor, a module's extra state, ()."""
-    return {name: tuple(getattr(value, "shape", ())) for name, value in state.items()}
-
-
-def differences(there: dict[str, Any], here: dict[str, Any]):
-    """A phrase for each name whose values differ."""
-    for name in {**there, **here}:
-        if there.get(name) != here.get(name):
-            yield f"{name} is {there.get(name)!r} there and {here.get(name)!r} here"

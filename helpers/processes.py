@@ -92,11 +92,14 @@ class Processes(NamedTuple):
 
     def all_gather(self, rows: Tensor) -> Tensor:
         """The rows (N, ...) on the CPU of all processes, in the order of their ranks."""
-        if self.size == 1:
-            return rows
-        parts = [None] * self.size
-        distributed.all_gather_object(parts, rows)
-        return torch.cat(parts)
+        return rows if self.size == 1 else torch.cat(self.gather(rows))
+
+    def gather(self, value: Any) -> list[Any]:
+        """Each process's value, in the order of their ranks, in each."""
+        values = [value] * self.size
+        if self.size > 1:
+            distributed.all_gather_object(values, value)
+        return values
 
     def broadcast(self, value: Any) -> Any:
         """The first process's value, in each."""
@@ -105,24 +108,6 @@ class Processes(NamedTuple):
         told = [value]
         distributed.broadcast_object_list(told)
         return told[0]
-
-    def require_same(self, plan: dict[str, Any]) -> None:
-        """Raise ValueError, in each process, where their plans differ."""
-        plans = [plan] * self.size
-        if self.size > 1:
-            distributed.all_gather_object(plans, plan)
-        differing = [
-            f"{name} is {plans[0].get(name)!r} in process 0 and {other.get(name)!r} in "
-            f"process {rank}"
-            for rank, other in enumerate(plans)
-            for name in {**plans[0], **other}
-            if other.get(name) != plans[0].get(name)
-        ]
-        if differing:
-            raise ValueError(
-                f"the processes train different things: {', '.join(differing)}; start all "
-                "of them with the same options and data"
-            )
 
 
 def synchronized(model: nn.Module) -> nn.Module:

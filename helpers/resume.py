@@ -1,6 +1,10 @@
 """Whose checkpoint this is, and whether a training may go on from it."""
 
+import contextlib
+import os
+import re
 import warnings
+from collections.abc import Iterator
 from dataclasses import asdict
 from os import PathLike
 from pathlib import Path
@@ -8,16 +12,12 @@ from typing import Any
 
 from torch import nn
 
-from helpers.checkpoint import (
-    kept_checkpoints,
-    latest_whole,
-    require_same_plan,
-    require_same_shapes,
-)
+from helpers.checkpoint import kept_checkpoints, latest_whole
 from helpers.copies import uncompiled
 from helpers.files import place_of
 from helpers.history import History
 from helpers.preflight import require_scale
+from helpers.processes import Processes
 from helpers.recipe import Recipe
 
 
@@ -32,7 +32,7 @@ def plan_of_recipe(recipe: Recipe) -> dict[str, Any]:
     return {**fields, "max_lr_from": chosen_by}
 
 
-def plan_of(loaders, recipe: Recipe) -> dict[str, Any]:
+def plan_of(model: nn.Module, loaders, recipe: Recipe) -> dict[str, Any]:
     """What must be the same when training goes on."""
     train = loaders[0]
     made_with = getattr(train, "made_with", {})
@@ -43,7 +43,57 @@ def plan_of(loaders, recipe: Recipe) -> dict[str, Any]:
         "images": [getattr(loader, "fingerprint", None) for loader in loaders],
         "seed": seed if seed is None else int(seed),  # NumPy's isn't read back
         **{f"the loader's {name}": value for name, value in made_with.items()},
+        **plan_of_layers(uncompiled(model)),
     }
+
+
+def plan_of_layers(model: nn.Module) -> dict[str, str]:
+    """Each layer's kind and options, and whether it is frozen: shapes don't tell."""
+    plan = {}
+    for name, layer in model.named_modules():
+        own = [parameter.requires_grad for parameter in layer.parameters(recurse=False)]
+        # A function among the options is at another address in another process.
+        options = re.sub(r" at 0x\w+", "", layer.extra_repr())
+        text = f"{type(layer).__name__}({options}){', frozen' if own and not all(own) else ''}"
+        plan[f"the model's {name or 'class'}"] = text
+    return plan
+
+
+def require_same_everywhere(plan: dict[str, Any], processes: Processes) -> None:
+    """Raise ValueError, in each process, where their plans differ."""
+    first, *others = processes.gather(plan)
+    differing = [
+        f"{name} is {there!r} in process 0 and {here!r} in process {rank}"
+        for rank, other in enumerate(others, start=1)
+        for name, there, here in differences(first, other)
+    ]
+    if differing:
+        raise ValueError(
+            f"the processes train different things: {', '.join(differing)}; start all "
+            "of them with the same options and data"
+        )
+
+
+def load_checkpoint(
+    path: Path, *, plan: dict[str, Any], model: dict[str, Any]
+) -> dict[str, Any] | None:
+    """The state in `path`, or in the one before it where `path` is damaged, with a warning.
+
+    That one then takes the damaged one's place. None where there is neither.
+
+    It must have been written under the same `plan`, for a model whose state dict has the
+    names and shapes of `model`, a state dict too. Raises ValueError, saying what differs,
+    where it wasn't, and where all that is there is damaged.
+    """
+    if not (kept := kept_checkpoints(path)):
+        return None
+    file, state = latest_whole(kept)
+    require_same_shapes(file, state, model)
+    require_same_plan(file, state["plan"], plan)
+    if file != kept[0]:  # the next save would put the damaged one in its place
+        with contextlib.suppress(OSError):
+            os.replace(file, kept[0])
+    return state
 
 
 def require_resumable(path: Path, recipe: Recipe) -> None:
@@ -58,6 +108,47 @@ def require_resumable(path: Path, recipe: Recipe) -> None:
         if recipe.max_lr:
             here["max_lr"], there["max_lr"] = recipe.max_lr, state["history"]["max_lr"]
         require_same_plan(file, there, here)
+
+
+def require_same_plan(file: Path, there: dict[str, Any], here: dict[str, Any]) -> None:
+    if differing := told(there, here):
+        raise ValueError(
+            f"{file} comes from another training: {differing}; name another file, or make "
+            "recipe, loaders and model as they were there"
+        )
+
+
+def require_same_shapes(
+    file: Path, state: dict[str, Any], model: dict[str, Any]
+) -> None:
+    """model: a state dict; what isn't a tensor in it, a module's extra state, has ()."""
+    shapes = (
+        {name: tuple(getattr(value, "shape", ())) for name, value in tensors.items()}
+        for tensors in (state["model"], model)
+    )
+    if differing := told(*shapes):
+        raise ValueError(
+            f"{file} comes from another model: {differing}; name another file or use that "
+            "model"
+        )
+
+
+def told(there: dict[str, Any], here: dict[str, Any]) -> str:
+    """What differs, in words."""
+    found = [
+        f"{name} is {one!r} there and {other!r} here"
+        for name, one, other in differences(there, here)
+    ]
+    return ", ".join(found[:3]) + " and so on" * (len(found) > 3)
+
+
+def differences(
+    there: dict[str, Any], here: dict[str, Any]
+) -> Iterator[tuple[str, Any, Any]]:
+    """Each name whose values differ, and these."""
+    for name in {**there, **here}:
+        if there.get(name) != here.get(name):
+            yield name, there.get(name), here.get(name)
 
 
 def tell_where_it_goes_on(

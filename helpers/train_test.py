@@ -19,7 +19,6 @@ from helpers import preflight
 from helpers.checkpoint import (
     drop_previous,
     kept_checkpoints,
-    load_checkpoint,
     require_free,
     require_writable,
     save_checkpoint,
@@ -44,7 +43,13 @@ from helpers.optimizer import (
 from helpers.processes import Processes, connected
 from helpers.progress import step_bar
 from helpers.recipe import PROFILES, RECIPES, Recipe
-from helpers.resume import plan_of, read_history, tell_where_it_goes_on
+from helpers.resume import (
+    load_checkpoint,
+    plan_of,
+    read_history,
+    require_same_everywhere,
+    tell_where_it_goes_on,
+)
 
 __all__ = [
     "PROFILES",
@@ -485,8 +490,9 @@ def fit(
         if not resume:
             require_free(path)
         require_writable(path.parent)
-    plan = plan_of(loaders, recipe)
-    processes.require_same({**plan, "max_lr": recipe.max_lr, "resume": resume})
+    plan = plan_of(model, loaders, recipe)
+    told = {**plan, "max_lr": recipe.max_lr, "resume": resume}
+    require_same_everywhere(told, processes)
     saved = None
     if path and resume:
         own = uncompiled(model).state_dict()
@@ -537,7 +543,7 @@ def what_is_left(path: Path | None, error: BaseException) -> str:
     """What can be gone on from after a training that ended in this error."""
     kept = kept_checkpoints(path) if path else []
     if not kept:
-        return "no checkpoint was kept"
+        return "no checkpoint was kept: make the model anew before it is trained again"
     left = f"go on from {path} with resume=True (--resume)"
     if isinstance(error, NonFiniteLoss):
         left += ", with the same max_lr; for a lower one begin in another file (--out)"

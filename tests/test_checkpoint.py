@@ -10,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from helpers import checkpoint
-from helpers.checkpoint import load_checkpoint, previous, save_checkpoint
+from helpers.checkpoint import previous, save_checkpoint
+from helpers.resume import load_checkpoint
 from tests.shared import python
 
 PLAN = {"epochs": 3}

@@ -78,7 +78,7 @@ print(len(train(fits, peak_epoch=1, max_lr=1e-3).epochs), "epochs")
 def test_out_of_memory_names_a_batch_size_that_fits():
     done = python("-c", SHORT_OF_MEMORY, check=True)
     lines = [line for line in done.stdout.splitlines() if line[:6] != "epoch "]
-    assert lines[0] == "MemoryError in epoch 1; no checkpoint was kept"
+    assert lines[0] == "MemoryError in epoch 1; no checkpoint was kept: make the model anew"
     for sentence in lines[1:3]:  # in training, in the range test
         assert re.fullmatch(
             r"a step of 1024 images needs more memory than cpu has; one of (\d+) fits: "

@@ -922,7 +922,7 @@ def test_failure_is_told_as_it_is_where_no_checkpoint_can_be_named(
             checkpoint=path,
         )
     last = capsys.readouterr().out.splitlines()[-1]
-    assert last == "Interrupted in epoch 2; no checkpoint was kept"
+    assert last.startswith("Interrupted in epoch 2; no checkpoint was kept: make the")
 
 
 # --- checkpoints -----------------------------------------------------------------------
@@ -1212,6 +1212,49 @@ def test_another_model_is_an_error(interrupted):
     before = state_of(other)
     assert "comes from another model: 0.weight is" in refusal(interrupted, model=other)
     assert_same_state(state_of(other), before)
+
+
+def gelu(model):
+    model[2] = nn.GELU()
+
+
+def dropout(model):
+    model[5].p = 0.3
+
+
+def frozen(model):
+    model[0].requires_grad_(False)
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        (gelu, "the model's 2 is 'ReLU()' there and \"GELU(approximate='none')\" here"),
+        (dropout, "the model's 5 is 'Dropout(p=0.0, inplace=False)' there and"),
+        (frozen, "padding=(1, 1)), frozen' here"),
+    ],
+)
+def test_model_of_the_same_shapes_is_an_error_too(change, sentence, interrupted):
+    other = network()
+    change(other)
+    assert sentence in refusal(interrupted, model=other)
+
+
+def test_function_among_a_layers_options_is_the_same_in_another_process(tmp_path):
+    class Calls(nn.Identity):
+        def extra_repr(self):
+            return str(self.function)
+
+    def model():
+        made = network()
+        made[2] = Calls()
+        made[2].function = lambda x: x  # a new one, at its own address
+        return made
+
+    path, one, other = tmp_path / "training.pt", model(), model()
+    assert str(one[2]) != str(other[2])
+    history = fit(one, loaders(), recipe(), checkpoint=path)
+    assert fit(other, loaders(), recipe(), checkpoint=path, resume=True) == history
 
 
 def test_another_number_of_steps_is_an_error(interrupted):
