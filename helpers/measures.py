@@ -72,8 +72,11 @@ def class_accuracy(
     """Return each class's accuracy with its 95% score interval, from two (N,) integers.
 
     Interval: E. B. Wilson, J. Am. Stat. Assoc. 22 (1927) 209-212; a class without images
-    has accuracy nan and interval (0, 1). Raises ValueError as `confusion_matrix` does.
+    has accuracy nan and interval (0, 1). Raises ValueError as `confusion_matrix` does, and
+    TypeError for a number of classes.
     """
+    if isinstance(classes, int):
+        raise TypeError(f"classes is {classes}; pass their names, range({classes}) say")
     matrix = confusion_matrix(labels, predictions, len(classes))
     rows = []
     for index, name in enumerate(classes):
@@ -195,13 +198,13 @@ def denormalize(
 
     Raises ValueError where the images have another shape or number of channels.
     """
-    pixels = as_array(images)
+    pixels, mean, std = as_array(images), np.ravel(mean), np.ravel(std)
     if pixels.ndim != 4 or not pixels.shape[1] == len(mean) == len(std):
         raise ValueError(
             f"images has shape {pixels.shape} with {len(mean)} means and {len(std)} "
             "deviations; pass (N, C, H, W) with one of each a channel"
         )
-    scale, shift = np.asarray(std, np.float32), np.asarray(mean, np.float32)
+    scale, shift = std.astype(np.float32), mean.astype(np.float32)
     return np.clip(pixels.transpose(0, 2, 3, 1) * scale + shift, 0.0, 1.0)
 
 

@@ -88,6 +88,13 @@ def require_fitting(loaders, recipe: Recipe) -> None:
             f"peak_epoch {recipe.peak_epoch} leaves the learning rate no step to rise in, "
             f"as an epoch has {len(train)}; make either larger"
         )
+    wanted, there = recipe.train_images, getattr(train, "count", None)
+    if None not in (wanted, there) and wanted != there:
+        warnings.warn(
+            f"the recipe's train_images is {wanted:,} and the training loader has {there:,}, "
+            "which are trained on; train.subset(recipe.train_images) takes as many",
+            stacklevel=3,
+        )
     made_with = getattr(train, "made_with", {})
     for name, value in recipe.augmentation.items():
         if (made := made_with.get(name, value)) != value:
@@ -128,6 +135,11 @@ def explaining_images(model: nn.Module, images: Tensor) -> Iterator[None]:
         elif there and images.device.type not in there:
             remedy = (
                 f"they are on {images.device} and it isn't; model.to(device) moves it"
+            )
+        elif images.shape[3] in (1, 3) and images.shape[1] not in (1, 3):
+            remedy = (
+                "they look like (B, H, W, C): .permute(0, 3, 1, 2) turns a batch, ToTensorV2 "
+                "each image"
             )
         elif any(words in said for words in OF_ANOTHER_SIZE):
             remedy = (
@@ -290,7 +302,8 @@ def as_pair(batch: object) -> tuple[Tensor, Tensor]:
     if not is_pair or not all(isinstance(part, Tensor) for part in batch):
         raise ValueError(
             f"a batch of the loader, a {type(batch).__name__}, is not a pair of tensors, "
-            "images and labels; make it one in the Dataset or in collate_fn"
+            "images and labels; make it one in the Dataset or in collate_fn, and of "
+            "(train, test) pass one loader"
         )
     images, labels = batch
     if images.ndim != 4:

@@ -91,6 +91,7 @@ SOFTMAX = (
 VIEWS = (
     torch.flatten,
     torch.reshape,
+    torch.squeeze,
     "flatten",
     "view",
     "reshape",
@@ -101,9 +102,11 @@ SAME_FIELD = (
     *SOFTMAX, *VIEWS,
     nn.BatchNorm1d, nn.BatchNorm2d, nn.SyncBatchNorm, nn.GroupNorm, nn.InstanceNorm2d, nn.LayerNorm, nn.Dropout, nn.Dropout2d, nn.Flatten, nn.Identity, nn.PReLU, nn.ReLU, nn.ReLU6, nn.LeakyReLU,
     nn.ELU, nn.CELU, nn.GELU, nn.SiLU, nn.Mish, nn.Hardswish, nn.Hardsigmoid, nn.Hardtanh, nn.Sigmoid, nn.Tanh, nn.Softplus, nn.SELU,
-    F.relu, F.relu6, F.leaky_relu, F.gelu, F.silu, F.dropout, F.dropout2d,
-    torch.relu, torch.sigmoid, torch.tanh,
-    operator.mul, operator.truediv, torch.mul, "mul", "relu", "sigmoid", "tanh",
+    F.relu, F.relu6, F.leaky_relu, F.elu, F.celu, F.gelu, F.silu, F.mish, F.hardswish, F.hardsigmoid, F.hardtanh,
+    F.softplus, F.selu, F.dropout, F.dropout2d,
+    torch.relu, torch.sigmoid, torch.tanh, torch.clamp,
+    operator.mul, operator.truediv, operator.neg, torch.mul,
+    "mul", "relu", "relu_", "sigmoid", "tanh", "clamp", "contiguous",
 )  # fmt: skip
 # Their arguments after the first are those of the layer of that name.
 FUNCTIONS = {

@@ -471,6 +471,13 @@ def test_loader_of_another_batch_size_is_an_error_before_training():
     assert_same_state(state_of(model), before)
 
 
+def test_other_number_of_images_than_the_recipes_is_said():
+    there = len(IMAGES[0])
+    with pytest.warns(UserWarning, match=rf"train_images is 16 and .* has {there},"):
+        fit(network(), loaders(), recipe(train_images=16))
+    fit(network(), loaders(), recipe(train_images=there))  # warns of nothing
+
+
 @pytest.mark.parametrize(("trained", "tested"), [(0, 1), (1, 0)])
 def test_loader_without_batches_is_an_error(trained, tested):
     pair = batches(16)[:trained], batches(16)[:tested]

@@ -441,6 +441,15 @@ def test_denormalize_undoes_normalization(channels):
     np.testing.assert_allclose(restored, images / 255, atol=1e-6)
 
 
+def test_denormalize_takes_the_tensors_that_normalize_a_batch():
+    images = pictures(4)
+    mean, std = (torch.tensor(values).view(3, 1, 1) for values in (MEAN, STD))
+    given = (torch.from_numpy(images).permute(0, 3, 1, 2) / 255 - mean) / std
+    np.testing.assert_allclose(
+        utils.denormalize(given, mean, std), images / 255, atol=1e-6
+    )
+
+
 def test_denormalize_stays_between_0_and_1():
     extremes = torch.tensor([-9.0, 9.0]).reshape(2, 1, 1, 1)
     assert utils.denormalize(extremes, [0.5], [0.25]).ravel().tolist() == [0.0, 1.0]
@@ -732,6 +741,13 @@ def test_misclassified_figure_says_that_there_are_none():
 def test_confusion_matrix_asks_for_a_number_of_classes():
     with pytest.raises(TypeError, match=r"'dog'\); pass how many: len\(classes\)"):
         utils.confusion_matrix([0, 1], [0, 1], ("cat", "dog"))
+
+
+def test_class_accuracy_asks_for_the_classes():
+    with pytest.raises(
+        TypeError, match=r"classes is 10; pass their names, range\(10\)"
+    ):
+        utils.class_accuracy([0, 1], [0, 1], 10)
 
 
 IMAGES, TENSOR = pictures(4), normalized(pictures(4))
