@@ -338,27 +338,24 @@ def read_weights(
     path: Path, sha256: str | None
 ) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """What isn't a tensor in the file, and the tensors as they are stored."""
-    from safetensors import SafetensorError
-    from safetensors.torch import load
+    from safetensors import SafetensorError, safe_open
 
     if not path.is_file():
         raise FileNotFoundError(
             f"{path} is not there; name a file that save_weights wrote"
         )
-    # Read once: what is checked is what is parsed.
-    content = path.read_bytes()
-    digest = hashlib.sha256(content).hexdigest()
+    with open(path, "rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
     if sha256 is not None and digest != sha256.lower():
         raise ValueError(
             f"{path} has the SHA-256 {digest} instead of {sha256}; it is damaged or another "
             "file, fetch it again"
         )
     try:
-        tensors = load(content)
-        # safetensors gives metadata only of files: 8 bytes of length, then JSON.
-        length = int.from_bytes(content[:8], "little")
-        header = json.loads(content[8 : 8 + length])
-        facts = json.loads(header["__metadata__"][WEIGHTS_ENTRY])
+        with safe_open(path, framework="pt") as stored:
+            facts = json.loads((stored.metadata() or {})[WEIGHTS_ENTRY])
+            names = stored.keys()
+            tensors = {name: stored.get_tensor(name) for name in names}
         if facts["format"] <= WEIGHTS_FORMAT:
             return {name: facts[name] for name in WEIGHTS_FACTS}, tensors
     except (SafetensorError, KeyError, TypeError, ValueError) as error:

@@ -318,7 +318,7 @@ DAMAGE = {
     "is damaged or no file of save_weights (SafetensorError: Error while deserializing": (
         lambda path: path.write_bytes(b"")
     ),
-    "is damaged or no file of save_weights (KeyError: '__metadata__'); fetch it again": (
+    "is damaged or no file of save_weights (KeyError: 'helpers'); fetch it": (
         lambda path: path.write_bytes(save({"weight": torch.ones(2)}))
     ),
     "is damaged or no file of save_weights (KeyError: 'helpers'); fetch it again": (
