@@ -6,7 +6,7 @@ import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor, nn
@@ -161,10 +161,14 @@ class ResNet18(nn.Module):
         return self.logit_scale * self.linear(self.pool(x).flatten(1))
 
 
-MODELS = {
-    "CustomResNet": CustomResNet,
-    "ResNet18": ResNet18,
-}  # by the name a person types
+class Networks(dict[str, type[nn.Module]]):
+    """By the name a person types; another one is a KeyError that tells them."""
+
+    def __missing__(self, name: str) -> NoReturn:
+        raise KeyError(f"no network is named {name!r}; choose {' or '.join(self)}")
+
+
+MODELS = Networks(CustomResNet=CustomResNet, ResNet18=ResNet18)
 
 
 def count_parameters(model: nn.Module) -> int:

@@ -493,6 +493,11 @@ def asked():
     return model
 
 
+def test_unknown_network_is_told_the_known_ones():
+    with pytest.raises(KeyError, match="'ResNet34'; choose CustomResNet or ResNet18"):
+        models.MODELS["ResNet34"]
+
+
 @pytest.mark.parametrize(
     "make", [lambda: torch.compile(models.CustomResNet()), pruned, mute, watched, asked]
 )
