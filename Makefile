@@ -55,7 +55,7 @@ readme: $(FOR_RUN)
 	$(PYTHON) -m tools.readme
 
 records: $(FOR_RUN)
-	$(PYTHON) -m tools.records $(ARGS)
+	$(PYTHON) -m tools.trainings $(ARGS)
 
 # 3.11.5 is what soupsieve asks for, which nbconvert brings. What a failure leaves there would be
 # taken for whole.

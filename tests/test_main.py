@@ -21,7 +21,7 @@ from helpers import __main__ as program
 from helpers import dataset, models, train_test, utils, weights
 from helpers.train_test import PROFILES
 from tests.shared import FIELDS, NO_SPACE, Tiny, raising, untimed
-from tools.records import as_options
+from tools.trainings import as_options
 
 SMALL = {
     "train_images": 64,

@@ -12,7 +12,7 @@ from helpers import models, utils, weights
 from helpers import records as kept
 from helpers.train_test import PROFILES, RECIPES, Recipe
 from tests.shared import CPU, Tiny, raising, within
-from tools import readme, records
+from tools import readme, trainings
 
 SMALL = ["--profile", "smoke", "--train-images", "48", "--test-images", "16"]
 SMALL += ["--batch-size", "16", "--epochs", "3", "--augment-on", "device"]
@@ -22,18 +22,20 @@ SMALL += ["--lr-test-steps", "30", "--lr-test-seeds", "1"]
 @pytest.fixture
 def small(monkeypatch, tmp_path):
     """Makes the records of a plan of two seeds, two trials and one learning rate."""
-    monkeypatch.setattr(records, "SEEDS", range(2))
-    monkeypatch.setattr(records, "MAX_LRS", (1e-3,))
-    monkeypatch.setattr(records, "HOLDOUT", 16)
-    monkeypatch.setattr(records, "KEPT", "")  # Tiny is none of the networks with a file
+    monkeypatch.setattr(trainings, "SEEDS", range(2))
+    monkeypatch.setattr(trainings, "MAX_LRS", (1e-3,))
+    monkeypatch.setattr(trainings, "HOLDOUT", 16)
+    monkeypatch.setattr(
+        trainings, "KEPT", ""
+    )  # Tiny is none of the networks with a file
     for plan, name in (("INGREDIENTS", "label-smoothing"), ("CHANGES", "no-cutout")):
-        monkeypatch.setattr(records, plan, {name: getattr(records, plan)[name]})
+        monkeypatch.setattr(trainings, plan, {name: getattr(trainings, plan)[name]})
     for name in models.MODELS:
         monkeypatch.setitem(models.MODELS, name, Tiny)
 
     def run(*options):
         base = ["--out", str(tmp_path), *options]
-        records.main([*base, "--", *SMALL, "--peak-epoch", "1"])
+        trainings.main([*base, "--", *SMALL, "--peak-epoch", "1"])
 
     return run
 
@@ -79,8 +81,8 @@ def test_run_that_fails_is_told_and_the_others_are_made(
     small, tmp_path, monkeypatch, capsys
 ):
     for plan in ("finals", "ingredient_sweep", "other_network"):
-        monkeypatch.setattr(records, plan, lambda *_: [])
-    monkeypatch.setattr(records, "MAX_LRS", (1e30, 1e-3))
+        monkeypatch.setattr(trainings, plan, lambda *_: [])
+    monkeypatch.setattr(trainings, "MAX_LRS", (1e30, 1e-3))
     with pytest.raises(
         SystemExit, match=r"no record of lr-1.0e\+30-seed0, lr-1.0e\+30"
     ):
@@ -94,7 +96,7 @@ def test_plan_ends_where_there_is_no_dataset_for_any_run(tmp_path, capsys):
     (file := tmp_path / "file").write_text("")  # no folder for a download
     run = ["--", "--profile=quick", f"--data={file / 'below'}"]
     with pytest.raises(SystemExit, match="below cannot take"):
-        records.main(["--out", str(tmp_path / "out"), *run])
+        trainings.main(["--out", str(tmp_path / "out"), *run])
     assert capsys.readouterr().out.count("---") == 1
 
 
@@ -102,21 +104,21 @@ def test_runs_are_of_full_length_also_where_no_gpu_is_found(tmp_path, monkeypatc
     def stop(options, *_):
         raise SystemExit(options.profile)
 
-    monkeypatch.setattr(records.program, "run", stop)
-    (run, *_) = records.finals()
+    monkeypatch.setattr(trainings.program, "run", stop)
+    (run, *_) = trainings.finals()
     with pytest.raises(SystemExit, match="full"):
-        records.make(run, tmp_path, [])
+        trainings.make(run, tmp_path, [])
 
 
 def test_recipes_come_first():
-    names = [run.name for run in records.plan()]
+    names = [run.name for run in trainings.plan()]
     assert names[0] == "run-page-CustomResNet-seed0"
-    assert [name[:3] for name in names[:21]] == ["run"] * 20 + ["swe"]
+    assert [name[:3] for name in names[:26]] == ["run"] * 25 + ["swe"]
 
 
 def test_network_of_the_first_seed_is_kept_and_scores_as_recorded(tmp_path, capsys):
-    run = next(run for run in records.finals() if run.name == records.KEPT)
-    records.make(run, tmp_path, [*SMALL, "--peak-epoch", "1", "--max-lr", "1e-3"])
+    run = next(run for run in trainings.finals() if run.name == trainings.KEPT)
+    trainings.make(run, tmp_path, [*SMALL, "--peak-epoch", "1", "--max-lr", "1e-3"])
     record = tmp_path / f"{run.name}.json"
     weights.main([str(record), "--data", "synthetic"])
     assert "They agree: " in capsys.readouterr().out
@@ -124,18 +126,18 @@ def test_network_of_the_first_seed_is_kept_and_scores_as_recorded(tmp_path, caps
 
 def test_days_of_training_on_a_cpu_are_not_begun_unasked(tmp_path, monkeypatch):
     monkeypatch.setattr(utils, "get_device", lambda: CPU)
-    monkeypatch.setattr(records, "make", raising(AssertionError("has begun")))
+    monkeypatch.setattr(trainings, "make", raising(AssertionError("has begun")))
     with pytest.raises(SystemExit, match=r"no GPU .* these 100 trainings take days"):
-        records.main(["--out", str(tmp_path)])
+        trainings.main(["--out", str(tmp_path)])
     assert not [*tmp_path.iterdir()]
 
 
 def test_shorter_trainings_are_not_left_where_whole_ones_belong(monkeypatch):
-    monkeypatch.setattr(records, "make", raising(AssertionError("has begun")))
+    monkeypatch.setattr(trainings, "make", raising(AssertionError("has begun")))
     with pytest.raises(
         SystemExit, match="pass for trainings of full length; add --out"
     ):
-        records.main(["--", "--profile=smoke"])
+        trainings.main(["--", "--profile=smoke"])
 
 
 def test_records_of_another_machine_are_not_added_to(small, tmp_path):
@@ -167,13 +169,13 @@ def test_ingredient_is_kept_if_it_gains_two_standard_errors_over_five_seeds(
 ):
     leave(tmp_path, "ours", [0.90, 0.91, 0.90, 0.91, 0.90])
     leave(tmp_path, "no-cutout", tried)
-    assert records.gain(tmp_path, "ours", "no-cutout").kept == kept
+    assert trainings.gain(tmp_path, "ours", "no-cutout").kept == kept
 
 
 def test_trials_on_two_machines_are_no_pairs(tmp_path):
     leave(tmp_path, "ours", [0.90, 0.91])
     leave(tmp_path, "no-cutout", [0.93, 0.94], device="Tesla T4")
-    assert records.gain(tmp_path, "ours", "no-cutout").n == 0
+    assert trainings.gain(tmp_path, "ours", "no-cutout").n == 0
 
 
 def test_trials_on_other_images_are_no_pairs():
@@ -187,24 +189,24 @@ def test_trials_on_other_images_are_no_pairs():
 
 
 def test_trial_without_records_decides_nothing(tmp_path):
-    found = records.gain(tmp_path, "no-averaging", "ours")
+    found = trainings.gain(tmp_path, "no-averaging", "ours")
     assert math.isnan(found.mean)
     assert not found.kept
     assert not found.decided
 
 
 def test_every_trial_is_of_a_recipe():
-    for trial in records.trials():
+    for trial in trainings.trials():
         assert Recipe(**trial.fields) != Recipe()
 
 
 def test_ours_is_what_the_records_have_chosen():
     kept_fields = {}
-    for trial in readme.TRIED["left-out"] + readme.TRIED["asked-again"]:
-        if records.gain(readme.TRIALS, trial.without, trial.having).kept:
+    for trial in trainings.TRIED["left-out"] + trainings.TRIED["asked-again"]:
+        if trainings.gain(readme.TRIALS, trial.without, trial.having).kept:
             kept_fields |= trial.fields
     assert RECIPES["ours"] == kept_fields
-    assert records.gain(readme.TRIALS, "base", "no-averaging").kept
+    assert trainings.gain(readme.TRIALS, "base", "no-averaging").kept
     (tried,) = utils.read_records(readme.TRIALS, "sweep-no-averaging-seed0.json")
     assert kept.how_trained(tried) == "`ours`"
 
@@ -450,7 +452,7 @@ def test_log_compares_a_variant_with_what_it_varies_seed_by_seed(tmp_path):
         for seed, accuracy in enumerate(accuracies):
             path = tmp_path / f"sweep-{name}-seed{seed}.json"
             path.write_text(json.dumps(made("ours", seed, accuracy)))
-    trial = records.Trial("half-rate", {"max_lr": "half"}, "ours", "half-rate")
+    trial = trainings.Trial("half-rate", {"max_lr": "half"}, "ours", "half-rate")
     (line,) = readme.ingredients(tmp_path, [trial]).splitlines()[2:]
     assert line == (
         "| half-rate | `max_lr=half` | 2 | 82.50% ± 0.71 | 84.00% ± 1.41 | +1.50 ± 0.50 | open |"

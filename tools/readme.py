@@ -26,7 +26,7 @@ from helpers.records import (
     short_commit,
     spread,
 )
-from tools import records as sweeps
+from tools import trainings
 
 PROJECT = Path(__file__).resolve().parent.parent
 README = PROJECT / "README.md"
@@ -38,85 +38,6 @@ EARLIER = RESULTS / "earlier"  # such runs by recipes as they were once
 SHORT = RESULTS / "short"  # learning rates, tried at the length that a CPU allows
 TRIALS = RESULTS / "trials"  # ingredients and recipes, tried at such a length too
 LOG = RESULTS / "LOG.md"
-# First with this weight decay, then with other things, each seed at the rate that its range
-# test had chosen in the first.
-FIRST: dict[str, Any] = {
-    "weight_decay": 0.4,
-    "label_smoothing": 0.1,
-    "logit_scale": 0.125,
-    "average_epochs": 3,
-    "final_div_factor": 4,
-}
-# LOG's tables of short trials.
-TRIED = {
-    "at-once": [
-        sweeps.Trial("four", FIRST, "base", "four"),
-        sweeps.Trial("half-decay", FIRST | {"weight_decay": 0.2}, "base", "half-decay"),
-        sweeps.Trial(
-            "no-averaging", train_test.RECIPES["ours"], "base", "no-averaging"
-        ),
-        sweeps.Trial(
-            "two", {"label_smoothing": 0.1, "logit_scale": 0.125}, "base", "two"
-        ),
-    ],
-    "variants": [
-        sweeps.Trial("half-rate", {"max_lr": "half of that"}, "four", "half-rate"),
-        sweeps.Trial("half-decay", {"weight_decay": 0.2}, "four", "half-decay"),
-        sweeps.Trial("double-decay", {"weight_decay": 0.8}, "four", "double-decay"),
-    ],
-    # Of half-decay, which was `ours` then.
-    "left-out": [
-        sweeps.Trial(name, fields, f"no-{name}", "half-decay")
-        for name, fields in {
-            "weight-decay": {"weight_decay": 0.2},
-            "label-smoothing": {"label_smoothing": 0.1},
-            "logit-scale": {"logit_scale": 0.125},
-            "averaging": {"average_epochs": 3, "final_div_factor": 4},
-        }.items()
-    ],
-    # Once averaging was dropped.
-    "asked-again": [
-        sweeps.Trial("weight-decay", {"weight_decay": 0.2}, "two", "no-averaging")
-    ],
-    # Page's recipe in place of the assignment's, and ours in place of Page's.
-    "beside-page": [
-        sweeps.Trial("page", {"recipe": "page"}, "base", "page"),
-        sweeps.Trial("ours", {"recipe": "ours"}, "page", "no-averaging"),
-    ],
-    # As large as the range test chose once, at which it came out worse.
-    "higher-rate": [
-        sweeps.Trial("higher", {"max_lr": 5.6e-3}, "rate-3.2e-03", "rate-5.6e-03")
-    ],
-    "higher-rate-16": [
-        sweeps.Trial(
-            "higher, 16 epochs", {"max_lr": 5.6e-3}, "rate16-3.2e-03", "rate16-5.6e-03"
-        )
-    ],
-    # What the report describes in place of the assignment's recipe, the others beside it.
-    "reported": [
-        sweeps.Trial("reported", {"cutout": 0}, "base", "reported"),
-        sweeps.Trial("ours", {"recipe": "ours"}, "reported", "no-averaging"),
-        sweeps.Trial("page", {"recipe": "page"}, "reported", "page"),
-    ],
-    "schedule": [
-        sweeps.Trial("linear", {"anneal": "linear"}, "no-averaging", "linear")
-    ],
-    "hole": [
-        sweeps.Trial("no-cutout", {"cutout": 0}, "no-averaging", "no-cutout"),
-        sweeps.Trial(
-            "beside page", {"recipe": "ours", "cutout": 0}, "page", "no-cutout"
-        ),
-    ],
-    "hole-longer": [  # over 24 epochs
-        sweeps.Trial("no-cutout", {"cutout": 0}, "longer", "longer-no-cutout")
-    ],
-    "flips": [
-        sweeps.Trial(
-            "alternating", {"flips": "alternating"}, "no-averaging", "alternating"
-        )
-    ],
-    "beta2": [sweeps.Trial("beta2", {"beta2": 0.99}, "half-decay", "beta2")],
-}
 IMAGES = PROJECT / "Images"
 NOTEBOOK_FIGURES = {
     "samples.png": "utils.plot_samples(",
@@ -153,16 +74,18 @@ def machine(runs: list[dict[str, Any]], groups: list[list[dict[str, Any]]]) -> s
     return f", {Experiment.of(runs[0]).device}" * (len(devices) > 1)
 
 
-def ingredients(folder: Path, trials: list[sweeps.Trial]) -> str:
+def ingredients(folder: Path, trials: list[trainings.Trial]) -> str:
     """What each trial's fields gained on images held out, and whether that is enough."""
     lines = []
     for name, fields, without, having in trials:
-        gain = sweeps.gain(folder, without, having)
+        gain = trainings.gain(folder, without, having)
         changes = ", ".join(f"`{field}={value}`" for field, value in fields.items())
         if not gain.n:
             lines.append((name, changes, 0, *[NOT_MEASURED] * 3, "not tried"))
             continue
-        found = map(spread, zip(*sweeps.paired(folder, without, having), strict=True))
+        found = map(
+            spread, zip(*trainings.paired(folder, without, having), strict=True)
+        )
         passed = "yes" if gain.kept else "no" if gain.decided else "open"
         lines.append((name, changes, gain.n, *found, gain.points, passed))
     columns = ["tried", "fields", "paired seeds", "without", "with"]
@@ -180,7 +103,7 @@ def learning_rates(folder: Path = RESULTS) -> str:
         (f"{rate:.1e}", len(seeds), spread(list(seeds.values())))
         for rate, seeds in accuracy_by_rate(curve).items()
     ]
-    base = sweeps.base_runs(folder)
+    base = trainings.base_runs(folder)
     chose = sorted(record["max_lr"] for record in base)
     top = flat_top(curve) if curve and base else None
     found, verdict = "flat top", NOT_MEASURED
@@ -286,8 +209,8 @@ def unmeasured(records: list[dict[str, Any]]) -> list[str]:
         "ResNet18": any(r["model"] == "ResNet18" for r in whole),
         "other learning rates over 24 epochs": curve and flat_top(curve),
         "what each ingredient of `ours` adds over 24 epochs": all(
-            sweeps.gain(RESULTS, f"no-{name}", "ours").decided
-            for name in sweeps.INGREDIENTS
+            trainings.gain(RESULTS, f"no-{name}", "ours").decided
+            for name in trainings.INGREDIENTS
         ),
     }
     return [name for name, found in known.items() if not found]
@@ -367,8 +290,11 @@ def render_log(text: str) -> str:
     return filled(
         text,
         {
-            "ingredients": ingredients(RESULTS, sweeps.trials()),
-            **{name: ingredients(TRIALS, tried) for name, tried in TRIED.items()},
+            "ingredients": ingredients(RESULTS, trainings.trials()),
+            **{
+                name: ingredients(TRIALS, tried)
+                for name, tried in trainings.TRIED.items()
+            },
             "runs": each_run(
                 [
                     r
@@ -430,7 +356,7 @@ def draw() -> None:
     # The short one until there is another.
     folder = RESULTS if any(RESULTS.glob("lr-*.json")) else SHORT
     if curve := utils.read_records(folder, "lr-*.json"):
-        chosen, about = sweeps.base_runs(folder), utils.describe_record(curve[0])
+        chosen, about = trainings.base_runs(folder), utils.describe_record(curve[0])
         figure = utils.plot_max_lr(curve, chosen, data=about)
         figure.savefig(IMAGES / "max_lr.png", dpi=100)
     notebook = json.loads(NOTEBOOK.read_text(encoding="utf-8"))
