@@ -206,6 +206,9 @@ def unmeasured(records: list[dict[str, Any]]) -> list[str]:
         "a GPU": any(map(is_of_a_gpu, records)),
         "five seeds of each recipe": five
         >= {f"`{name}`" for name in train_test.RECIPES},
+        "the report's recipe over 24 epochs": any(
+            r["recipe_name"] == "reported" for r in whole
+        ),
         "ResNet18": any(r["model"] == "ResNet18" for r in whole),
         "other learning rates over 24 epochs": curve and flat_top(curve),
         "what each ingredient of `ours` adds over 24 epochs": all(
