@@ -30,7 +30,7 @@ from benchmarks.rows import (
 )
 from benchmarks.targets import targets
 from helpers import dataset, models, train_test
-from tests.shared import CPU, raising
+from tests.shared import CPU, fit, network, raising, recipe
 
 
 @pytest.fixture(autouse=True)
@@ -317,6 +317,50 @@ def test_the_fast_paths_train_as_the_usual_loop_does(device):
         train_test.choose_dtype("auto", device) if device == "cuda" else torch.bfloat16
     )
     assert our_losses(fast, device) == pytest.approx(usual, rel=0.02)
+
+
+def short_loaders():
+    train, test = dataset.synthetic_cifar10(train=960, test=500)
+    return dataset.make_loaders(
+        train, test, batch_size=32, device=CPU, augment_on="device", cutout=0
+    )
+
+
+def usual_accuracy(plan):
+    """Of a short run by the usual loop."""
+    model, (train, test) = network(), short_loaders()
+    optimizer = torch.optim.Adam(model.parameters())
+    scheduler = torch.optim.lr_scheduler.OneCycleLR(
+        optimizer,
+        plan.max_lr,
+        total_steps=plan.epochs * len(train),
+        pct_start=plan.peak_epoch / plan.epochs,
+        cycle_momentum=False,
+    )
+    for number in range(plan.epochs):
+        train.set_epoch(number)
+        batches = [(images.contiguous(), labels) for images, labels in train]
+        students.train_one_epoch(model, batches, optimizer, scheduler, CPU)
+    model.eval()
+    right = [(model(images).argmax(1) == labels).sum() for images, labels in test]
+    return int(sum(right)) / 500
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_a_short_run_comes_to_the_usual_loops_accuracy(precision):
+    plan = recipe(
+        epochs=6,
+        batch_size=32,
+        peak_epoch=2,
+        max_lr=0.02,
+        cutout=0,
+        precision=precision,
+    )
+    usual = usual_accuracy(plan)
+    assert usual > 0.35
+    ours = fit(network(), short_loaders(), plan).last.test_accuracy
+    noise = (2 * usual * (1 - usual) / 500) ** 0.5  # a difference's standard error
+    assert abs(ours - usual) < 2 * noise
 
 
 def test_both_students_loaders_give_each_image_once_with_a_hole():
