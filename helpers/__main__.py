@@ -19,6 +19,8 @@ from typing import Any
 import torch
 
 from helpers import dataset, models, train_test, utils, weights
+from helpers.checkpoint import kept_checkpoints, require_free, require_writable
+from helpers.processes import Processes
 from helpers.resume import require_resumable
 
 
@@ -153,26 +155,22 @@ def checkpoint_of(options: argparse.Namespace, seed: int) -> Path:
     return options.out / f"{name}.pt"
 
 
-def require_startable(
-    options: argparse.Namespace, processes: train_test.Processes
-) -> None:
+def require_startable(options: argparse.Namespace, processes: Processes) -> None:
     """Raise any seed's foreseeable errors, before a download and hours of training."""
     for seed in options.seeds:
         utils.set_seed(seed)
         if processes.first and options.resume:
             require_resumable(checkpoint_of(options, seed), recipe_of(options))
         elif processes.first and not options.no_checkpoint:
-            train_test.require_free(checkpoint_of(options, seed))
-    train_test.require_writable(options.out)
+            require_free(checkpoint_of(options, seed))
+    require_writable(options.out)
     if options.save_weights and not importlib.util.find_spec("safetensors"):
         raise ModuleNotFoundError(
             "--save-weights needs safetensors; pip install safetensors"
         )
 
 
-def run(
-    options: argparse.Namespace, seed: int, processes: train_test.Processes
-) -> None:
+def run(options: argparse.Namespace, seed: int, processes: Processes) -> None:
     """Train once; the first of the processes writes what came of it."""
     recipe = recipe_of(options)
     train, test = dataset.images_of(
@@ -257,7 +255,7 @@ def is_done(
     record: dict[str, Any], checkpoint: Path, options: argparse.Namespace
 ) -> bool:
     """Whether a run like this has left its record, and none was begun since; says so."""
-    if train_test.kept_checkpoints(checkpoint):
+    if kept_checkpoints(checkpoint):
         return False
     found = []
     for path in sorted(checkpoint.parent.glob(f"*-{checkpoint.stem}.json")):
