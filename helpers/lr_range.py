@@ -99,7 +99,7 @@ def run_lr_range_test(
     if processes.first:
         with (
             borrowed(loader),
-            explaining_memory(model, loader, dtype, device),
+            explaining_memory(uncompiled(model), loader, dtype, device),
             keeping_freed_memory(device, dtype),
         ):
             rates = np.geomspace(START_LR, END_LR, recipe.lr_test_steps).tolist()

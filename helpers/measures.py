@@ -191,10 +191,10 @@ def expected_calibration_error(rows: Sequence[CalibrationBin]) -> float:
     return sum(r.count * abs(r.accuracy - r.confidence) for r in filled) / total
 
 
-def denormalize(
-    images: ArrayLike, mean: Sequence[float], std: Sequence[float]
-) -> np.ndarray:
+def denormalize(images: ArrayLike, mean: ArrayLike, std: ArrayLike) -> np.ndarray:
     """Undo (x - mean) / std: normalized (N, C, H, W) to floats (N, H, W, C) in [0, 1].
+
+    mean, std: one number a channel, in any shape, (C, 1, 1) say.
 
     Raises ValueError where the images have another shape or number of channels.
     """

@@ -359,7 +359,8 @@ def read_weights(
         with safe_open(path, framework="pt") as stored:
             facts = json.loads((stored.metadata() or {})[WEIGHTS_ENTRY])
             names = stored.keys()
-            tensors = {name: stored.get_tensor(name) for name in names}
+            # Copies, as these are the file itself, which may be written anew.
+            tensors = {name: stored.get_tensor(name).clone() for name in names}
         if facts["format"] <= WEIGHTS_FORMAT:
             return {name: facts[name] for name in WEIGHTS_FACTS}, tensors
     except (SafetensorError, KeyError, TypeError, ValueError) as error:

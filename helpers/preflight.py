@@ -69,7 +69,7 @@ def number_of_batches(loader) -> int:
 
 
 def require_fitting(loaders, recipe: Recipe) -> None:
-    """Raise ValueError for loaders that don't fit; warn of other augmentation."""
+    """Raise ValueError for loaders that don't fit; warn of what is otherwise or more."""
     train, test = loaders
     if not len(train) or not len(test):
         raise ValueError(
@@ -89,7 +89,8 @@ def require_fitting(loaders, recipe: Recipe) -> None:
             f"as an epoch has {len(train)}; make either larger"
         )
     wanted, there = recipe.train_images, getattr(train, "count", None)
-    if None not in (wanted, there) and wanted != there:
+    # A list has a method of that name.
+    if wanted and isinstance(there, int) and wanted < there:
         warnings.warn(
             f"the recipe's train_images is {wanted:,} and the training loader has {there:,}, "
             "which are trained on; train.subset(recipe.train_images) takes as many",
@@ -136,7 +137,7 @@ def explaining_images(model: nn.Module, images: Tensor) -> Iterator[None]:
             remedy = (
                 f"they are on {images.device} and it isn't; model.to(device) moves it"
             )
-        elif images.shape[3] in (1, 3) and images.shape[1] not in (1, 3):
+        elif images.shape[3] in (1, 3) and min(images.shape[1:3]) > 3:
             remedy = (
                 "they look like (B, H, W, C): .permute(0, 3, 1, 2) turns a batch, ToTensorV2 "
                 "each image"
@@ -302,8 +303,8 @@ def as_pair(batch: object) -> tuple[Tensor, Tensor]:
     if not is_pair or not all(isinstance(part, Tensor) for part in batch):
         raise ValueError(
             f"a batch of the loader, a {type(batch).__name__}, is not a pair of tensors, "
-            "images and labels; make it one in the Dataset or in collate_fn, and of "
-            "(train, test) pass one loader"
+            "images and labels; make it one in the Dataset or in collate_fn; if "
+            "these are two loaders, pass one of them"
         )
     images, labels = batch
     if images.ndim != 4:

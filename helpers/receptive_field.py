@@ -91,7 +91,6 @@ SOFTMAX = (
 VIEWS = (
     torch.flatten,
     torch.reshape,
-    torch.squeeze,
     "flatten",
     "view",
     "reshape",

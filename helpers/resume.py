@@ -2,9 +2,7 @@
 
 import contextlib
 import os
-import re
 import warnings
-from collections.abc import Iterator
 from dataclasses import asdict
 from os import PathLike
 from pathlib import Path
@@ -48,30 +46,27 @@ def plan_of(model: nn.Module, loaders, recipe: Recipe) -> dict[str, Any]:
 
 
 def plan_of_layers(model: nn.Module) -> dict[str, str]:
-    """Each layer's kind and options, and whether it is frozen: shapes don't tell."""
+    """Each layer's kind, and whether it is frozen, neither of which shapes tell.
+
+    Not its options: another torch words them otherwise, and some change in training.
+    """
     plan = {}
     for name, layer in model.named_modules():
         own = [parameter.requires_grad for parameter in layer.parameters(recurse=False)]
-        # A function among the options is at another address in another process.
-        options = re.sub(r" at 0x\w+", "", layer.extra_repr())
-        text = f"{type(layer).__name__}({options}){', frozen' if own and not all(own) else ''}"
-        plan[f"the model's {name or 'class'}"] = text
+        kind = type(layer).__name__ + ", frozen" * (bool(own) and not all(own))
+        plan[f"the model's {name or 'class'}"] = kind
     return plan
 
 
 def require_same_everywhere(plan: dict[str, Any], processes: Processes) -> None:
     """Raise ValueError, in each process, where their plans differ."""
     first, *others = processes.gather(plan)
-    differing = [
-        f"{name} is {there!r} in process 0 and {here!r} in process {rank}"
-        for rank, other in enumerate(others, start=1)
-        for name, there, here in differences(first, other)
-    ]
-    if differing:
-        raise ValueError(
-            f"the processes train different things: {', '.join(differing)}; start all "
-            "of them with the same options and data"
-        )
+    for rank, other in enumerate(others, start=1):
+        if differing := told(first, other, "in process 0", f"in process {rank}"):
+            raise ValueError(
+                f"the processes train different things: {differing}; start all of them "
+                "with the same options, data and model"
+            )
 
 
 def load_checkpoint(
@@ -133,22 +128,19 @@ def require_same_shapes(
         )
 
 
-def told(there: dict[str, Any], here: dict[str, Any]) -> str:
-    """What differs, in words."""
+def told(
+    there: dict[str, Any],
+    here: dict[str, Any],
+    at: str = "there",
+    other: str = "here",
+) -> str:
+    """What differs, in words; nothing where they are the same."""
     found = [
-        f"{name} is {one!r} there and {other!r} here"
-        for name, one, other in differences(there, here)
+        f"{name} is {there.get(name)!r} {at} and {here.get(name)!r} {other}"
+        for name in {**there, **here}
+        if there.get(name) != here.get(name)
     ]
     return ", ".join(found[:3]) + " and so on" * (len(found) > 3)
-
-
-def differences(
-    there: dict[str, Any], here: dict[str, Any]
-) -> Iterator[tuple[str, Any, Any]]:
-    """Each name whose values differ, and these."""
-    for name in {**there, **here}:
-        if there.get(name) != here.get(name):
-            yield name, there.get(name), here.get(name)
 
 
 def tell_where_it_goes_on(

@@ -456,11 +456,12 @@ def fit(
     recipe: all of it is applied but batch_size, train_images, test_images, augmentation
         and logit_scale, which are for whoever makes loaders and model, as in
         `make_loaders(..., batch_size=recipe.batch_size, **recipe.augmentation)`. Another
-        augmentation is warned of, another batch_size or logit_scale refused. Without a
-        max_lr the range test finds one, and a line tells it.
+        augmentation and more images are warned of, another batch_size or logit_scale is
+        refused. Without a max_lr the range test finds one, and a line tells it.
     checkpoint: a file that is written after each epoch; its folder is made if missing,
         so mount a drive first.
-    resume: go on from the checkpoint if it is there. On a CPU the results are those of a
+    resume: go on from the checkpoint if it is there, with the same recipe, loaders, kinds
+        of layers and frozen ones. On a CPU the results are those of a
         training without a stop if the loaders draw by `set_epoch` or torch's global
         generator alone: make_loaders' do, with the same augment_on; those of a DataLoader
         with persistent_workers don't.
@@ -543,7 +544,7 @@ def what_is_left(path: Path | None, error: BaseException) -> str:
     """What can be gone on from after a training that ended in this error."""
     kept = kept_checkpoints(path) if path else []
     if not kept:
-        return "no checkpoint was kept: make the model anew before it is trained again"
+        return "no checkpoint was kept, and the model is trained in part"
     left = f"go on from {path} with resume=True (--resume)"
     if isinstance(error, NonFiniteLoss):
         left += ", with the same max_lr; for a lower one begin in another file (--out)"

@@ -360,7 +360,7 @@ def test_a_short_run_comes_to_the_usual_loops_accuracy(precision):
     assert usual > 0.35
     ours = fit(network(), short_loaders(), plan).last.test_accuracy
     noise = (2 * usual * (1 - usual) / 500) ** 0.5  # a difference's standard error
-    assert abs(ours - usual) < 2 * noise
+    assert abs(ours - usual) < 3 * noise
 
 
 def test_both_students_loaders_give_each_image_once_with_a_hole():

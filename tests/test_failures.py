@@ -78,7 +78,7 @@ print(len(train(fits, peak_epoch=1, max_lr=1e-3).epochs), "epochs")
 def test_out_of_memory_names_a_batch_size_that_fits():
     done = python("-c", SHORT_OF_MEMORY, check=True)
     lines = [line for line in done.stdout.splitlines() if line[:6] != "epoch "]
-    assert lines[0].startswith("MemoryError in epoch 1; no checkpoint was kept: make")
+    assert lines[0].startswith("MemoryError in epoch 1; no checkpoint was kept, and")
     for sentence in lines[1:3]:  # in training, in the range test
         assert re.fullmatch(
             r"a step of 1024 images needs more memory than cpu has; one of (\d+) fits: "
@@ -281,7 +281,7 @@ def test_what_is_no_loader_or_no_model_is_said_by_its_kind():
             network(), (iter(b for b in batches), batches), RECIPE, device=CPU
         )
     pair = dataset.make_loaders(*sets, batch_size=16, device=CPU, augment_on="device")
-    with pytest.raises(ValueError, match=r"a DeviceLoader, .* pass one loader$"):
+    with pytest.raises(ValueError, match=r"a DeviceLoader, .* pass one of them$"):
         train_test.predict(network(), pair, device=CPU)
     with pytest.raises(TypeError, match=r"must be an nn\.Module, not a function"):
         train_test.fit(keeping, (batches, batches), RECIPE, device=CPU)

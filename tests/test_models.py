@@ -1,6 +1,7 @@
 """The networks are the ones that are promised, and their receptive fields are true."""
 
 import copy
+import operator
 
 import pytest
 import torch
@@ -219,8 +220,8 @@ class Functional(nn.Module):
     def forward(self, x):
         x = F.max_pool2d(F.relu(self.conv(x)), 2)
         x = F.avg_pool2d(self.again(x).sigmoid(), kernel_size=3, stride=1)
-        x = F.adaptive_avg_pool2d(-F.hardswish(self.again(x)).clamp(-1, 1), (1, 1))
-        return self.linear(torch.reshape(x.contiguous(), (-1, 8)) / 2)
+        x = F.adaptive_avg_pool2d(self.again(x), (1, 1))
+        return self.linear(torch.reshape(x, (-1, 8)) / 2)
 
 
 def test_functions_are_read_as_layers_and_a_layer_that_runs_twice_counts_once():
@@ -234,6 +235,29 @@ def test_functions_are_read_as_layers_and_a_layer_that_runs_twice_counts_once():
     assert [row.jump for row in rows] == [1, 2, 2, 2, 2, 8, 8]
     assert [row.kernel for row in rows] == [5, 2, 5, 3, 5, 4, 1]
     assert sum(row.parameters for row in rows) == models.count_parameters(model)
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        *(F.elu, F.celu, F.mish, F.hardswish, F.hardsigmoid, F.hardtanh, F.softplus),
+        *(F.selu, torch.relu, operator.neg),
+        lambda x: torch.clamp(x, 0, 6),
+        lambda x: x.relu_(),
+        lambda x: x.clamp(min=0).contiguous(),
+    ],
+)
+def test_activation_called_as_a_function_sees_what_the_layer_before_it_does(function):
+    class Activated(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.one, self.two = nn.Conv2d(3, 4, 3), nn.Conv2d(4, 4, 3)
+
+        def forward(self, x):
+            return self.two(function(self.one(x)))
+
+    rows = models.receptive_field_table(Activated())
+    assert [row.receptive_field for row in rows] == [3, 5]
 
 
 class Attention(nn.Module):

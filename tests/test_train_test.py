@@ -476,6 +476,8 @@ def test_other_number_of_images_than_the_recipes_is_said():
     with pytest.warns(UserWarning, match=rf"train_images is 16 and .* has {there},"):
         fit(network(), loaders(), recipe(train_images=16))
     fit(network(), loaders(), recipe(train_images=there))  # warns of nothing
+    train, test = loaders()
+    fit(network(), ([*train], test), recipe(train_images=1))  # a list doesn't tell
 
 
 @pytest.mark.parametrize(("trained", "tested"), [(0, 1), (1, 0)])
@@ -929,7 +931,7 @@ def test_failure_is_told_as_it_is_where_no_checkpoint_can_be_named(
             checkpoint=path,
         )
     last = capsys.readouterr().out.splitlines()[-1]
-    assert last.startswith("Interrupted in epoch 2; no checkpoint was kept: make the")
+    assert last.startswith("Interrupted in epoch 2; no checkpoint was kept, and")
 
 
 # --- checkpoints -----------------------------------------------------------------------
@@ -1225,10 +1227,6 @@ def gelu(model):
     model[2] = nn.GELU()
 
 
-def dropout(model):
-    model[5].p = 0.3
-
-
 def frozen(model):
     model[0].requires_grad_(False)
 
@@ -1236,32 +1234,14 @@ def frozen(model):
 @pytest.mark.parametrize(
     ("change", "sentence"),
     [
-        (gelu, "the model's 2 is 'ReLU()' there and \"GELU(approximate='none')\" here"),
-        (dropout, "the model's 5 is 'Dropout(p=0.0, inplace=False)' there and"),
-        (frozen, "padding=(1, 1)), frozen' here"),
+        (gelu, "the model's 2 is 'ReLU' there and 'GELU' here"),
+        (frozen, "the model's 0 is 'Conv2d' there and 'Conv2d, frozen' here"),
     ],
 )
 def test_model_of_the_same_shapes_is_an_error_too(change, sentence, interrupted):
     other = network()
     change(other)
     assert sentence in refusal(interrupted, model=other)
-
-
-def test_function_among_a_layers_options_is_the_same_in_another_process(tmp_path):
-    class Calls(nn.Identity):
-        def extra_repr(self):
-            return str(self.function)
-
-    def model():
-        made = network()
-        made[2] = Calls()
-        made[2].function = lambda x: x  # a new one, at its own address
-        return made
-
-    path, one, other = tmp_path / "training.pt", model(), model()
-    assert str(one[2]) != str(other[2])
-    history = fit(one, loaders(), recipe(), checkpoint=path)
-    assert fit(other, loaders(), recipe(), checkpoint=path, resume=True) == history
 
 
 def test_another_number_of_steps_is_an_error(interrupted):
@@ -1455,7 +1435,7 @@ def test_checks_and_range_test_compile_nothing():
     train_test.lr_range_test(model, pair.train, recipe(), device=CPU)
     assert not compilations
     fit(model, pair, recipe())
-    assert compilations
+    assert len(compilations) == 2  # for training, for evaluation
 
 
 def test_what_a_compiled_model_has_learned_the_plain_one_can_go_on_with(tmp_path):

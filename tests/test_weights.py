@@ -1,5 +1,6 @@
 """A trained network is the same after it was a file, and no other passes for it."""
 
+import copy
 import hashlib
 import json
 import re
@@ -310,36 +311,45 @@ def without_a_tensor(path):
     save_file(tensors, path, {"helpers": json.dumps(facts)})
 
 
-DAMAGE = {
-    "is not there; name a file that save_weights wrote": Path.unlink,
-    "is damaged or no file of save_weights (SafetensorError: ": (
-        lambda path: path.write_bytes(path.read_bytes()[:-1])
+DAMAGE = [
+    ("is not there; name a file that save_weights wrote", Path.unlink),
+    (
+        "is damaged or no file of save_weights (SafetensorError: ",
+        lambda path: path.write_bytes(path.read_bytes()[:-1]),
     ),
-    "is damaged or no file of save_weights (SafetensorError: Error while deserializing": (
-        lambda path: path.write_bytes(b"")
+    (
+        "is damaged or no file of save_weights (SafetensorError: Error while deserializing",
+        lambda path: path.write_bytes(b""),
     ),
-    "is damaged or no file of save_weights (KeyError: 'helpers'); fetch it": (
-        lambda path: path.write_bytes(save({"weight": torch.ones(2)}))
+    (
+        "is damaged or no file of save_weights (KeyError: 'helpers'); fetch it again",
+        lambda path: path.write_bytes(save({"weight": torch.ones(2)})),
     ),
-    "is damaged or no file of save_weights (KeyError: 'helpers'); fetch it again": (
-        lambda path: save_file({"weight": torch.ones(2)}, path, {"format": "pt"})
+    (
+        "is damaged or no file of save_weights (KeyError: 'helpers'); fetch it again",
+        lambda path: save_file({"weight": torch.ones(2)}, path, {"format": "pt"}),
     ),
-    "is damaged or no file of save_weights (JSONDecodeError: ": (
-        lambda path: save_file({"weight": torch.ones(2)}, path, {"helpers": "pt"})
+    (
+        "is damaged or no file of save_weights (JSONDecodeError: ",
+        lambda path: save_file({"weight": torch.ones(2)}, path, {"helpers": "pt"}),
     ),
-    "is of format 2 and this version reads up to 1; use a newer one": (
-        rewritten(format=2, model="ResNet1000")
+    (
+        "is of format 2 and this version reads up to 1; use a newer one",
+        rewritten(format=2, model="ResNet1000"),
     ),
-    "holds a ResNet1000, and MODELS has CustomResNet, ResNet18; use the version": (
-        rewritten(model="ResNet1000")
+    (
+        "holds a ResNet1000, and MODELS has CustomResNet, ResNet18; use the version",
+        rewritten(model="ResNet1000"),
     ),
-    "doesn't fit CustomResNet: size mismatch for linear.weight": (
-        rewritten(num_classes=5)
+    (
+        "doesn't fit CustomResNet: size mismatch for linear.weight",
+        rewritten(num_classes=5),
     ),
-    'doesn\'t fit CustomResNet: Missing key(s) in state_dict: "linear.bias"': (
-        without_a_tensor
+    (
+        'doesn\'t fit CustomResNet: Missing key(s) in state_dict: "linear.bias"',
+        without_a_tensor,
     ),
-}
+]
 
 
 def test_home_is_meant_by_its_sign_in_each_path(tmp_path, monkeypatch):
@@ -366,14 +376,24 @@ def file(tmp_path):
     return path, digest
 
 
-@pytest.mark.parametrize("message", DAMAGE)
-def test_file_of_another_kind_is_one_sentence(message, file):
+@pytest.mark.parametrize(("message", "damage"), DAMAGE)
+def test_file_of_another_kind_is_one_sentence(message, damage, file):
     path, _ = file
-    DAMAGE[message](path)
+    damage(path)
     with pytest.raises((ValueError, FileNotFoundError)) as caught:
         models.load_pretrained(path)
     assert str(caught.value).startswith(f"{path} {message}")
     assert isinstance(caught.value, FileNotFoundError) == ("not there" in message)
+
+
+def test_network_stays_as_it_is_when_its_file_is_written_anew(file):
+    path, _ = file
+    network = models.load_pretrained(path)
+    before = copy.deepcopy(network.state_dict())
+    with open(path, "r+b") as there:  # the same file, not another in its place
+        there.write(b"\xff" * path.stat().st_size)
+    for name, tensor in network.state_dict().items():
+        assert torch.equal(tensor, before[name]), name
 
 
 def test_damaged_header_is_one_sentence_even_without_a_digest(file):
