@@ -471,11 +471,12 @@ def test_loader_of_another_batch_size_is_an_error_before_training():
     assert_same_state(state_of(model), before)
 
 
-def test_other_number_of_images_than_the_recipes_is_said():
+def test_more_images_than_the_recipes_are_said():
     there = len(IMAGES[0])
     with pytest.warns(UserWarning, match=rf"train_images is 16 and .* has {there},"):
         fit(network(), loaders(), recipe(train_images=16))
-    fit(network(), loaders(), recipe(train_images=there))  # warns of nothing
+    for enough in (there, there + 1):
+        fit(network(), loaders(), recipe(train_images=enough))  # warns of nothing
     train, test = loaders()
     fit(network(), ([*train], test), recipe(train_images=1))  # a list doesn't tell
 
