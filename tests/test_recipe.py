@@ -145,7 +145,7 @@ def test_full_profile_is_the_assignment_and_the_others_are_smaller():
     assert PROFILES["full"] == Recipe()
     quick = PROFILES["quick"]  # as README says
     assert (quick.train_images, quick.test_images) == (5_000, 2_000)
-    assert (quick.epochs, quick.batch_size) == (16, 128)
+    assert (quick.epochs, quick.batch_size) == (8, 128)
     for name in ("quick", "smoke"):
         assert PROFILES[name].epochs < Recipe().epochs
         assert PROFILES[name].train_images < 50_000
