@@ -13,7 +13,7 @@ import nbformat
 import pytest
 
 from helpers import __main__ as program
-from helpers import train_test, weights
+from helpers import dataset, models, train_test, weights
 from tests.shared import PROJECT, python
 from tools import run_notebook
 
@@ -91,7 +91,7 @@ def test_compared_cells_hold_what_no_profile_or_device_changes(code):
         (
             "S10_PROFILE",
             "huge",
-            "S10_PROFILE must be one of full, quick, smoke, not 'h",
+            "PROFILE must be one of full, quick, smoke, not 'h",
         ),
         ("S10_CHECKPOINT", "nowhere/s10.pt", "nowhere is not there; mount the drive"),
         ("S10_WEIGHTS", "held.json", "held.json was not evaluated on the test set"),
@@ -237,6 +237,7 @@ def test_rate_that_was_set_is_kept(sources, run_cells, monkeypatch, found_rate):
         "test = test.subset(50)",
         'MODEL = "ResNet18"',
         'RECIPE = replace(RECIPE, optimizer="sgd")',
+        "MEAN = (0.5, 0.5, 0.5)",
     ],
 )
 def test_training_cell_refuses_what_the_cells_before_it_were_not_made_with(
@@ -247,6 +248,52 @@ def test_training_cell_refuses_what_the_cells_before_it_were_not_made_with(
     (end,) = [n for n, text in enumerate(some) if "train_test.fit(" in text]
     with pytest.raises(RuntimeError, match="run all cells from part 2 on again"):
         run_cells([*some[:end], changed, some[end]])
+
+
+@pytest.mark.parametrize(
+    ("changed", "again", "said"),
+    [
+        ("SEED = 1", "make_loaders(", "run all cells from part 2 on again"),
+        ("RECIPE = replace(RECIPE, cutout=0)", "made_for =", "run all cells from part"),
+        ('MODEL = "ResNet18"', "made_for =", "part 6 was about another network"),
+    ],
+)
+def test_training_cell_refuses_what_only_some_cells_were_run_again_for(
+    changed, again, said, sources, run_cells, monkeypatch, found_rate
+):
+    monkeypatch.setattr(train_test, "fit", None)  # nothing is to be trained
+    some = [text for text in sources if "plot_" not in text or "lr_range" in text]
+    (end,) = [n for n, text in enumerate(some) if "train_test.fit(" in text]
+    (cell,) = [text for text in some if again in text and "train_test" not in text]
+    with pytest.raises(RuntimeError, match=said):
+        run_cells([*some[:end], changed, cell, some[end]])
+
+
+def test_images_that_came_after_the_training_are_no_part_of_its_results(
+    sources, run_cells, monkeypatch
+):
+    (results,) = [text for text in sources if "flip_tta=True" in text]
+    changed = ["test = test.subset(50)", results]
+    (loaders,) = [n for n, text in enumerate(sources) if "make_loaders(" in text]
+    before = [text for text in sources[: loaders + 1] if "plot_" not in text]
+    with pytest.raises(RuntimeError, match="part 3 has changed: run all cells"):
+        run_cells([*before, "history = train_test.History(1)", *changed])
+
+
+def test_stored_network_of_other_classes_is_refused(sources, run_cells, monkeypatch):
+    stored = models.CustomResNet()
+    stored.classes = dataset.CIFAR10_CLASSES
+    data = {"evaluated_on": "test set", "test_images": 100}
+    record = {"model": "CustomResNet", "data": data}
+    monkeypatch.setattr(weights, "load_run", lambda path: (stored, record))
+    monkeypatch.setenv("S10_WEIGHTS", "run.json")
+    some = [text for text in sources if "plot_" not in text]
+    (end,) = [n for n, text in enumerate(some) if "make_loaders(" in text]
+    own = "unavailable = None"  # as for pictures of one's own
+    with pytest.raises(
+        ValueError, match="of other classes: set WEIGHTS = None in part 2"
+    ):
+        run_cells([*some[:end], own, some[end]])
 
 
 def test_with_weights_it_goes_to_the_mistakes_without_training(

@@ -141,6 +141,8 @@ def test_the_cell_for_several_gpus_gives_history_and_weights_and_one_record(
         "DATA": "synthetic",
         "device": "cpu",
         "train": range(40),
+        "test": range(23),
+        "PROFILE": "smoke",
         "model": models.CustomResNet(),
     }
     names = runpy.run_path(str(path), before)
@@ -158,7 +160,8 @@ def test_the_cell_for_several_gpus_gives_history_and_weights_and_one_record(
     assert [line[:9] for line in lines[3:5]] == ["epoch   1", "epoch   2"]
     assert lines[5].endswith(written.name) and len(lines) == 6
     assert len(names["history"].epochs) == 2
-    assert (names["trained_on"], names["ABOUT"]) == (40, "synthetic")
+    assert (names["trained_on"], names["tested_on"]) == (40, 23)
+    assert (names["ABOUT"], names["how"]) == ("synthetic", "Profile: smoke")
     sets = dataset.synthetic_cifar10(train=40, test=23)
     tested = dataset.make_loaders(*sets, batch_size=16, device="cpu").test
     found = train_test.evaluate(names["trained"], tested, device="cpu")
