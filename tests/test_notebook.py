@@ -209,7 +209,7 @@ def found_rate(monkeypatch):
 
 
 def test_resnet18_is_described_by_the_same_cells(sources, run_cells, capsys):
-    (end,) = [n for n, text in enumerate(sources) if "receptive_field_table(" in text]
+    (end,) = [n for n, text in enumerate(sources) if "field_markdown(" in text]
     some = [text for text in sources[: end + 1] if "plot_" not in text]
     switched = [text.replace('"CustomResNet"', '"ResNet18"') for text in some]
     rows = run_cells(switched)["rows"]
