@@ -126,7 +126,9 @@ def results_markdown(records: Sequence[dict[str, Any]]) -> str:
                 "last epoch": f"**{last}**",
                 "maximum": best,
                 "last epoch, flip TTA": tta,
-                "difference to `page`, points": against_page(runs, records),
+                "difference to `page`, points ± standard error": against_page(
+                    runs, records
+                ),
                 "commit": ", ".join(commits),
             }
         )

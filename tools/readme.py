@@ -9,7 +9,6 @@ import base64
 import json
 import re
 import statistics
-import string
 from pathlib import Path
 from typing import Any
 
@@ -58,14 +57,12 @@ def by_class(records: list[dict[str, Any]]) -> str:
         )
         for name in records[0]["class_accuracy"]
     ]
-    keys = []  # a column's head has no room for what it is about
-    for letter, runs in zip(string.ascii_uppercase, groups):
+    heads = ["class"]
+    for runs in groups:
         ran = Experiment.of(runs[0])
-        how = how_trained(runs[0]) + machine(runs, groups)
-        about = f"{ran.epochs} epochs, {ran.source}, runs: {len(runs)}"
-        keys.append(f"- {letter}: {ran.model}, {how}, {about}")
-    table = markdown(["class", *string.ascii_uppercase[: len(groups)]], lines)
-    return "\n".join([*keys, "", table])
+        how = f"{ran.model}, {how_trained(runs[0])}{machine(runs, groups)}"
+        heads.append(f"{how}, {ran.epochs} epochs, {ran.source}, runs: {len(runs)}")
+    return markdown(heads, lines)
 
 
 def machine(runs: list[dict[str, Any]], groups: list[list[dict[str, Any]]]) -> str:
@@ -151,7 +148,7 @@ def claims(records: list[dict[str, Any]]) -> str:
 | 18 convolutional layers and 6,574,090 parameters | They don't fit: the network of {custom:,} parameters has 8 convolutions; ResNet-18 for images of this size has 20 (17, and 3 in shortcuts) and {resnet:,} parameters |
 | a table of 9 convolutions, whose parameters add up to 7,013,258 | Its rows can't be one network: Convolution 5, in a block of 128 channels, has the parameters of one between 128 and 256. The notebook's table adds up to {sum(row.parameters for row in rows):,} |
 | receptive field 3×3 at every convolution, 5×5 to 17×17 behind blocks, 32×32 at the end | 3×3 is the kernel; the field grows to {field}×{field} pixels |
-| maximum test accuracy 92.35%, in epoch 22 of 24 | The best of 24 test results, so chosen by the test set. Here the best is {record["maximum_accuracy"]:.2%}, that of the last of {epochs} epochs {record["last_epoch_accuracy"]:.2%}, recipe `{record["recipe_name"]}`, seed {record["seed"]}, {record["data"]["source"]} |
+| maximum test accuracy 92.35%, in epoch 22 of 24 | The best of 24 test results, so chosen by the test set. Here the best is {record["maximum_accuracy"]:.2%} and the last of {epochs} epochs {record["last_epoch_accuracy"]:.2%} (recipe `{record["recipe_name"]}`, seed {record["seed"]}, {record["data"]["source"]}) |
 | class-wise accuracy, losses, plots: announced, not given | In the notebook, accuracy with intervals |
 | the LR finder's learning rates: not given | {record["max_lr"]:.1e} in that run |"""
 
