@@ -99,8 +99,8 @@ def results_markdown(records: Sequence[dict[str, Any]]) -> str:
     Accuracies are means in percent, with the standard deviation where there are several
     seeds. The last epoch's is the figure to quote: the maximum was chosen by the test set.
     Of records of one experiment and seed the last one counts. Data, numbers of images,
-    epochs × batch and hardware stand above the table where all rows share them; a column
-    of which nothing was measured is left out.
+    epochs × batch, hardware and where images are augmented stand above the table where all
+    rows share them; a column of which nothing was measured is left out.
     """
     lines = []
     for runs in experiments(records):
@@ -120,7 +120,8 @@ def results_markdown(records: Sequence[dict[str, Any]]) -> str:
                 "data": ran.source,
                 "training → test images": images,
                 "epochs × batch": f"{ran.epochs} × {ran.batch_size}",
-                "hardware": ran.device,
+                "hardware": ran.hardware,
+                "augmented on": ran.augment_on,
                 "max_lr": " to ".join(dict.fromkeys((rates[0], rates[-1]))),
                 "runs": len(runs),
                 "last epoch": f"**{last}**",
@@ -134,7 +135,7 @@ def results_markdown(records: Sequence[dict[str, Any]]) -> str:
         )
     if not lines:
         return "(no records)"
-    conditions = ("data", "training → test images", "epochs × batch", "hardware")
+    conditions = list(lines[0])[1:6]
     shared = [name for name in conditions if len({line[name] for line in lines}) == 1]
     above = "; ".join(f"{name}: {lines[0][name]}" for name in shared)
     columns = [
@@ -251,6 +252,7 @@ class Experiment(NamedTuple):
     device: str
     precision: str
     processes: int
+    augment_on: str
     trained: str  # all else that decides, as JSON
 
     @classmethod
@@ -274,8 +276,15 @@ class Experiment(NamedTuple):
             hardware["device"],
             hardware["precision"],
             hardware["processes"],
-            json.dumps([fields, record["augment_on"]], sort_keys=True),
+            record["augment_on"],
+            json.dumps(fields, sort_keys=True),
         )
+
+    @property
+    def hardware(self) -> str:
+        """The device, what it computed in, and how many such worked together."""
+        several = f", processes: {self.processes}" if self.processes > 1 else ""
+        return f"{self.device}, {self.precision}{several}"
 
 
 def experiments(records: Sequence[dict[str, Any]]) -> list[list[dict[str, Any]]]:
@@ -330,7 +339,9 @@ def paired(
 
     def conditions(record: dict[str, Any]) -> tuple:
         # Where images are augmented decides only what is drawn.
-        rest = Experiment.of(record)._replace(model="", recipe_name="", trained="")
+        rest = Experiment.of(record)._replace(
+            model="", recipe_name="", augment_on="", trained=""
+        )
         images = record["data"]["test_fingerprint"]
         return *rest, images, record["recipe"]["peak_epoch"], record["seed"]
 

@@ -341,7 +341,7 @@ def test_runs_that_differ_in_anything_but_the_seed_are_rows_of_their_own():
     elsewhere = {**run, "augment_on": "device"}
     other = {**run, "model": "ResNet18"}
     rows = rows_of([run, held, bare, shared, exact, elsewhere, other, again])
-    assert len(rows) == 7
+    assert len(rows) == len(set(rows)) == 7
     assert sum("91.00% ± 1.41" in row for row in rows) == 1
     assert sum("→ 10,000 held-out training images |" in row for row in rows) == 1
 
@@ -349,7 +349,10 @@ def test_runs_that_differ_in_anything_but_the_seed_are_rows_of_their_own():
 def test_what_all_rows_share_stands_above_them():
     run, other = made("assignment", 0, 0.90), made("page", 0, 0.92)
     above, _, head, *_ = utils.results_markdown([run, other]).splitlines()
-    said = "training → test images: 50,000 → 10,000; epochs × batch: 24 × 512"
+    said = (
+        "training → test images: 50,000 → 10,000; epochs × batch: 24 × 512; "
+        "hardware: AMD EPYC, bfloat16; augmented on: cpu"
+    )
     assert said in above and "epochs × batch" not in head
     longer = within(other, "recipe", epochs=30)
     above, _, head, *_ = utils.results_markdown([run, longer]).splitlines()

@@ -66,9 +66,9 @@ def by_class(records: list[dict[str, Any]]) -> str:
 
 
 def machine(runs: list[dict[str, Any]], groups: list[list[dict[str, Any]]]) -> str:
-    """The device of these runs, if not all groups ran on it."""
-    devices = {Experiment.of(group[0]).device for group in groups}
-    return f", {Experiment.of(runs[0]).device}" * (len(devices) > 1)
+    """The hardware of these runs, if not all groups ran on it."""
+    kinds = {Experiment.of(group[0]).hardware for group in groups}
+    return f", {Experiment.of(runs[0]).hardware}" * (len(kinds) > 1)
 
 
 def ingredients(folder: Path, trials: list[trainings.Trial]) -> str:
