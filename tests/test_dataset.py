@@ -15,7 +15,6 @@ import tempfile
 import tracemalloc
 import warnings
 from collections import Counter
-from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
 
@@ -1027,6 +1026,18 @@ def test_images_are_drawn_where_cifar10_cannot_be_had_and_the_reason_is_told(
         dataset.load_or_draw(folder, **sizes)
 
 
+def test_as_many_images_as_cifar10_has_are_drawn_where_no_number_is_given(monkeypatch):
+    def blank(labels, rng):  # which takes no time
+        return np.zeros((len(labels), 32, 32, 3), np.uint8)
+
+    monkeypatch.setattr("helpers.synthetic.draw", blank)
+    every = {"train_images": None, "test_images": None}
+    train, test, _ = dataset.load_or_draw(None, **every)
+    assert (len(train), len(test)) == (50_000, 10_000)
+    train, held_out = dataset.images_of("synthetic", **every, holdout=5_000)
+    assert (len(train), len(held_out)) == (45_000, 5_000)
+
+
 # --- augmentation: what both ways of running it promise --------------------------------
 
 
@@ -1185,16 +1196,6 @@ def test_each_epoch_is_augmented_anew(on):
     assert not torch.equal(epoch(train)[0], epoch(train)[0])
 
 
-def test_copied_loader_begins_its_own_epochs():
-    one = loaders(on="cpu").train
-    other = deepcopy(one)
-    first = epoch(one)[0]
-    for _ in range(2):
-        other.set_epoch(0)
-        assert torch.equal(epoch(other)[0], first)
-    assert (one.epoch, other.epoch) == (1, 1)
-
-
 def test_workers_end_with_their_loader():
     before = {*multiprocessing.active_children()}
     loader = loaders(on="cpu", workers=1).train
@@ -1220,8 +1221,6 @@ def test_greyscale_of_another_size_goes_through_both_ways():
         options = {"padding": 1, "cutout": 2, "mean": (0.5,), "std": (0.5,)}
         images, _ = epoch(loaders(data, on=on, **options).train)
         assert images.shape == (20, 1, 8, 8)
-        assert images.min() >= -1
-        assert images.max() <= 1
 
 
 @pytest.mark.parametrize(

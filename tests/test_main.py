@@ -144,6 +144,8 @@ def test_record_tells_by_what_code_and_on_which_machine(ran):
         },
     }
     auto = train_test.choose_dtype("auto", torch.device("cpu"))
+    if (cpu := Path("/proc/cpuinfo")).exists() and "model name" in cpu.read_text():
+        assert f": {got['hardware']['device']}\n" in cpu.read_text()
     assert got["hardware"] == {
         "device": utils.device_name(torch.device("cpu")),
         "threads": torch.get_num_threads(),
@@ -354,6 +356,7 @@ def test_resumed_run_ends_with_the_record_of_an_uninterrupted_one(
     main(interrupted, "--seeds=3", "--resume")
     out = capsys.readouterr().out
     assert "going on after epoch 1 of 3" in out
+    assert "range test" not in out  # whose rate the checkpoint has
     assert re.findall(r"^epoch +(\d+)", out, re.MULTILINE) == ["2", "3"]
     assert repeatable(record(interrupted)) == repeatable(record(ran))
     assert checkpoints(interrupted) == {}
@@ -481,6 +484,17 @@ def test_seed_that_is_done_and_begun_again_goes_on(ran, interrupted, capsys):
     # What a kill between the two renames of a checkpoint leaves.
     checkpoint.rename(checkpoint.with_name(checkpoint.name + ".previous"))
     main(interrupted, "--resume", "--seeds", "3")
+    assert "going on after epoch 1 of 3" in capsys.readouterr().out
+
+
+def test_damaged_checkpoint_is_said_and_the_one_before_gone_on_from(
+    interrupted, capsys
+):
+    (checkpoint,) = checkpoints(interrupted)
+    checkpoint.rename(checkpoint.with_name(checkpoint.name + ".previous"))
+    checkpoint.write_bytes(b"damaged")
+    with pytest.warns(UserWarning, match=r"seed3\.pt is damaged"):
+        main(interrupted, "--resume", "--seeds", "3")
     assert "going on after epoch 1 of 3" in capsys.readouterr().out
 
 

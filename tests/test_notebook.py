@@ -11,9 +11,10 @@ from pathlib import Path
 
 import nbformat
 import pytest
+import torch
 
 from helpers import __main__ as program
-from helpers import dataset, models, train_test, weights
+from helpers import dataset, models, train_test, utils, weights
 from tests.shared import PROJECT, python
 from tools import run_notebook
 
@@ -190,6 +191,19 @@ def run_cells(tmp_path, monkeypatch):
         return runpy.run_path(str(script))
 
     return run
+
+
+@pytest.mark.parametrize(("kind", "profile"), [("cuda", "full"), ("cpu", "quick")])
+def test_unless_told_otherwise_the_device_chooses_the_profile_and_data_is_the_folder(
+    kind, profile, sources, run_cells, monkeypatch
+):
+    monkeypatch.setattr(utils, "get_device", lambda: torch.device(kind))
+    monkeypatch.setenv("S10_PROFILE", "")
+    monkeypatch.setenv("CIFAR10_ROOT", "elsewhere")
+    names = run_cells(sources[:2])
+    assert (names["PROFILE"], names["CIFAR10_ROOT"]) == (profile, "elsewhere")
+    monkeypatch.delenv("CIFAR10_ROOT")
+    assert run_cells(sources[:2])["CIFAR10_ROOT"] == "data"
 
 
 @pytest.fixture

@@ -68,12 +68,13 @@ def test_several_train_as_one_does(several, alone):
 
 
 def test_loader_that_tells_its_share_alone_trains_as_one_does(several):
-    expected = together.own(Processes())
+    expected, sizes = together.own(Processes())
+    assert sizes == [12]
     for found in several[0]:
+        theirs, sizes = found["own"]
+        assert sizes == [12]  # all processes' together
         for name, weight in expected.items():
-            assert torch.allclose(found["own"][name], weight, rtol=1e-3, atol=1e-5), (
-                name
-            )
+            assert torch.allclose(theirs[name], weight, rtol=1e-3, atol=1e-5), name
 
 
 @pytest.mark.parametrize("kind", ["plain", "batchnorm"])

@@ -39,6 +39,13 @@ def test_tables_are_what_records_and_networks_give(text):
     assert readme.render_notebook(notebook) == notebook, "run make readme"
 
 
+def test_readme_tells_the_profiles_numbers(text):
+    quick = train_test.PROFILES["quick"]
+    assert f"{quick.train_images:,} images, {quick.epochs} epochs" in text
+    assert f"of {quick.test_images:,} test images" in text
+    assert f"(in `quick` {quick.batch_size})" in text
+
+
 def test_beside_the_reports_figure_stands_the_longest_run_by_its_recipe():
     records = [
         {

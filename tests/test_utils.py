@@ -288,9 +288,11 @@ def test_lines_to_compare_with_are_where_they_say():
     assert list(mean.get_xdata()) == pytest.approx([200 / 3] * 2)
 
 
-def test_seed_is_a_whole_number():
+def test_seed_that_is_no_whole_number_changes_nothing():
+    before = random.getstate()
     with pytest.raises(TypeError):
         utils.set_seed(1.5)
+    assert random.getstate() == before
 
 
 def test_seed_repeats_python_numpy_and_torch():
