@@ -28,8 +28,7 @@ from benchmarks import (
 from benchmarks.fresh import PROJECT
 from benchmarks.rows import Row, Setup, find, table, target_table
 from benchmarks.targets import targets
-from helpers import dataset, utils
-from helpers.__main__ import commit, hardware
+from helpers import dataset, train_test, utils
 from helpers.loaders import usable_cores
 
 FORMAT = 1  # of the record
@@ -117,7 +116,7 @@ def kept_from(path: Path, record: dict[str, Any], anew: list[str]) -> dict[str, 
     if set(anew) == set(GROUPS) or not path.exists():
         return nothing
     earlier = json.loads(path.read_text())
-    # Who knows to what, or of what.
+    # Changed or unknown code can't be matched.
     changed = record["commit"].endswith("-dirty") or record["commit"] == "unknown"
     if changed or any(earlier.get(name) != value for name, value in record.items()):
         print(
@@ -190,14 +189,15 @@ def make_setup(options: argparse.Namespace) -> Setup:
 
 def described(setup: Setup) -> dict[str, Any]:
     torch.set_num_threads(setup.threads)
+    dtype = train_test.choose_dtype("auto", setup.device)
     # Of the data's folder its name alone, as the rest is this machine's.
     size = {**dataclasses.asdict(setup), "data": Path(setup.data).name}
     del size["rivals"]  # the rows tell
     return {
         "format": FORMAT,
-        "commit": commit(),
+        "commit": utils.commit(),
         "versions": utils.versions(),
-        "hardware": hardware(setup.device, "auto"),
+        "hardware": utils.hardware(setup.device, dtype),
         "setup": {**size, "device": setup.device.type},
     }
 

@@ -23,7 +23,6 @@ import torch
 from benchmarks.fresh import PROJECT
 from benchmarks.rows import Row, Setup, find, median, seconds
 from helpers import dataset, models, train_test
-from helpers.__main__ import hardware
 
 GROUP = "a whole training"
 TRAINING = "ours, 24 epochs, training alone"
@@ -83,8 +82,9 @@ def measure(setup: Setup, rows: list[Row]) -> list[Row]:
             for done in (ours(setup), cold(setup, failures), rivals(setup, failures)):
                 for label, value in done:
                     found[label].append(value)
-        precision = hardware(setup.device, "auto")["precision"]
-        peak = median(find(rows, "limits", f"matmul peak, {precision}"))
+        dtype = str(train_test.choose_dtype("auto", setup.device))
+        name = f"matmul peak, {dtype.removeprefix('torch.')}"
+        peak = median(find(rows, "limits", name))
         flops = median(find(rows, "limits", "CustomResNet, forward and backward"))
         if peak and flops and not setup.smoke:
             work = 24 * 50_000 * flops / 1e3  # TFLOP

@@ -10,7 +10,6 @@ import importlib.util
 import inspect
 import os
 import re
-import subprocess
 import time
 import warnings
 from pathlib import Path
@@ -291,6 +290,7 @@ def setting(
 ) -> dict[str, Any]:
     """The part of a record that is known before the training."""
     train, test = data
+    dtype = train_test.choose_dtype(recipe.precision, device)
     evaluated_on = "held-out training images" if options.holdout else "test set"
     return {
         "profile": options.profile,
@@ -299,9 +299,9 @@ def setting(
         "parameters": models.count_parameters(model),
         "seed": seed,
         "recipe": dataclasses.asdict(recipe),
-        "commit": commit(),
+        "commit": utils.commit(),
         "versions": utils.versions(),
-        "hardware": hardware(device, recipe.precision),
+        "hardware": utils.hardware(device, dtype),
         "data": {
             "source": train.source,
             "train_images": len(train),
@@ -334,31 +334,6 @@ def outcome(
         },
         "seconds": sum(row.seconds for row in history.epochs),
         "history": [row._asdict() for row in history.epochs],
-    }
-
-
-def commit() -> str:
-    """The commit of this code: git's, with -dirty for changed files, else S10_COMMIT's."""
-
-    def git(*arguments: str) -> str:
-        command = ["git", "-C", str(Path(__file__).parent), *arguments]
-        done = subprocess.run(command, capture_output=True, text=True, check=True)
-        return done.stdout.strip()
-
-    try:
-        git("ls-files", "--error-unmatch", Path(__file__).name)  # not around it: of it
-        # A tag's name would hide the commit.
-        return git("describe", "--always", "--exclude=*", "--abbrev=40", "--dirty")
-    except (OSError, subprocess.CalledProcessError):  # no git, or no checkout
-        return os.environ.get("S10_COMMIT", "unknown")
-
-
-def hardware(device: torch.device, precision: str) -> dict[str, Any]:
-    dtype = train_test.choose_dtype(precision, device)
-    return {
-        "device": utils.device_name(device),
-        "threads": torch.get_num_threads(),
-        "precision": str(dtype).removeprefix("torch."),
     }
 
 

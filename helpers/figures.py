@@ -28,7 +28,7 @@ from helpers.measures import (
     require_positive,
     wilson,
 )
-from helpers.records import accuracy_by_rate, flat_top
+from helpers.results import accuracy_by_rate, flat_top
 
 # Okabe and Ito's colours (Color Universal Design, 2008): the colour-blind see them apart.
 BLACK, ORANGE, SKY_BLUE, GREEN = "#000000", "#E69F00", "#56B4E9", "#009E73"

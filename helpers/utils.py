@@ -7,10 +7,11 @@ a cell's last line or by `display(figure)`, and `figure.savefig(path)` makes a f
 import contextlib
 import importlib.metadata
 import operator
+import os
 import platform
 import random
+import subprocess
 import textwrap
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -45,12 +46,11 @@ from helpers.measures import (
 )
 from helpers.records import (
     describe_record,
-    markdown,
     read_record,
     read_records,
-    results_markdown,
     write_record,
 )
+from helpers.tables import receptive_field_markdown, results_markdown
 
 __all__ = [
     "CalibrationBin",
@@ -145,6 +145,32 @@ def versions() -> dict[str, str]:
     return found
 
 
+def hardware(device: torch.device, dtype: torch.dtype) -> dict[str, Any]:
+    """What a record says of the machine; dtype is what was computed in."""
+    return {
+        "type": device.type,
+        "device": device_name(device),
+        "threads": torch.get_num_threads(),
+        "precision": str(dtype).removeprefix("torch."),
+    }
+
+
+def commit() -> str:
+    """The commit of this code: git's, with -dirty for changed files, else S10_COMMIT's."""
+
+    def git(*arguments: str) -> str:
+        command = ["git", "-C", str(Path(__file__).parent), *arguments]
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
+        return done.stdout.strip()
+
+    try:
+        git("ls-files", "--error-unmatch", Path(__file__).name)  # not around it: of it
+        # A tag's name would hide the commit.
+        return git("describe", "--always", "--exclude=*", "--abbrev=40", "--dirty")
+    except (OSError, subprocess.CalledProcessError):  # no git, or no checkout
+        return os.environ.get("S10_COMMIT", "unknown")
+
+
 def describe_run(profile: str, data: str, device: torch.device | str) -> str:
     """Return one line with the profile, data, processor and versions behind a result."""
     device = torch.device(device)
@@ -162,36 +188,3 @@ def banner(text: str) -> str:
     lines = textwrap.wrap(text, 76)
     edge = "#" * 80
     return "\n".join([edge, *(f"# {line:76} #" for line in lines), edge])
-
-
-def receptive_field_markdown(rows: Sequence[Any]) -> str:
-    """Return a Markdown table of the rows that `models.receptive_field_table` gives.
-
-    Convolutions, poolings, means and linear layers have a line each. The others see what
-    their input sees: one line, the last but one, sums up their parameters.
-    """
-    kinds = ("Conv2d", "Pool2d", "Linear", "mean", "amax")
-    shown = [row for row in rows if row.kind.endswith(kinds)]
-    total, listed = (sum(row.parameters for row in some) for some in (rows, shown))
-    lines = [
-        (
-            f"`{row.name}`",
-            row.kind,
-            "×".join(map(str, row.output_size)),
-            f"**{row.receptive_field}**",
-            row.jump,
-            f"{row.kernel}×{row.kernel}" if row.kind != "Linear" else "",
-            f"{row.parameters:,}" if row.parameters else "",
-        )
-        for row in shown
-    ]
-    others = {row.kind for row in rows if row.parameters and row not in shown}
-    name = (
-        f"all {others.pop().removesuffix('2d')} layers"
-        if len(others) == 1
-        else "all other layers"
-    )
-    lines.append((name, "", "", "", "", "", f"{total - listed:,}"))
-    lines.append(("all", "", "", "", "", "", f"**{total:,}**"))
-    columns = ["layer", "kind", "output", "receptive field", "jump", "kernel"]
-    return markdown([*columns, "parameters"], lines, left=(0, 1))

@@ -29,7 +29,7 @@ from benchmarks.rows import (
     target_table,
 )
 from benchmarks.targets import targets
-from helpers import dataset, models, train_test
+from helpers import dataset, models, train_test, utils
 from tests.shared import CPU, fit, network, raising, recipe
 
 
@@ -142,7 +142,7 @@ def test_a_group_that_fails_takes_no_other_along(tmp_path, monkeypatch, capsys):
 
 
 def test_a_group_that_fails_loses_nothing_that_is_kept(tmp_path, monkeypatch):
-    monkeypatch.setattr(bench, "commit", lambda: "a")
+    monkeypatch.setattr(utils, "commit", lambda: "a")
     row = Row(group="a", name="one", unit="s", values=[1.0])
     groups = {name: lambda setup, rows: [row] for name in ("data", "steps")}
     monkeypatch.setattr(bench, "GROUPS", groups)

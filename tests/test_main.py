@@ -147,6 +147,7 @@ def test_record_tells_by_what_code_and_on_which_machine(ran):
     if (cpu := Path("/proc/cpuinfo")).exists() and "model name" in cpu.read_text():
         assert f": {got['hardware']['device']}\n" in cpu.read_text()
     assert got["hardware"] == {
+        "type": "cpu",
         "device": utils.device_name(torch.device("cpu")),
         "threads": torch.get_num_threads(),
         "precision": str(auto).removeprefix("torch."),
@@ -620,22 +621,22 @@ def elsewhere(tmp_path, monkeypatch):
     monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
     package = tmp_path / "helpers"
     package.mkdir()
-    (package / "__main__.py").write_text("")
-    monkeypatch.setattr(program, "__file__", str(package / "__main__.py"))
+    (package / "utils.py").write_text("")
+    monkeypatch.setattr(utils, "__file__", str(package / "utils.py"))
     monkeypatch.delenv("S10_COMMIT", raising=False)
     return package
 
 
 def test_commit_without_a_checkout_is_that_of_the_environment(elsewhere, monkeypatch):
-    assert program.commit() == "unknown"
+    assert utils.commit() == "unknown"
     monkeypatch.setenv("S10_COMMIT", "0123abc")
-    assert program.commit() == "0123abc"
+    assert utils.commit() == "0123abc"
 
 
 def test_commit_without_git_is_that_of_the_environment(monkeypatch, tmp_path):
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.setenv("S10_COMMIT", "0123abc")
-    assert program.commit() == "0123abc"
+    assert utils.commit() == "0123abc"
 
 
 @pytest.mark.skipif(not shutil.which("git"), reason="needs git")
@@ -653,9 +654,9 @@ def test_commit_is_gits_and_tells_of_changed_files(elsewhere, monkeypatch):
     monkeypatch.setenv("S10_COMMIT", "not asked for")
     head = git("rev-parse", "HEAD")
     git("tag", "-a", "v1", "-m", "a tag's name doesn't hide it")
-    assert program.commit() == head
-    (elsewhere / "__main__.py").write_text("changed")
-    assert program.commit() == f"{head}-dirty"
+    assert utils.commit() == head
+    (elsewhere / "utils.py").write_text("changed")
+    assert utils.commit() == f"{head}-dirty"
     # Installed below somebody's own project, it isn't of that one's commits.
     git("rm", "--quiet", "--cached", "-r", "helpers")
     git(
@@ -667,7 +668,7 @@ def test_commit_is_gits_and_tells_of_changed_files(elsewhere, monkeypatch):
         "second",
         "--allow-empty",
     )
-    assert program.commit() == "not asked for"
+    assert utils.commit() == "not asked for"
 
 
 def test_record_names_the_code_that_the_run_started_from(tmp_path, monkeypatch):
@@ -676,7 +677,7 @@ def test_record_names_the_code_that_the_run_started_from(tmp_path, monkeypatch):
         return real(*args, **options)
 
     head, real = ["before"], train_test.train_one_epoch
-    monkeypatch.setattr(program, "commit", lambda: head[-1])
+    monkeypatch.setattr(utils, "commit", lambda: head[-1])
     monkeypatch.setattr(train_test, "train_one_epoch", moves_on)
     main(tmp_path)
     assert record(tmp_path)["commit"] == "before"

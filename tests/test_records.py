@@ -8,11 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from helpers import models, utils, weights
-from helpers import records as kept
+from helpers import models, results, tables, utils, weights
 from helpers.train_test import PROFILES, RECIPES, Recipe
 from tests.shared import CPU, Tiny, raising, within
-from tools import readme, trainings
+from tools import readme, trainings, trials
 
 SMALL = ["--profile", "smoke", "--train-images", "48", "--test-images", "16"]
 SMALL += ["--batch-size", "16", "--epochs", "3", "--augment-on", "device"]
@@ -169,47 +168,47 @@ def test_ingredient_is_kept_if_it_gains_two_standard_errors_over_five_seeds(
 ):
     leave(tmp_path, "ours", [0.90, 0.91, 0.90, 0.91, 0.90])
     leave(tmp_path, "no-cutout", tried)
-    assert trainings.gain(tmp_path, "ours", "no-cutout").kept == kept
+    assert trials.gain(tmp_path, "ours", "no-cutout").kept == kept
 
 
 def test_trials_on_two_machines_are_no_pairs(tmp_path):
     leave(tmp_path, "ours", [0.90, 0.91])
     leave(tmp_path, "no-cutout", [0.93, 0.94], device="Tesla T4")
-    assert trainings.gain(tmp_path, "ours", "no-cutout").n == 0
+    assert trials.gain(tmp_path, "ours", "no-cutout").n == 0
 
 
 def test_trials_on_other_images_are_no_pairs():
     run, other = made("ours", 0, 0.90), made("page", 0, 0.91)
-    assert kept.paired([run], [other]) == [(0.90, 0.91)]
+    assert results.paired([run], [other]) == [(0.90, 0.91)]
     for part, changes in (
         ("data", {"test_fingerprint": "0123456789abcdef"}),
         ("recipe", {"peak_epoch": 8}),
     ):
-        assert kept.paired([run], [within(other, part, **changes)]) == []
+        assert results.paired([run], [within(other, part, **changes)]) == []
 
 
 def test_trial_without_records_decides_nothing(tmp_path):
-    found = trainings.gain(tmp_path, "no-averaging", "ours")
+    found = trials.gain(tmp_path, "no-averaging", "ours")
     assert math.isnan(found.mean)
     assert not found.kept
     assert not found.decided
 
 
 def test_every_trial_is_of_a_recipe():
-    for trial in trainings.trials():
+    for trial in trials.planned():
         assert Recipe(**trial.fields) != Recipe()
 
 
 def test_ours_is_what_the_records_have_chosen():
     kept_fields = {}
-    for trial in trainings.TRIED["left-out"] + trainings.TRIED["asked-again"]:
-        if trainings.gain(readme.TRIALS, trial.without, trial.having).kept:
+    for trial in trials.TRIED["left-out"] + trials.TRIED["asked-again"]:
+        if trials.gain(readme.TRIALS, trial.without, trial.having).kept:
             kept_fields |= trial.fields
     assert RECIPES["ours"] == kept_fields
-    assert trainings.gain(readme.TRIALS, "base", "no-averaging").kept
+    assert trials.gain(readme.TRIALS, "base", "no-averaging").kept
     (tried,) = utils.read_records(readme.TRIALS, "sweep-no-averaging-seed0.json")
     # `quick` had another peak then.
-    assert kept.how_trained(tried) == "`ours` with `peak_epoch=4`"
+    assert tables.how_trained(tried) == "`ours` with `peak_epoch=4`"
 
 
 # --- what records say ------------------------------------------------------------------
@@ -259,10 +258,10 @@ def rows_of(records):
 def test_recipe_is_compared_with_pages_on_the_same_images_and_seeds():
     page = [made("page", seed, 0.90 + seed / 100) for seed in range(3)]
     ours = [made("ours", seed, 0.91 + seed / 100) for seed in range(2)]
-    assert kept.against_page(ours, page + ours) == "+1.00 ± 0.00"
-    assert kept.against_page(ours, ours) == "not measured"
-    assert kept.against_page(ours[:1], page + ours) == "+1.00, one pair"
-    assert kept.against_page(page, page + ours) == "0"
+    assert tables.against_page(ours, page + ours) == "+1.00 ± 0.00"
+    assert tables.against_page(ours, ours) == "not measured"
+    assert tables.against_page(ours[:1], page + ours) == "+1.00, one pair"
+    assert tables.against_page(page, page + ours) == "0"
     # By that name, and with something otherwise: no baseline, but compared with it.
     for otherwise in ({"weight_decay": 0}, {"beta2": 0.99}):  # the second is no more
         other = [
@@ -270,24 +269,24 @@ def test_recipe_is_compared_with_pages_on_the_same_images_and_seeds():
             for r in page
         ]
         for runs in ([*page, *ours, *other], [*other, *ours, *page]):
-            assert kept.against_page(ours, runs) == "+1.00 ± 0.00"
-            assert kept.against_page(other[:1], runs) == "-40.00, one pair"
+            assert tables.against_page(ours, runs) == "+1.00 ± 0.00"
+            assert tables.against_page(other[:1], runs) == "-40.00, one pair"
     # What isn't the recipe may be otherwise, if it is for both.
     longer = {"precision": "float32", "epochs": 40, "peak_epoch": 8}
     alike = [
         within(within(r, "recipe", **longer), "hardware", precision="float32")
         for r in page + ours
     ]
-    assert kept.against_page(alike[3:], alike) == "+1.00 ± 0.00"
-    assert kept.against_page(alike[3:], page + alike[3:]) == "not measured"
+    assert tables.against_page(alike[3:], alike) == "+1.00 ± 0.00"
+    assert tables.against_page(alike[3:], page + alike[3:]) == "not measured"
     for how in ({"precision": "float32"}, {"processes": 2}):
         rough = [
             {**within(r, "hardware", **how), "last_epoch_accuracy": 0.5} for r in page
         ]
         for runs in ([*page, *rough, *ours], [*rough, *page, *ours]):
-            assert kept.against_page(ours, runs) == "+1.00 ± 0.00"
+            assert tables.against_page(ours, runs) == "+1.00 ± 0.00"
     ours[0]["last_epoch_accuracy"] = 0.93
-    assert kept.against_page(ours, page + ours) == "+2.00 ± 1.00"
+    assert tables.against_page(ours, page + ours) == "+2.00 ± 1.00"
     first, second = rows_of(page + ours)  # a line for each recipe
     assert "`ours`" in first and "+2.00 ± 1.00" in first
     assert "**91.00% ± 1.00**" in second
@@ -313,16 +312,16 @@ def test_row_says_what_the_run_had_otherwise_than_its_recipe_today():
     assert first.startswith("| CustomResNet, `assignment` with `cutout=0` |")
     assert second.startswith("| CustomResNet, `assignment` |")
     still = within(run, "recipe", padding=0, flip=0)
-    assert kept.how_trained(still) == "`assignment` with `flip=0`, `padding=0`"
+    assert tables.how_trained(still) == "`assignment` with `flip=0`, `padding=0`"
     quick = {**asdict(PROFILES["quick"]), "max_lr": 3e-3}
     short = {**run, "profile": "quick", "recipe": quick}
-    assert kept.how_trained(short) == "`assignment`"
+    assert tables.how_trained(short) == "`assignment`"
     reported = {**bare, "recipe_name": "reported"}
     gone = {**bare, "recipe_name": "of another version"}
     for record in (reported, gone):
-        assert kept.how_trained(record) == f"`{record['recipe_name']}`"
+        assert tables.how_trained(record) == f"`{record['recipe_name']}`"
     older = within(run, "recipe", beta2=0.99)  # a field once tried
-    assert kept.how_trained(older) == "`assignment` with `beta2=0.99`"
+    assert tables.how_trained(older) == "`assignment` with `beta2=0.99`"
 
 
 def test_one_value_written_in_two_ways_is_one_row():
@@ -403,28 +402,28 @@ def curve(**accuracies):
 
 def test_flat_top_ends_where_accuracy_is_lower_by_more_than_chance():
     steady = {"r3": [0.900, 0.910], "r1": [0.898, 0.908]}  # 0.2 points lower
-    assert kept.flat_top(curve(**steady)) == (0.001, 0.003)
+    assert results.flat_top(curve(**steady)) == (0.001, 0.003)
     # Half a point lower on both seeds is more than three tenths.
-    assert kept.flat_top(curve(**{**steady, "r1": [0.895, 0.905]})) == (0.003, 0.003)
+    assert results.flat_top(curve(**{**steady, "r1": [0.895, 0.905]})) == (0.003, 0.003)
     lower = {**steady, "r10": [0.880, 0.890], "r30": [0.899, 0.909]}
     # What lies beyond a rate that is worse doesn't count, however good.
-    assert kept.flat_top(curve(**lower)) == (0.001, 0.003)
+    assert results.flat_top(curve(**lower)) == (0.001, 0.003)
     noisy = {**steady, "r10": [0.860, 0.920]}  # 1.5 points lower, give or take 2.5
-    assert kept.flat_top(curve(**noisy)) == (0.001, 0.010)
+    assert results.flat_top(curve(**noisy)) == (0.001, 0.010)
 
 
 def test_flat_top_compares_the_same_seeds():
     # Seed by seed a point lower, though both seeds differ by more than that.
-    assert kept.flat_top(curve(r3=[0.90, 0.93], r1=[0.89, 0.92])) == (0.003, 0.003)
+    assert results.flat_top(curve(r3=[0.90, 0.93], r1=[0.89, 0.92])) == (0.003, 0.003)
 
 
 def test_curve_that_was_cut_off_is_no_comparison_yet(tmp_path):
     steady = {"r3": [0.90, 0.93], "r10": [0.80, 0.83]}
-    assert kept.flat_top(curve(**steady, r1=[0.89])) is None
+    assert results.flat_top(curve(**steady, r1=[0.89])) is None
     other_seed = {"max_lr": 0.001, "seed": 2, "last_epoch_accuracy": 0.89}
-    assert kept.flat_top([*curve(**steady), other_seed]) is None
+    assert results.flat_top([*curve(**steady), other_seed]) is None
     # What lies beyond a rate that is worse isn't asked: most runs there may diverge.
-    assert kept.flat_top(curve(**steady, r30=[0.70])) == (0.003, 0.003)
+    assert results.flat_top(curve(**steady, r30=[0.70])) == (0.003, 0.003)
     base = {**made("assignment", 0, 0.9), "max_lr": 3.2e-3}
     (tmp_path / "sweep-base-seed0.json").write_text(json.dumps(base))
     (tmp_path / "lr-3.2e-03-seed0.json").write_text(json.dumps(base))
@@ -456,7 +455,7 @@ def test_log_compares_a_variant_with_what_it_varies_seed_by_seed(tmp_path):
         for seed, accuracy in enumerate(accuracies):
             path = tmp_path / f"sweep-{name}-seed{seed}.json"
             path.write_text(json.dumps(made("ours", seed, accuracy)))
-    trial = trainings.Trial("half-rate", {"max_lr": "half"}, "ours", "half-rate")
+    trial = trials.Trial("half-rate", {"max_lr": "half"}, "ours", "half-rate")
     (line,) = readme.ingredients(tmp_path, [trial]).splitlines()[2:]
     assert line == (
         "| half-rate | `max_lr=half` | 2 | 82.50% ± 0.71 | 84.00% ± 1.41 | +1.50 ± 0.50 | open |"

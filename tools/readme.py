@@ -13,19 +13,16 @@ from pathlib import Path
 from typing import Any
 
 from helpers import models, train_test, utils
-from helpers.records import (
+from helpers.results import Experiment, accuracy_by_rate, experiments, flat_top
+from helpers.tables import (
     NOT_MEASURED,
-    Experiment,
-    accuracy_by_rate,
     against_page,
-    experiments,
-    flat_top,
     how_trained,
     markdown,
     short_commit,
     spread,
 )
-from tools import trainings
+from tools import trainings, trials
 
 PROJECT = Path(__file__).resolve().parent.parent
 README = PROJECT / "README.md"
@@ -71,18 +68,16 @@ def machine(runs: list[dict[str, Any]], groups: list[list[dict[str, Any]]]) -> s
     return f", {Experiment.of(runs[0]).hardware}" * (len(kinds) > 1)
 
 
-def ingredients(folder: Path, trials: list[trainings.Trial]) -> str:
+def ingredients(folder: Path, tried: list[trials.Trial]) -> str:
     """What each trial's fields gained on images held out, and whether that is enough."""
     lines = []
-    for name, fields, without, having in trials:
-        gain = trainings.gain(folder, without, having)
+    for name, fields, without, having in tried:
+        gain = trials.gain(folder, without, having)
         changes = ", ".join(f"`{field}={value}`" for field, value in fields.items())
         if not gain.n:
             lines.append((name, changes, 0, *[NOT_MEASURED] * 3, "not tried"))
             continue
-        found = map(
-            spread, zip(*trainings.paired(folder, without, having), strict=True)
-        )
+        found = map(spread, zip(*trials.paired(folder, without, having), strict=True))
         passed = "yes" if gain.kept else "no" if gain.decided else "open"
         lines.append((name, changes, gain.n, *found, gain.points, passed))
     columns = ["tried", "fields", "paired seeds", "without", "with"]
@@ -100,7 +95,7 @@ def learning_rates(folder: Path = RESULTS) -> str:
         (f"{rate:.1e}", len(seeds), spread(list(seeds.values())))
         for rate, seeds in accuracy_by_rate(curve).items()
     ]
-    base = trainings.base_runs(folder)
+    base = trials.base_runs(folder)
     chose = sorted(record["max_lr"] for record in base)
     top = flat_top(curve) if curve and base else None
     found, verdict = "flat top", NOT_MEASURED
@@ -187,9 +182,9 @@ def headline(records: list[dict[str, Any]]) -> str:
 
 
 def is_of_a_gpu(record: dict[str, Any]) -> bool:
-    """Whether a run's device was one of NVIDIA's, which call themselves these."""
-    names = ("NVIDIA", "Tesla", "Quadro", "GeForce")
-    return any(name in record["hardware"]["device"] for name in names)
+    return (
+        record["hardware"].get("type") == "cuda"
+    )  # the first ones, of CPUs, have none
 
 
 def unmeasured(records: list[dict[str, Any]]) -> list[str]:
@@ -209,7 +204,7 @@ def unmeasured(records: list[dict[str, Any]]) -> list[str]:
         "ResNet18": any(r["model"] == "ResNet18" for r in whole),
         "other learning rates over 24 epochs": curve and flat_top(curve),
         "what each ingredient of `ours` adds over 24 epochs": all(
-            trainings.gain(RESULTS, f"no-{name}", "ours").decided
+            trials.gain(RESULTS, f"no-{name}", "ours").decided
             for name in trainings.INGREDIENTS
         ),
     }
@@ -290,11 +285,8 @@ def render_log(text: str) -> str:
     return filled(
         text,
         {
-            "ingredients": ingredients(RESULTS, trainings.trials()),
-            **{
-                name: ingredients(TRIALS, tried)
-                for name, tried in trainings.TRIED.items()
-            },
+            "ingredients": ingredients(RESULTS, trials.planned()),
+            **{name: ingredients(TRIALS, some) for name, some in trials.TRIED.items()},
             "runs": each_run(
                 [
                     r
@@ -356,7 +348,7 @@ def draw() -> None:
     # The short one until there is another.
     folder = RESULTS if any(RESULTS.glob("lr-*.json")) else SHORT
     if curve := utils.read_records(folder, "lr-*.json"):
-        chosen, about = trainings.base_runs(folder), utils.describe_record(curve[0])
+        chosen, about = trials.base_runs(folder), utils.describe_record(curve[0])
         figure = utils.plot_max_lr(curve, chosen, data=about)
         figure.savefig(IMAGES / "max_lr.png", dpi=100)
     notebook = json.loads(NOTEBOOK.read_text(encoding="utf-8"))

@@ -1,0 +1,161 @@
+"""Markdown tables: of results, and of receptive fields."""
+
+import statistics
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Any
+
+from helpers.recipe import PROFILES, RECIPES, Recipe
+from helpers.results import Experiment, Gain, experiments, paired
+
+# Fields that have columns of their own.
+IN_COLUMNS = {"epochs", "batch_size", "train_images", "test_images", "max_lr"}
+# Fields that profile and machine decide, not the recipe.
+AMOUNTS = {"epochs", "batch_size", "train_images", "test_images", "peak_epoch"}
+AMOUNTS |= {"lr_test_steps", "lr_test_seeds", "precision"}
+NOT_MEASURED = "not measured"
+
+
+def results_markdown(records: Sequence[dict[str, Any]]) -> str:
+    """Return a Markdown table with a row for each experiment among `records`.
+
+    Accuracies are means in percent, with the standard deviation where there are several
+    seeds. The last epoch's is the figure to quote: the maximum was chosen by the test set.
+    Of records of one experiment and seed the last one counts. Data, numbers of images,
+    epochs × batch, hardware and where images are augmented stand above the table where all
+    rows share them; a column of which nothing was measured is left out.
+    """
+    lines = []
+    for runs in experiments(records):
+        ran = Experiment.of(runs[0])
+        images = f"{ran.train_images:,} → {ran.test_images:,}"
+        if ran.evaluated_on != "test set":
+            images += f" {ran.evaluated_on}"
+        last, tta, best = (
+            spread([run[name] for run in runs])
+            for name in ("last_epoch_accuracy", "flip_tta_accuracy", "maximum_accuracy")
+        )
+        commits = sorted({f"`{short_commit(run['commit'])}`" for run in runs})
+        rates = sorted({f"{run['max_lr']:.1e}" for run in runs}, key=float)
+        lines.append(
+            {
+                "network, recipe": f"{ran.model}, {how_trained(runs[0])}",
+                "data": ran.source,
+                "training → test images": images,
+                "epochs × batch": f"{ran.epochs} × {ran.batch_size}",
+                "hardware": ran.hardware,
+                "augmented on": ran.augment_on,
+                "max_lr": " to ".join(dict.fromkeys((rates[0], rates[-1]))),
+                "runs": len(runs),
+                "last epoch": f"**{last}**",
+                "maximum": best,
+                "last epoch, flip TTA": tta,
+                "difference to `page`, points ± standard error": against_page(
+                    runs, records
+                ),
+                "commit": ", ".join(commits),
+            }
+        )
+    if not lines:
+        return "(no records)"
+    conditions = list(lines[0])[1:6]
+    shared = [name for name in conditions if len({line[name] for line in lines}) == 1]
+    above = "; ".join(f"{name}: {lines[0][name]}" for name in shared)
+    columns = [
+        name
+        for name in lines[0]
+        if name not in shared and {line[name] for line in lines} != {NOT_MEASURED}
+    ]
+    table = markdown(columns, [[line[name] for name in columns] for line in lines])
+    return f"{above}\n\n{table}" if above else table
+
+
+def how_trained(record: dict[str, Any]) -> str:
+    """The recipe's name, and the fields in which the run differs from that recipe today."""
+    name, had = record["recipe_name"], record["recipe"]
+    profile = PROFILES.get(record.get("profile"), Recipe())
+    # Of a recipe that is no more, nothing can be said.
+    today = {**asdict(profile), **RECIPES.get(name, had)}
+    otherwise = [
+        f"`{field}={had[field]}`"
+        for field in sorted(had.keys() - IN_COLUMNS)
+        if had[field] != today.get(field)  # or a field that is no more
+    ]
+    return f"`{name}`" + f" with {', '.join(otherwise)}" * bool(otherwise)
+
+
+def against_page(
+    runs: Sequence[dict[str, Any]], records: Sequence[dict[str, Any]]
+) -> str:
+    """How much better than Page's recipe: points, and their standard error over seeds."""
+    if is_page(runs[0]):
+        return "0"
+
+    pairs = paired([record for record in records if is_page(record)], runs)
+    gains = [after - before for before, after in pairs]
+    return Gain.of(gains).points if gains else NOT_MEASURED
+
+
+def is_page(record: dict[str, Any]) -> bool:
+    """Whether a run is by Page's recipe as it is, with which the others are compared."""
+    had, page = (
+        {field: value for field, value in fields.items() if field not in AMOUNTS}
+        for fields in (record["recipe"], {**asdict(Recipe()), **RECIPES["page"]})
+    )
+    by_name = (record["model"], record["recipe_name"]) == ("CustomResNet", "page")
+    return by_name and had == page
+
+
+def spread(values: Sequence[float | None]) -> str:
+    """Mean, and with several values their standard deviation, of fractions, in percent."""
+    if None in values:
+        return NOT_MEASURED
+    mean = f"{statistics.fmean(values):.2%}"
+    return f"{mean} ± {100 * statistics.stdev(values):.2f}" if len(values) > 1 else mean
+
+
+def short_commit(commit: str) -> str:
+    """Seven digits, as git has them, and whether the code was changed."""
+    return commit[:7] + "-dirty" * commit.endswith("-dirty")
+
+
+def receptive_field_markdown(rows: Sequence[Any]) -> str:
+    """Return a Markdown table of the rows that `models.receptive_field_table` gives.
+
+    Convolutions, poolings, means and linear layers have a line each. The others see what
+    their input sees: one line, the last but one, sums up their parameters.
+    """
+    kinds = ("Conv2d", "Pool2d", "Linear", "mean", "amax")
+    shown = [row for row in rows if row.kind.endswith(kinds)]
+    total, listed = (sum(row.parameters for row in some) for some in (rows, shown))
+    lines = [
+        (
+            f"`{row.name}`",
+            row.kind,
+            "×".join(map(str, row.output_size)),
+            f"**{row.receptive_field}**",
+            row.jump,
+            f"{row.kernel}×{row.kernel}" if row.kind != "Linear" else "",
+            f"{row.parameters:,}" if row.parameters else "",
+        )
+        for row in shown
+    ]
+    others = {row.kind for row in rows if row.parameters and row not in shown}
+    name = (
+        f"all {others.pop().removesuffix('2d')} layers"
+        if len(others) == 1
+        else "all other layers"
+    )
+    lines.append((name, "", "", "", "", "", f"{total - listed:,}"))
+    lines.append(("all", "", "", "", "", "", f"**{total:,}**"))
+    columns = ["layer", "kind", "output", "receptive field", "jump", "kernel"]
+    return markdown([*columns, "parameters"], lines, left=(0, 1))
+
+
+def markdown(
+    columns: Sequence[str], lines: Sequence[Sequence], left: Sequence[int] = (0,)
+) -> str:
+    """A Markdown table with numbers at the right, and the columns `left` at the left."""
+    aligns = [":--" if i in left else "--:" for i in range(len(columns))]
+    rows = [columns, aligns, *lines]
+    return "\n".join(f"| {' | '.join(map(str, row))} |" for row in rows)
