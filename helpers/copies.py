@@ -1,9 +1,10 @@
-"""A model without its wrapping, and copies of it for what tries it out."""
+"""A model without its wrapping, on its device, and copied for what tries it out."""
 
 import copy
 import itertools
 from collections.abc import Iterable
 
+import torch
 from torch import Tensor, nn
 
 
@@ -13,6 +14,17 @@ def uncompiled(model: nn.Module) -> nn.Module:
     The wrapper has the same tensors, by names with a prefix.
     """
     return getattr(model, "_orig_mod", model)
+
+
+def to_channels_last(model: nn.Module, device: torch.device) -> None:
+    """Move the model to the device, and what has four dimensions to channels-last memory.
+
+    `Module.to` refuses to where something has five, as weights of a Conv3d do.
+    """
+    model.to(device)
+    for tensor in (*model.parameters(), *model.buffers()):
+        if tensor.ndim == 4:
+            tensor.data = tensor.data.to(memory_format=torch.channels_last)
 
 
 def copy_of(model: nn.Module, *, sharing: Iterable[Tensor] = ()) -> nn.Module:

@@ -53,6 +53,9 @@ CIFAR10_CLASSES = (
 )  # fmt: skip
 
 
+SYNTHETIC = "synthetic images, not CIFAR-10"  # what is drawn says so of itself
+
+
 class DatasetUnavailable(OSError):
     """Nothing on the disk and nothing from the network; the message says what to do."""
 
@@ -192,7 +195,7 @@ def synthetic_cifar10(
         labels = np.arange(size) % len(CLASSES)
         rng.shuffle(labels)
         images = draw(labels, rng)
-        sets.append(ImageSet(images, labels, CLASSES, "synthetic images, not CIFAR-10"))
+        sets.append(ImageSet(images, labels, CLASSES, SYNTHETIC))
     return sets[0], sets[1]
 
 

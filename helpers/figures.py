@@ -25,6 +25,7 @@ from helpers.measures import (
     class_numbers,
     denormalize,
     expected_calibration_error,
+    require_names,
     require_positive,
     wilson,
 )
@@ -330,8 +331,10 @@ def plot_confusion_matrix(
 
     data: what the figure is about, for its title.
 
-    Raises ValueError where the matrix does not fit the classes.
+    Raises ValueError where the matrix does not fit the classes, TypeError for classes that
+    are a number, or have no order.
     """
+    require_names(classes)
     size = len(classes)
     counts = as_confusion_matrix(matrix, size)
     shares = 100 * counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)

@@ -16,6 +16,8 @@ def write_whole(path: str | os.PathLike, content: bytes) -> None:
     Raises OSError, and leaves what was there.
     """
     path = place_of(path)
+    if path.is_dir():
+        raise IsADirectoryError(f"{path} is a folder; name a file in it")
     path.parent.mkdir(parents=True, exist_ok=True)
     new = path.with_name(path.name + ".new")
     try:

@@ -261,6 +261,7 @@ class WorkerLoader(Loader):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        self.passes = 0
         # Not this loader itself: in a circle, the workers would outlive it.
         self.key_sampler = KeySampler()
         self.loader = DataLoader(
@@ -279,12 +280,22 @@ class WorkerLoader(Loader):
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         self.key_sampler.keys = list(self.keys())
-        for batch in self.loader:
+        self.passes += 1
+        current = self.passes
+        # A default device of torch's would be asked for random numbers, of our generator.
+        with torch.device("cpu"):
+            batches = iter(self.loader)
+        for batch in batches:
             images, labels, holes = (
                 part.to(self.device, non_blocking=self.device.type == "cuda")
-                for part in batch  # elsewhere it may be gone before it is copied
+                for part in batch  # elsewhere its memory may be reused before the copy ends
             )
             yield self.cut_out(self.normalized(images), *holes), labels
+            if self.num_workers and self.passes != current:
+                raise RuntimeError(
+                    "another pass over this loader has begun, and its workers serve one at "
+                    "a time; end one before the next, or make a loader for each"
+                )
 
     def keys(self) -> Iterator[Key]:
         """What the workers are asked for in the epoch that begins."""

@@ -19,10 +19,16 @@ import numpy as np
 import torch
 from torch import nn
 
-from helpers.copies import copy_of, uncompiled
+from helpers.copies import copy_of, to_channels_last, uncompiled
 from helpers.memory import explaining_memory, keeping_freed_memory
 from helpers.optimizer import choose_dtype, make_optimizer, make_scaler
-from helpers.preflight import as_pair, number_of_batches, require_model, require_outputs
+from helpers.preflight import (
+    as_pair,
+    number_of_batches,
+    require_gradients,
+    require_model,
+    require_outputs,
+)
 from helpers.processes import Processes
 from helpers.progress import step_bar
 from helpers.recipe import Recipe
@@ -147,7 +153,7 @@ def range_test(
             loader.set_epoch(seed)
         # A wrapper's copy would be compiled anew in each test.
         tried = copy_of(uncompiled(model))
-        tried.to(device, memory_format=torch.channels_last)
+        to_channels_last(tried, device)
         name = f"range test {seed + 1} of {recipe.lr_test_seeds}"
         return sweep(tried, loader, recipe, device=device, dtype=dtype, name=name)
 
@@ -192,9 +198,11 @@ def sweep(
     class Loss(nn.CrossEntropyLoss):
         def forward(self, logits, labels):
             require_outputs(labels, logits)
-            return super().forward(logits.float(), labels)  # as train_one_epoch does
+            loss = super().forward(logits.float(), labels)  # as train_one_epoch does
+            require_gradients(loss)
+            return loss
 
-    # Made here, as in range_test nobody watches.
+    # Made before stdout is redirected, where nobody watches.
     counted = step_bar(range(recipe.lr_test_steps), name)
 
     def until_diverged(_: range) -> Iterator[int]:

@@ -73,10 +73,9 @@ def class_accuracy(
 
     Interval: E. B. Wilson, J. Am. Stat. Assoc. 22 (1927) 209-212; a class without images
     has accuracy nan and interval (0, 1). Raises ValueError as `confusion_matrix` does, and
-    TypeError for a number of classes.
+    TypeError for classes that are a number, or have no order.
     """
-    if isinstance(classes, int):
-        raise TypeError(f"classes is {classes}; pass their names, range({classes}) say")
+    require_names(classes)
     matrix = confusion_matrix(labels, predictions, len(classes))
     rows = []
     for index, name in enumerate(classes):
@@ -132,8 +131,10 @@ def most_confused(
     matrix: of `confusion_matrix`, rows true and columns predicted. Mistakes in both
     directions count for a pair; a pair without any is left out.
 
-    Raises ValueError where the matrix does not fit the classes, and for a `most` below 1.
+    Raises ValueError where the matrix does not fit the classes, and for a `most` below 1,
+    TypeError for classes that are a number, or have no order.
     """
+    require_names(classes)
     counts = as_confusion_matrix(matrix, len(classes))
     require_positive("most", most)
     both = np.triu(counts + counts.T, k=1)  # each pair once
@@ -196,13 +197,19 @@ def denormalize(images: ArrayLike, mean: ArrayLike, std: ArrayLike) -> np.ndarra
 
     mean, std: one number a channel, in any shape, (C, 1, 1) say.
 
-    Raises ValueError where the images have another shape or number of channels.
+    Raises ValueError where the images have another shape or number of channels, are whole
+    numbers, or where mean and std aren't on the scale from 0 to 1.
     """
     pixels, mean, std = as_array(images), np.ravel(mean), np.ravel(std)
     if pixels.ndim != 4 or not pixels.shape[1] == len(mean) == len(std):
         raise ValueError(
             f"images has shape {pixels.shape} with {len(mean)} means and {len(std)} "
             "deviations; pass (N, C, H, W) with one of each a channel"
+        )
+    if pixels.dtype.kind != "f" or max(*mean, *std) > 1:
+        raise ValueError(
+            f"images are {pixels.dtype}, mean {mean.tolist()} and std {std.tolist()}; pass "
+            "normalized floats, and mean and std on the scale from 0 to 1"
         )
     scale, shift = std.astype(np.float32), mean.astype(np.float32)
     return np.clip(pixels.transpose(0, 2, 3, 1) * scale + shift, 0.0, 1.0)
@@ -224,7 +231,13 @@ def as_array(values: ArrayLike) -> np.ndarray:
         if values.dtype == torch.bfloat16:  # NumPy has no such type
             values = values.float()
         return values.numpy()
-    return np.asarray(values)
+    try:
+        return np.asarray(values)
+    except ValueError as error:  # NumPy's, for parts of different lengths
+        raise ValueError(
+            f"the {len(values)} parts have different shapes; make one array of them, by "
+            "torch.cat or np.concatenate"
+        ) from error
 
 
 def labels_and_scores(
@@ -276,6 +289,15 @@ def class_numbers(
             f"pass class numbers from 0 to {num_classes - 1}"
         )
     return numbers.astype(np.int64)
+
+
+def require_names(classes: Sequence[str]) -> None:
+    """Raise TypeError for what has no order, as a set, or is a number."""
+    if not isinstance(classes, Sequence | np.ndarray):
+        raise TypeError(
+            f"classes is {classes!r}; pass the names in the labels' order, as a list, or "
+            "range(10) for ten that have none"
+        )
 
 
 def require_positive(name: str, value: int) -> None:

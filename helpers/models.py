@@ -193,7 +193,7 @@ def summarize(model: nn.Module, image_size: tuple[int, int, int] = (3, 32, 32)) 
 
     require_image_size(image_size)
     tried, size = copy_of(model).cpu(), tuple(image_size)
-    images = torch.zeros(2, *size)  # of one BatchNorm can't take a deviation
+    images = torch.zeros(2, *size, device="cpu")  # of one, BatchNorm has no deviation
     with torch.random.fork_rng(devices=[]), explaining_image_size(size):
         tried(images)
     try:

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 from torch.utils.data import (
@@ -52,6 +53,11 @@ def require_kinds(model: object, loaders: object, recipe: object) -> None:
         number_of_batches(loader)
     if not isinstance(model, nn.Module):
         raise TypeError(f"model must be an nn.Module, not a {type(model).__name__}")
+    if any(map(is_lazy, model.parameters())):
+        raise ValueError(
+            "the model has layers that take their size from the first images, LazyLinear "
+            "say; call it on a batch first"
+        )
 
 
 def number_of_batches(loader) -> int:
@@ -172,6 +178,7 @@ def require_model(
 
     Warns of one that gives probabilities, and of images with values above 20.
     """
+    require_no_autocast(device)
     require_scale(model, recipe.logit_scale)
     # A wrapper's copy would be compiled, for these few images alone.
     tried = copy_of(uncompiled(model)).to(device)
@@ -183,6 +190,14 @@ def require_model(
         with explaining_images(tried, few):
             logits = tried(few)  # there is memory for two
     require_logits(logits, len(few), "the model")
+    names, made = (
+        dict(one.named_parameters()).keys() for one in (uncompiled(model), tried)
+    )
+    if made - names:
+        raise ValueError(
+            f"the model makes {min(made - names)} when it is first called, and what it makes "
+            "then is not trained; make it in __init__, or call the model on a batch first"
+        )
     if not any(parameter.requires_grad for parameter in model.parameters()):
         raise ValueError(
             "the model has no parameter to train; give one requires_grad_(True)"
@@ -199,7 +214,7 @@ def require_model(
     found = labels.tolist()
     for loader in loaders:
         found += getattr(loader, "label_range", ())
-    require_outputs(torch.tensor(found), logits)
+    require_outputs(torch.tensor(found, device="cpu"), logits)
 
 
 def float_type(model: nn.Module) -> torch.dtype:
@@ -222,17 +237,55 @@ def require_outputs(labels: Tensor, logits: Tensor) -> None:
 def require_optimizing(
     optimizer: Optimizer, model: nn.Module, scheduler: object
 ) -> None:
-    """Raise an error for an optimizer or a scheduler that can't do its work."""
+    """Raise an error for an optimizer or a scheduler that can't do its work.
+
+    Warns of a model with a layer that was replaced since the optimizer was made.
+    """
     held = {id(p) for group in optimizer.param_groups for p in group["params"]}
-    if held.isdisjoint(map(id, model.parameters())):
+    own = {id(p): p.requires_grad for p in model.parameters()}
+    if held.isdisjoint(own):
         raise ValueError(
             "the optimizer holds no parameter of the model, as after a model was made anew; "
             "make the optimizer anew too"
+        )
+    # Either alone may be meant: one optimizer for two models, or for a part of one.
+    missing = [
+        number for number, trains in own.items() if trains and number not in held
+    ]
+    if missing and held - own.keys():
+        warnings.warn(
+            f"{len(missing)} of the model's parameters are not trained, as the optimizer holds "
+            "others in their place, of a layer that was replaced say; make it anew",
+            stacklevel=3,
+        )
+    if getattr(scheduler, "optimizer", optimizer) is not optimizer:
+        raise ValueError(
+            "the scheduler is another optimizer's, as after an optimizer was made anew; make "
+            "the scheduler anew too"
         )
     if isinstance(scheduler, ReduceLROnPlateau):
         raise TypeError(
             "scheduler is stepped after each batch and ReduceLROnPlateau goes by an epoch's "
             "metric; leave it out and step it yourself after evaluate"
+        )
+
+
+def require_no_autocast(device: torch.device) -> None:
+    """Raise ValueError where somebody's autocast is on, which would reach the gradients."""
+    if torch.is_autocast_enabled(device.type):
+        raise ValueError(
+            "torch.autocast is on, and training chooses its own precision, by the recipe's "
+            "precision or dtype; call it outside of that block"
+        )
+
+
+def require_gradients(loss: Tensor) -> None:
+    """Raise ValueError for a loss that no parameter has a part in."""
+    if not loss.requires_grad:
+        raise ValueError(
+            "the loss has no gradient: gradients are switched off (by torch.no_grad, "
+            "inference_mode or set_grad_enabled), the model's forward detaches, or all layers "
+            "that it uses are frozen; undo that"
         )
 
 

@@ -167,8 +167,8 @@ def connected() -> Iterator[Processes]:
     except (distributed.DistError, ValueError) as error:
         raise ConnectionError(
             f"the {os.environ['WORLD_SIZE']} processes did not find each other at {where} "
-            f"({str(error).splitlines()[0]}); start all of them, and choose a free "
-            "--master-port"
+            f"({str(error).splitlines()[0]}); start all of them by torchrun with a free "
+            "--master-port, or unset WORLD_SIZE to train in one"
         ) from error
     try:
         yield Processes(rank, size)

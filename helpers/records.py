@@ -23,9 +23,10 @@ def read_record(path: str | os.PathLike) -> dict[str, Any]:
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
         form = record["format"]
-    except FileNotFoundError:
-        raise FileNotFoundError(
-            f"{path} is not there; name a record that python -m helpers wrote"
+    except (FileNotFoundError, IsADirectoryError) as error:
+        problem = "a folder" if path.is_dir() else "not there"
+        raise type(error)(
+            f"{path} is {problem}; name a record that python -m helpers wrote"
         ) from None
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(

@@ -85,6 +85,11 @@ def load_checkpoint(
     file, state = latest_whole(kept)
     require_same_shapes(file, state, model)
     require_same_plan(file, state["plan"], plan)
+    if list(state["model"]) != list(model):
+        raise ValueError(
+            f"{file} comes from a model with its layers in another order, by which the "
+            "optimizer's state goes; define them in that order, or name another file"
+        )
     if file != kept[0]:  # the next save would put the damaged one in its place
         with contextlib.suppress(OSError):
             os.replace(file, kept[0])

@@ -20,10 +20,11 @@ from helpers.checkpoint import (
     drop_previous,
     kept_checkpoints,
     require_free,
+    require_readable,
     require_writable,
     save_checkpoint,
 )
-from helpers.copies import uncompiled
+from helpers.copies import to_channels_last, uncompiled
 from helpers.files import place_of
 from helpers.history import Epoch, History, Metrics
 from helpers.lr_range import LRRangeTest, lr_range_test, run_lr_range_test
@@ -108,10 +109,13 @@ def train_one_epoch(
 
     Raises NonFiniteLoss; ValueError for a loader whose length is wrong or whose batches
     are no such pairs, a model that can't take them or doesn't give (B, classes), a label
-    on the CPU for which there is no output, and an optimizer of another model; TypeError
-    for a loader without a length, a model that gives no tensor and ReduceLROnPlateau.
+    on the CPU for which there is no output, a loss without a gradient, an optimizer of
+    another model, a scheduler of another optimizer, and within torch.autocast; TypeError
+    for a loader without a length, a model that gives no tensor and ReduceLROnPlateau. Warns
+    where a layer was replaced since the optimizer was made.
     """
     device = torch.device(device)
+    preflight.require_no_autocast(device)
     preflight.require_optimizing(optimizer, model, scheduler)
     if dtype == torch.float16 and scaler is None:
         warnings.warn(
@@ -142,6 +146,7 @@ def train_one_epoch(
             loss = F.cross_entropy(
                 logits.float(), labels, label_smoothing=label_smoothing
             )
+        preflight.require_gradients(loss)
         # Gradients are averaged over the processes: each counts by its share of the batch.
         equal = processes.size * len(labels)  # unless the loader tells better
         whole = batch_sizes[step - 1] if batch_sizes else equal
@@ -290,17 +295,20 @@ def all_answers(
 ) -> Predictions:
     """What `predict` gives, in whatever order."""
     device = torch.device(device)
+    torch.clear_autocast_cache()  # which may hold weights as they were before a step
     all_logits, all_labels = [], []
     with evaluating(model), explaining_evaluation_memory(device):
         for batch in loader:
             images, labels = moved(batch, device)
+            # Before the model sees the images, which it may change in place.
+            mirrored = images.flip(3) if flip_tta else None
             with preflight.explaining_images(model, images):
                 logits = model(images)
             preflight.require_logits(logits, len(images), "the model")
             # A copy: a compiled model may use the memory of its output again.
             logits = logits.to(torch.float32, copy=True)
             if flip_tta:
-                logits = (logits + model(images.flip(3)).float()) / 2
+                logits = (logits + model(mirrored).float()) / 2
             all_logits.append(logits)
             all_labels.append(labels)
     if not all_logits:
@@ -470,12 +478,13 @@ def fit(
     share of the loaders: they train one model, and the first of them prints and writes.
 
     Raises ValueError for loaders that don't fit the recipe or the model, a model that
-    doesn't fit the recipe, a checkpoint that doesn't fit, resume without a checkpoint,
-    processes that differ and devices other than cpu and cuda, TypeError for a model that
-    gives no tensor or can't be copied and arguments of other kinds, FileExistsError for a
-    checkpoint in the way, IsADirectoryError for a folder in its place, OSError for a folder
-    that can't be written to, NonFiniteLoss when training fails, MemoryError, which names a
-    batch size that fits unless several processes train, and without a max_lr what
+    doesn't fit the recipe or makes layers when it is first called, a checkpoint that
+    doesn't fit, resume without a checkpoint, processes that differ, devices other than cpu
+    and cuda, a loss without a gradient, and within torch.autocast, TypeError for a model
+    that gives no tensor or can't be copied and arguments of other kinds, FileExistsError
+    for a checkpoint in the way, IsADirectoryError for a folder in its place, OSError for a
+    folder that can't be written to, NonFiniteLoss when training fails, MemoryError, which
+    names a batch size that fits unless several processes train, and without a max_lr what
     `lr_range_test` raises.
     """
     preflight.require_kinds(model, loaders, recipe)
@@ -491,15 +500,16 @@ def fit(
         if not resume:
             require_free(path)
         require_writable(path.parent)
+        own = uncompiled(model).state_dict()
+        require_readable(own)
     plan = plan_of(model, loaders, recipe)
     told = {**plan, "max_lr": recipe.max_lr, "resume": resume}
     require_same_everywhere(told, processes)
     saved = None
     if path and resume:
-        own = uncompiled(model).state_dict()
         saved = load_checkpoint(path, plan=plan, model=own)
     saved = processes.broadcast(saved)
-    model.to(device, memory_format=torch.channels_last)
+    to_channels_last(model, device)
     preflight.require_fitting(loaders, recipe)
     preflight.require_model(model, loaders, recipe, device=device, dtype=dtype)
     if saved:

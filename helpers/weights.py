@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from helpers import dataset, models, train_test, utils
+from helpers.files import place_of
 
 __all__ = ["load_run"]
 
@@ -30,15 +31,14 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m helpers.weights",
         description="Evaluate weights again and compare with what their record says.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     parser.add_argument(
         "record", type=Path, help="JSON record of a run, with its weights beside it"
     )
     parser.add_argument(
         "--data",
-        default=os.environ.get("CIFAR10_ROOT") or "data",
-        help="folder the dataset is in or goes to, or the word synthetic",
+        help="folder the dataset is in or goes to, or the word synthetic (default: "
+        "synthetic for a record of such images, else data, or what CIFAR10_ROOT says)",
     )
     return parser.parse_args(arguments)
 
@@ -57,11 +57,11 @@ def load_run(path: str | os.PathLike) -> tuple[torch.nn.Module, dict[str, Any]]:
             "--save-weights wrote"
         )
     said = record["weights"]
-    file = Path(path).expanduser().with_name(said["file"])
+    file = place_of(path).with_name(said["file"])
     return models.load_pretrained(file, sha256=said["sha256"]), record
 
 
-def check(path: Path, data: str) -> None:
+def check(path: Path, data: str | None) -> None:
     """Print the accuracy and the record's.
 
     Raises ValueError where they should agree and don't.
@@ -69,6 +69,9 @@ def check(path: Path, data: str) -> None:
     model, record = load_run(path)
     said, used = record["weights"], record["data"]
     count = used["test_images"]
+    if not data and used["source"] == dataset.SYNTHETIC:
+        data = "synthetic"
+    data = data or os.environ.get("CIFAR10_ROOT") or "data"
     _, images = dataset.images_of(
         data,
         # A dataset's are not needed; what is drawn comes in one go.

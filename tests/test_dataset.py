@@ -1205,6 +1205,15 @@ def test_workers_end_with_their_loader():
     assert not {*multiprocessing.active_children()} - before
 
 
+def test_pass_within_a_pass_is_refused_where_workers_serve_both():
+    alone, served = (loaders(on="cpu", workers=workers).train for workers in (0, 1))
+    assert len(list(zip(alone, alone, strict=True))) == len(alone)
+    with pytest.raises(RuntimeError, match="one at a time; end one before the next"):
+        list(zip(served, served, strict=True))
+    next(iter(served))
+    assert len(list(served)) == len(served)  # one that is abandoned isn't in the way
+
+
 def test_no_two_batches_draw_the_same():
     # All images alike and all in one order: what differs comes from augmentation.
     data = position_set(64)

@@ -238,6 +238,10 @@ def test_what_is_no_record_of_this_version_is_one_sentence(content, said, tmp_pa
 def test_record_that_is_not_there_is_said(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"none\.json is not there; name a rec"):
         utils.read_record(tmp_path / "none.json")
+    with pytest.raises(IsADirectoryError, match="is a folder; name a record"):
+        utils.read_record(tmp_path)
+    with pytest.raises(IsADirectoryError, match="is a folder; name a file in it"):
+        utils.write_record(tmp_path, {})
 
 
 def made(recipe, seed, accuracy):

@@ -326,6 +326,126 @@ def test_optimizer_of_a_model_that_was_made_anew_is_refused():
         train_test.train_one_epoch(network(), batches(16), optimizer, device=CPU)
 
 
+def test_scheduler_of_an_optimizer_that_was_made_anew_is_refused():
+    model = network()
+    first, second = (torch.optim.SGD(model.parameters(), 0.1) for _ in range(2))
+    late = torch.optim.lr_scheduler.StepLR(first, 1)
+    with pytest.raises(ValueError, match="another optimizer's.* scheduler anew too"):
+        train_test.train_one_epoch(
+            model, batches(16), second, device=CPU, scheduler=late
+        )
+
+
+def test_layer_that_was_replaced_since_the_optimizer_was_made_is_warned_of():
+    model, spare = network(), nn.Linear(3, 3)
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    optimizer.add_param_group(
+        {"params": spare.parameters()}
+    )  # two models' may be meant
+    train_test.train_one_epoch(model, batches(16), optimizer, device=CPU)
+    model[-1] = nn.Linear(model[-1].in_features, 10)
+    with pytest.warns(UserWarning, match="2 of the model's .* replaced say; make it a"):
+        train_test.train_one_epoch(model, batches(16), optimizer, device=CPU)
+    head = torch.optim.SGD(model[-1].parameters(), 0.1)  # a part of one too
+    train_test.train_one_epoch(model, batches(16), head, device=CPU)
+
+
+WORKS = {
+    "fit": lambda model: fit(model, (batches(16, 16), batches(16)), recipe()),
+    "range test": lambda model: train_test.lr_range_test(
+        model, batches(16), recipe(), device=CPU
+    ),
+    "own loop": lambda model: epoch_of(model, batches(16)),
+}
+
+
+@pytest.mark.parametrize("work", WORKS.values(), ids=WORKS)
+def test_loss_without_a_gradient_is_said(work):
+    for model, grad in ((Around(torch.detach), True), (network(), False)):
+        with (
+            torch.set_grad_enabled(grad),
+            pytest.raises(
+                ValueError, match="the loss has no gradient: .* detaches, or"
+            ),
+        ):
+            work(model)
+
+
+class Late(nn.Module):
+    """Makes a layer when it is first called."""
+
+    def __init__(self):
+        super().__init__()
+        self.head = None
+
+    def forward(self, x):
+        if self.head is None:
+            self.head = nn.Linear(x[0].numel(), 10)
+        return self.head(x.flatten(1))
+
+
+@pytest.mark.parametrize(
+    ("make", "said"),
+    [
+        (Late, "the model makes head.bias when it is first called"),
+        (
+            lambda: nn.Sequential(nn.Flatten(), nn.LazyLinear(10)),
+            "LazyLinear say; call it on a batch first",
+        ),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:Lazy modules are a new feature")
+def test_layer_that_is_made_by_the_first_call_is_said_before_training(make, said):
+    model, pair = make(), (batches(16, 16), batches(16))
+    with pytest.raises(ValueError, match=said):
+        fit(model, pair, recipe())
+    model(pair[1][0][0])  # as the sentences say
+    assert len(fit(model, pair, recipe()).epochs) == 3
+
+
+def test_networks_that_are_evaluated_within_one_autocast_have_their_own_weights():
+    model, other = network(seed=1), state_of(network(seed=2))
+    with torch.autocast("cpu", torch.bfloat16):
+        first = answers_of(model, batches(16)).logits
+        model.load_state_dict(other)
+        second = answers_of(model, batches(16)).logits
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(second, answers_of(model, batches(16)).logits)
+    assert not torch.equal(first, second)
+    exact = answers_of(model, batches(16)).logits
+    assert torch.allclose(second, exact, atol=0.1) and not torch.equal(second, exact)
+
+
+@pytest.mark.parametrize("work", WORKS.values(), ids=WORKS)
+def test_training_within_an_autocast_is_refused(work):
+    with (
+        torch.autocast("cpu", torch.bfloat16),
+        pytest.raises(ValueError, match="autocast is on, .* call it outside of that"),
+    ):
+        work(network())
+
+
+def test_weights_of_five_dimensions_are_trained_too():
+    class Deep(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv, self.inner = nn.Conv3d(1, 1, 3, padding=1), network()
+
+        def forward(self, x):
+            return self.inner(self.conv(x[:, None])[:, 0])
+
+    pair = batches(16, 16), batches(16)
+    assert len(fit(Deep(), pair, recipe(max_lr=None)).epochs) == 3
+
+
+def test_default_device_of_torchs_changes_nothing():
+    alone = fit(network(), loaders(on="cpu"), recipe(max_lr=None))
+    model, pair = network(), loaders(on="cpu")
+    with torch.device("meta"):  # on which nothing can be computed
+        within = fit(model, pair, recipe(max_lr=None))
+    assert repeatable(within) == repeatable(alone)
+
+
 def test_scheduler_that_waits_for_a_metric_is_refused_before_a_step():
     model = network()
     optimizer = torch.optim.SGD(model.parameters(), 0.1)
@@ -1163,6 +1283,36 @@ def test_finished_training_of_loaders_that_do_not_tell_their_images_is_warned_of
     fit(network(), pair, recipe(), checkpoint=path)
     with pytest.warns(UserWarning, match=r"nothing is trained.* a file of its own$"):
         fit(network(), pair, recipe(), checkpoint=path, resume=True)
+
+
+def test_state_that_no_checkpoint_gives_back_is_said_before_training(tmp_path):
+    class Counting(Around):
+        def get_extra_state(self):
+            return np.zeros(3)
+
+    path = tmp_path / "training.pt"
+    with pytest.raises(
+        ValueError, match="model's _extra_state is a ndarray, .* let get_"
+    ):
+        fit(Counting(nn.Identity()), loaders(), recipe(), checkpoint=path)
+    assert not path.exists()
+
+
+def test_layers_in_another_order_are_not_gone_on_with(tmp_path):
+    class Two(nn.Module):
+        def __init__(self, *names):
+            super().__init__()
+            for name in names:
+                setattr(self, name, nn.Linear(3 * 8 * 8, 10))
+
+        def forward(self, x):
+            return self.a(x.flatten(1)) + self.b(x.flatten(1))
+
+    path, pair = tmp_path / "training.pt", (batches(16, 16), batches(16))
+    history = fit(Two("a", "b"), pair, recipe(), checkpoint=path)
+    said = refusal(path, model=Two("b", "a"), pair=pair)
+    assert "layers in another order, by which the optimizer's state goes" in said
+    assert train_test.read_history(path, Two("b", "a")) == history  # by their names
 
 
 def test_state_that_is_no_tensor_is_resumed(tmp_path):

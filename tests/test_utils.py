@@ -745,11 +745,16 @@ def test_confusion_matrix_asks_for_a_number_of_classes():
         utils.confusion_matrix([0, 1], [0, 1], ("cat", "dog"))
 
 
-def test_class_accuracy_asks_for_the_classes():
-    with pytest.raises(
-        TypeError, match=r"classes is 10; pass their names, range\(10\)"
+@pytest.mark.parametrize("classes", [2, {"cat", "dog"}], ids=["number", "set"])
+def test_what_is_no_list_of_classes_is_refused(classes):
+    matrix = utils.confusion_matrix([0, 1], [0, 1], 2)
+    for call in (
+        lambda: utils.class_accuracy([0, 1], [0, 1], classes),
+        lambda: utils.most_confused(matrix, classes),
+        lambda: utils.plot_confusion_matrix(matrix, classes, data=DATA),
     ):
-        utils.class_accuracy([0, 1], [0, 1], 10)
+        with pytest.raises(TypeError, match="the names in the labels' order"):
+            call()
 
 
 IMAGES, TENSOR = pictures(4), normalized(pictures(4))
@@ -766,6 +771,15 @@ BAD = {
     ),
     "labels has shape (2,) and type float64; pass one integer": (
         lambda: utils.confusion_matrix([0.5, 1.0], [0, 1], 3)
+    ),
+    "the 2 parts have different shapes; make one array of them, by torch.cat": (
+        lambda: utils.class_accuracy([[0, 1], [0]], [0, 1, 0], CLASSES)
+    ),
+    "images are uint8, mean [0.5, 0.5, 0.5]": (
+        lambda: utils.denormalize(np.uint8(TENSOR), [0.5] * 3, [0.5] * 3)
+    ),
+    "images are float32, mean [125, 125, 125] and std [60, 60, 60]; pass": (
+        lambda: utils.denormalize(TENSOR, [125] * 3, [60] * 3)
     ),
     "labels has shape (1, 2) and type int64; pass one integer": (
         lambda: utils.confusion_matrix([[0, 1]], [0, 1], 3)

@@ -464,6 +464,16 @@ def rescore(record, data="synthetic"):
     weights.main([str(record), "--data", str(data)])
 
 
+def test_record_behind_a_link_finds_its_weights_and_drawn_images_need_no_folder(
+    record, tmp_path_factory, monkeypatch, capsys
+):
+    monkeypatch.setenv("CIFAR10_ROOT", "nowhere")
+    link = tmp_path_factory.mktemp("elsewhere") / "link.json"
+    link.symlink_to(record())
+    weights.main([str(link)])
+    assert "They agree" in capsys.readouterr().out
+
+
 def test_weights_are_worth_what_their_record_says(saved, record, capsys):
     entry = saved[1]
     rescore(record())
