@@ -25,8 +25,7 @@ from benchmarks import (
     variants,
     whole,
 )
-from benchmarks.fresh import PROJECT
-from benchmarks.rows import Row, Setup, find, table, target_table
+from benchmarks.rows import PROJECT, Row, Setup, find, table, target_table
 from benchmarks.targets import targets
 from helpers import dataset, train_test, utils
 from helpers.loaders import usable_cores
@@ -36,14 +35,14 @@ FORMAT = 1  # of the record
 # epoch, whose profiler stays attached to the GPU, this process may be up to 20% slower:
 # https://github.com/pytorch/pytorch/issues/144455
 GROUPS = {
-    "data": lambda setup, rows: data.measure(setup),
-    "steps": lambda setup, rows: steps.measure(setup),
+    "data": data.measure,
+    "steps": steps.measure,
     "limits": limits.measure,
     "whole": whole.measure,
-    "variants": lambda setup, rows: variants.measure(setup),
-    "epoch": lambda setup, rows: epoch.measure(setup),
-    "fresh": lambda setup, rows: fresh.measure(setup),
-    "together": lambda setup, rows: together.measure(setup),
+    "variants": variants.measure,
+    "epoch": epoch.measure,
+    "fresh": fresh.measure,
+    "together": together.measure,
 }
 
 

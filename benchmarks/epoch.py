@@ -11,8 +11,7 @@ from pathlib import Path
 import torch
 
 from benchmarks.data import TRAIN, whole_epoch
-from benchmarks.fresh import PROJECT
-from benchmarks.rows import Row, Setup, seconds
+from benchmarks.rows import PROJECT, Row, Setup, seconds
 from benchmarks.steps import RATE, our_options
 from helpers import dataset, models, train_test
 from helpers.memory import keeping_freed_memory
@@ -54,7 +53,7 @@ class Clock:
 def watched(
     model: torch.nn.Module, optimizer: torch.optim.Optimizer, clock: Clock
 ) -> Iterator[None]:
-    """Marks where loss and optimizer begin; the bookkeeping after a step counts as its."""
+    """Marks where loss and optimizer begin; what follows a step counts as that."""
     hooks = [
         model.register_forward_hook(lambda *_: clock.mark("loss and backward")),
         optimizer.register_step_pre_hook(lambda *_: clock.mark("optimizer")),
@@ -83,7 +82,7 @@ class WatchedLoader:
             self.clock.mark("data")
 
 
-def measure(setup: Setup) -> list[Row]:
+def measure(setup: Setup, rows: list[Row]) -> list[Row]:
     torch.set_num_threads(setup.threads)
     device, count = setup.device, setup.batch_size * setup.steps
     # Where a test takes milliseconds, its fixed costs must not be scaled up too.

@@ -64,7 +64,7 @@ def step_name(row: Row) -> str:
 
 
 def bars(axes, rows: Sequence[Row], shown: Sequence[Row], names: Sequence[str]) -> None:
-    """One bar a row, the first on top: its ratio, and beside it that and images/s."""
+    """One bar per row, the first on top: its ratio, and beside it that and images/s."""
     longest, box = 1.0, {"boxstyle": "square,pad=0", "color": "white"}  # over the line
     for place, row in enumerate(shown):
         times = versus(rows, row) if row.against else 1.0 if row.values else None

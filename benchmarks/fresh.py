@@ -15,10 +15,9 @@ from pathlib import Path
 import torch
 
 from benchmarks import data
-from benchmarks.rows import Row, Setup, compared, interleaved
+from benchmarks.rows import PROJECT, Row, Setup, compared, interleaved
 from helpers import dataset
 
-PROJECT = Path(__file__).resolve().parent.parent
 COLD = "from process start to the first batch"
 MEMORY = "peak memory of training"
 IMPORTS = "imports"
@@ -62,7 +61,7 @@ def child(contender: str, steps: int, setup: Setup) -> dict[str, float]:
     return {**found, "first_batch": found["first_batch"] - start}
 
 
-def measure(setup: Setup) -> list[Row]:
+def measure(setup: Setup, rows: list[Row]) -> list[Row]:
     build = data.builders(setup.batch_size)
     if setup.device.type == "cpu":
         del build[data.OURS_ON_GPU]

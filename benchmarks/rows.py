@@ -9,13 +9,15 @@ from typing import NamedTuple
 
 import torch
 
+PROJECT = Path(__file__).resolve().parent.parent
+
 
 @dataclass(frozen=True, kw_only=True)
 class Setup:
     """On what is measured, and how much.
 
     images: of a pass of the data path; loaders that augment whole batches pass over an
-    epoch's. batch_size, small_batch: images a step. steps: of one measurement, at least 2
+    epoch's. batch_size, small_batch: images per step. steps: of one measurement, at least 2
     for torch-lr-finder. repeats: of the quick rows; process_repeats: of those that start
     processes. threads: of the CPU in training steps; the data path has one. data: folder of
     CIFAR-10, or the word synthetic. compiler: torch.compile's backend.
@@ -37,7 +39,7 @@ class Setup:
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """One thing that was measured: a value a round. Without values, `note` says why.
+    """One thing that was measured: a value per round. Without values, `note` says why.
 
     against: the row of the same group that it is compared with. part: of the options of
     `--only`, the one that measures it.
@@ -143,7 +145,7 @@ def short(value: float | None) -> str:
 
 
 def table(rows: Sequence[Row]) -> str:
-    """A line a row: median, range, unit, and the ratio to what it is compared with."""
+    """A line per row: median, range, unit, and the ratio to what it is compared with."""
     lines = [("", "median", "from – to", "unit", "ratio")]
     group = ""
     for row in rows:

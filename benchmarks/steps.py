@@ -16,6 +16,7 @@ from benchmarks import students
 from benchmarks.rows import Contenders, Row, Setup, compared, interleaved, seconds
 from helpers import models, train_test
 from helpers.memory import keeping_freed_memory
+from helpers.optimizer import make_scaler
 
 STUDENTS = "the usual loop, float32"
 FINDER = "torch-lr-finder's range test"
@@ -28,7 +29,7 @@ def group(model: str, batch_size: int) -> str:
     return f"training step, {model}, batch {batch_size}"
 
 
-def measure(setup: Setup) -> list[Row]:
+def measure(setup: Setup, rows: list[Row]) -> list[Row]:
     rows = []
     for name, batch_size in (
         ("CustomResNet", setup.batch_size),
@@ -95,8 +96,7 @@ def students_epoch(model: nn.Module, batches: Batches, device: torch.device):
 def our_options(device: torch.device, precision: str = "auto") -> dict[str, Any]:
     """What fit gives train_one_epoch on this device, anew."""
     dtype = train_test.choose_dtype(precision, device)
-    scaler = torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
-    return {"device": device, "dtype": dtype, "scaler": scaler}
+    return {"device": device, "dtype": dtype, "scaler": make_scaler(device, dtype)}
 
 
 def our_epoch(

@@ -20,8 +20,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from benchmarks.fresh import PROJECT
-from benchmarks.rows import Row, Setup, find, median, seconds
+from benchmarks.rows import PROJECT, Row, Setup, find, median, seconds
 from helpers import dataset, models, train_test
 
 GROUP = "a whole training"

@@ -253,7 +253,7 @@ def recipe_of(options: argparse.Namespace) -> train_test.Recipe:
 def is_done(
     record: dict[str, Any], checkpoint: Path, options: argparse.Namespace
 ) -> bool:
-    """Whether a run like this has left its record, and none was begun since; says so."""
+    """Whether this run has a record and no checkpoint since; prints which record."""
     if kept_checkpoints(checkpoint):
         return False
     found = []

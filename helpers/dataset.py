@@ -391,10 +391,10 @@ def make_loaders(
     else:
         require_transform(transform, train.images[0])
         padding = flip = cutout = 0  # which it stands in for
-    augmentation = {"seed": int(seed), "cutout": cutout, "made_with": made_with}
+    for_training = {"seed": int(seed), "cutout": cutout, "made_with": made_with}
     if augment_on == "device":
         kind = DeviceLoader
-        augmentation |= {"padding": padding, "flip": flip}
+        for_training |= {"padding": padding, "flip": flip}
     else:
         kind = WorkerLoader
         if num_workers is None:
@@ -405,7 +405,7 @@ def make_loaders(
         if padding or flip:
             steps = geometry(padding=padding, flip=flip, size=size)
             transform = import_albumentations().Compose(steps)
-        augmentation |= {"num_workers": num_workers, "transform": transform}
+        for_training |= {"num_workers": num_workers, "transform": transform}
 
     def build(data: ImageSet, **options) -> Loader:
         return kind(
@@ -420,4 +420,4 @@ def make_loaders(
             **options,
         )
 
-    return Loaders(build(train, **augmentation), build(test))
+    return Loaders(build(train, **for_training), build(test))

@@ -53,7 +53,7 @@ class DownloadError(OSError):
 
 
 class GivenUp(Exception):
-    """Why an address is given up. Not an OSError: those are left to mean the disk."""
+    """Why an address is given up. Not an OSError, which here always means the disk."""
 
 
 class TooSlow(GivenUp):

@@ -47,7 +47,7 @@ def plot_samples(
     data: str,
     per_class: int = 8,
 ) -> Figure:
-    """Draw the first images of each class, one row a class, from (N, H, W, C).
+    """Draw the first images of each class, one row per class, from (N, H, W, C).
 
     images: uint8, or floats in [0, 1]; grey or RGB, C 1 or 3.
     data: what the figure is about, for its title.
@@ -103,7 +103,7 @@ def plot_augmentations(
     flat = as_rgb("views", flat, "R, K, C, H, W")
     grid = flat.reshape(*changed.shape[:2], *flat.shape[1:])
     grid = np.concatenate([first[:, None], grid], axis=1)
-    heads = ["original", *(f"view {number}" for number in range(1, grid.shape[1]))]
+    heads = ["unchanged", *(f"view {number}" for number in range(1, grid.shape[1]))]
     title = "Augmented views, as the network sees them in training"
     return image_grid(title, data, grid, column_names=heads)
 
@@ -208,7 +208,7 @@ def plot_learning_rate(
     steps_per_epoch: int,
     data: str,
 ) -> Figure:
-    """Draw the learning rates planned and used, one value a step, against epochs done.
+    """Draw the learning rates planned and used, one value per step, against epochs done.
 
     data: what the figure is about, for its title.
 

@@ -50,10 +50,10 @@ class Epoch(NamedTuple):
 
 @dataclass
 class History:
-    """What happened: a row an epoch, and the learning rate of every step.
+    """What happened: a row per epoch, and the learning rate of every step.
 
     max_lr: the peak that was used, given or found.
-    learning_rates: one a step; none where a record is all that is left.
+    learning_rates: one per step; none where a record is all that is left.
     """
 
     max_lr: float

@@ -93,7 +93,7 @@ def decode(
     for slot, (path, _) in zip(images, bar, strict=True):
         pixels, mode = read_image(path)
         if mode.startswith("I"):
-            raise ValueError(f"{path} has 16 bits a channel; make it 8 or remove it")
+            raise ValueError(f"{path} has 16 bits per channel; make it 8 or remove it")
         if pixels.shape[:2] != size:
             raise ValueError(
                 f"{path} is {pixels.shape[0]}×{pixels.shape[1]} pixels and must be "

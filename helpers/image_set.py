@@ -89,7 +89,7 @@ class ImageSet:
         kind = self.labels.dtype.kind
         if self.labels.shape != self.images.shape[:1] or kind not in "iu":
             raise ValueError(
-                f"labels must be integers ({len(self.images)},), one an image, not "
+                f"labels must be integers ({len(self.images)},), one per image, not "
                 f"{self.labels.dtype} {self.labels.shape}; np.asarray(labels).astype(np.int64) "
                 "converts, .ravel() takes an axis away, .argmax(1) undoes one-hot, and "
                 "np.unique(labels, return_inverse=True)[1] numbers names"
@@ -203,9 +203,9 @@ class ImageSet:
 
 
 def by_turns(labels: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Indices in an order in which classes take turns, the larger the more often.
+    """Indices in an order in which classes take turns, each in proportion to its size.
 
-    If all had equally many, `split` would hold out a small class whole.
+    With equal turns `split` would hold out the whole of a small class.
     """
     turn = np.empty(len(labels))
     for label in np.unique(labels):

@@ -25,10 +25,17 @@ class Loader:
     With a seed, order and augmentation are functions of (seed, epoch, batch): a pass can
     be repeated by its number, in any process. Without one, the images come as they are.
 
-    share: this process's number and how many share each batch. epoch: that of the next
-    pass. fingerprint: of the images; tells a training that goes on whether they are still
-    the same. made_with: what is done to the images, by make_loaders' names. label_range:
-    lowest and highest of all, as an order by class hides some from the first batch.
+    Training needs an iterable with a length, and reads of these what a loader has:
+
+    share: this process's number and how many share each batch; batch_sizes: images of each
+        batch in all shares together.
+    epoch: that of the next pass; set_epoch(epoch) changes it.
+    seed, fingerprint (of the images), made_with (what is done to them, by make_loaders'
+        names): must be the same where a training goes on; augment_on: is warned of.
+    batch_size, count (of images), made_with: are compared with the recipe.
+    label_range: lowest and highest of all, as an order by class hides some from the first
+        batch.
+    shuffles: whether answers come in no order, of which `predict` warns.
     """
 
     images: NDArray[np.uint8]
@@ -227,8 +234,8 @@ class Batches(Dataset):
     """A dataset whose items are whole batches, asked for by a Key.
 
     An item is (images uint8 (B, H, W, C), labels (B,), tops and lefts of holes (2, B)).
-    One seed a batch makes the batch independent of the worker that computes it; a seed
-    an image would cost as much as augmenting it.
+    One seed per batch makes it independent of the worker that computes it; a seed per image
+    would cost as much as augmenting it.
     """
 
     images: NDArray[np.uint8]
@@ -274,7 +281,7 @@ class WorkerLoader(Loader):
             persistent_workers=self.num_workers > 0,
             pin_memory=self.device.type == "cuda",
             worker_init_fn=ignore_interrupts,
-            # Else it draws from the global one, at times that a stop alters.
+            # Otherwise torch's global one, at moments that an interruption changes.
             generator=torch.Generator().manual_seed((self.seed or 0) % 2**64),
         )
 

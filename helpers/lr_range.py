@@ -43,11 +43,11 @@ SAFETY = 3.0  # half a decade: a cycle spends many steps near its peak, a test o
 class LRRangeTest:
     """What the range tests saw, and the learning rate chosen from it.
 
-    learning_rates: (S,), one a step.
+    learning_rates: (S,), one per step.
     losses: a list for each test, nats per example, shorter where that test was ended.
     smoothed: their means over neighbouring steps, up to the first that isn't finite.
     median: of smoothed over the tests, up to the end of the shortest: a fall and a rise.
-    rim: the loss, a quarter of the fall above the lowest, beyond which it has diverged.
+    rim: a loss above this has diverged: the lowest plus a quarter of the fall.
     max_lr: the choice: a third of divergence_lr, or of the last rate where that is None.
     divergence_lr: where the median has risen past rim or a test was ended; None if neither.
     """
@@ -202,7 +202,7 @@ def sweep(
             require_gradients(loss)
             return loss
 
-    # Made before stdout is redirected, where nobody watches.
+    # Made before stdout is redirected to where nobody watches.
     counted = step_bar(range(recipe.lr_test_steps), name)
 
     def until_diverged(_: range) -> Iterator[int]:
@@ -244,7 +244,7 @@ def choose_max_lr(
 ) -> LRRangeTest:
     """Read the peak learning rate off range tests: a third of where they diverge.
 
-    losses: a list a test, nats per example, one for each of the (S,) learning_rates up to
+    losses: a list per test, nats per example, one for each of the (S,) learning_rates up to
     where that test was ended. Each test's finite losses are averaged over neighbouring
     steps, then the median over the tests is taken: a curve with a valley. It diverges
     where, beyond the bottom, it has climbed by a quarter of the valley's depth, or where

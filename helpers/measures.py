@@ -195,7 +195,7 @@ def expected_calibration_error(rows: Sequence[CalibrationBin]) -> float:
 def denormalize(images: ArrayLike, mean: ArrayLike, std: ArrayLike) -> np.ndarray:
     """Undo (x - mean) / std: normalized (N, C, H, W) to floats (N, H, W, C) in [0, 1].
 
-    mean, std: one number a channel, in any shape, (C, 1, 1) say.
+    mean, std: one number per channel, in any shape, (C, 1, 1) say.
 
     Raises ValueError where the images have another shape or number of channels, are whole
     numbers, or where mean and std aren't on the scale from 0 to 1.
@@ -276,7 +276,7 @@ def class_numbers(
     if numbers.ndim != 1 or (numbers.size and numbers.dtype.kind not in "iu"):
         raise ValueError(
             f"{name} has shape {numbers.shape} and type {numbers.dtype}; "
-            "pass one integer an image, shape (N,)"
+            "pass one integer per image, shape (N,)"
         )
     if length is not None and len(numbers) != length:
         raise ValueError(

@@ -42,11 +42,11 @@ def keeping_freed_memory(device: torch.device, dtype: torch.dtype) -> Iterator[N
     """On a CPU, let each step use the memory that the last one freed.
 
     glibc asks the kernel anew for each tensor of some MB, and the kernel clears its pages
-    anew: 350,000 page faults a step of 512 images, a quarter of the time where bfloat16 is
-    fast. In 16 bits all of it is kept. In float32, whose tensors are twice as large, that
-    made the peak a quarter larger; there only blocks below 32 MB are. Afterwards glibc's
-    thresholds are those that it reaches by itself in a process with tensors, and free
-    memory goes back to the kernel. Other C libraries are left alone.
+    anew: 350,000 page faults per step of 512 images, a quarter of the time where bfloat16
+    is fast. In 16 bits all of it is kept. In float32, whose tensors are twice as large,
+    that made the peak a quarter larger; there only blocks below 32 MB are. Afterwards
+    glibc's thresholds are those that it reaches by itself in a process with tensors, and
+    free memory goes back to the kernel. Other C libraries are left alone.
     """
     # Elsewhere than on Linux libc_ver reads Python's own file.
     glibc = sys.platform == "linux" and platform.libc_ver()[0] == "glibc"

@@ -73,7 +73,7 @@ def make_optimizer(model: nn.Module, recipe: Recipe, *, lr: float) -> Optimizer:
             parameters, lr, momentum=0.9, nesterov=True, weight_decay=decay, fused=True
         )
         # Where float16 overflows in the first step, that is skipped, and the fused kernel
-        # would go on from momenta that nobody has set (torch 2.15).
+        # would go on from momenta that were never initialized (torch 2.15).
         for parameter in parameters:
             sgd.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
         return sgd

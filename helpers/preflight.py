@@ -75,7 +75,10 @@ def number_of_batches(loader) -> int:
 
 
 def require_fitting(loaders, recipe: Recipe) -> None:
-    """Raise ValueError for loaders that don't fit; warn of what is otherwise or more."""
+    """Raise ValueError for loaders that don't fit the recipe.
+
+    Warns of another augmentation and of more images.
+    """
     train, test = loaders
     if not len(train) or not len(test):
         raise ValueError(
@@ -95,7 +98,7 @@ def require_fitting(loaders, recipe: Recipe) -> None:
             f"as an epoch has {len(train)}; make either larger"
         )
     wanted, there = recipe.train_images, getattr(train, "count", None)
-    # A list has a method of that name.
+    # A list's `count` is a method.
     if wanted and isinstance(there, int) and wanted < there:
         warnings.warn(
             f"the recipe's train_images is {wanted:,} and the training loader has {there:,}, "

@@ -92,9 +92,9 @@ class Processes(NamedTuple):
 
     def all_gather(self, rows: Tensor) -> Tensor:
         """The rows (N, ...) on the CPU of all processes, in the order of their ranks."""
-        return rows if self.size == 1 else torch.cat(self.gather(rows))
+        return rows if self.size == 1 else torch.cat(self.all_gather_object(rows))
 
-    def gather(self, value: Any) -> list[Any]:
+    def all_gather_object(self, value: Any) -> list[Any]:
         """Each process's value, in the order of their ranks, in each."""
         values = [value] * self.size
         if self.size > 1:

@@ -57,7 +57,7 @@ class Recipe:
     It can't be changed: `dataclasses.replace(recipe, epochs=12)` makes another.
 
     epochs: passes over the training images.
-    batch_size: images a step.
+    batch_size: images per step.
     train_images, test_images: how many of the images are used, None for all; `fit` leaves
         that to whoever makes its loaders, of an `ImageSet.subset` say.
     padding: pixels by which a random crop moves an image, either way.

@@ -75,7 +75,7 @@ def experiments(records: Sequence[dict[str, Any]]) -> list[list[dict[str, Any]]]
 def paired(
     before: Sequence[dict[str, Any]], after: Sequence[dict[str, Any]]
 ) -> list[tuple[float, float]]:
-    """Last-epoch accuracies of each two runs that only model or recipe sets apart."""
+    """Last-epoch accuracies of each pair of runs that differ only in model or recipe."""
 
     def conditions(record: dict[str, Any]) -> tuple:
         # Where images are augmented decides only what is drawn.

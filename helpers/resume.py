@@ -22,8 +22,8 @@ from helpers.recipe import Recipe
 def plan_of_recipe(recipe: Recipe) -> dict[str, Any]:
     """The recipe's part of the plan.
 
-    Of max_lr only who chose it: a range test that is run again may choose a slightly
-    different rate, and the history has the one to go on with.
+    Of max_lr it keeps only who chose it: a range test that is repeated may find a slightly
+    different rate, and training goes on with the one in the history.
     """
     fields = asdict(recipe)
     chosen_by = "the recipe" if fields.pop("max_lr") else "the range test"
@@ -48,7 +48,8 @@ def plan_of(model: nn.Module, loaders, recipe: Recipe) -> dict[str, Any]:
 def plan_of_layers(model: nn.Module) -> dict[str, str]:
     """Each layer's kind, and whether it is frozen, neither of which shapes tell.
 
-    Not its options: another torch words them otherwise, and some change in training.
+    Options are left out: torch's versions print them differently, and some change in
+    training.
     """
     plan = {}
     for name, layer in model.named_modules():
@@ -60,9 +61,9 @@ def plan_of_layers(model: nn.Module) -> dict[str, str]:
 
 def require_same_everywhere(plan: dict[str, Any], processes: Processes) -> None:
     """Raise ValueError, in each process, where their plans differ."""
-    first, *others = processes.gather(plan)
+    first, *others = processes.all_gather_object(plan)
     for rank, other in enumerate(others, start=1):
-        if differing := told(first, other, "in process 0", f"in process {rank}"):
+        if differing := differences(first, other, "in process 0", f"in process {rank}"):
             raise ValueError(
                 f"the processes train different things: {differing}; start all of them "
                 "with the same options, data and model"
@@ -111,7 +112,7 @@ def require_resumable(path: Path, recipe: Recipe) -> None:
 
 
 def require_same_plan(file: Path, there: dict[str, Any], here: dict[str, Any]) -> None:
-    if differing := told(there, here):
+    if differing := differences(there, here):
         raise ValueError(
             f"{file} comes from another training: {differing}; name another file, or make "
             "recipe, loaders and model as they were there"
@@ -126,14 +127,14 @@ def require_same_shapes(
         {name: tuple(getattr(value, "shape", ())) for name, value in tensors.items()}
         for tensors in (state["model"], model)
     )
-    if differing := told(*shapes):
+    if differing := differences(*shapes):
         raise ValueError(
             f"{file} comes from another model: {differing}; name another file or use that "
             "model"
         )
 
 
-def told(
+def differences(
     there: dict[str, Any],
     here: dict[str, Any],
     at: str = "there",

@@ -40,7 +40,7 @@ def draw_chunk(
     labels: NDArray[np.int64], rng: np.random.Generator
 ) -> NDArray[np.uint8]:
     def uniform(low: float, high: float) -> NDArray[np.float32]:
-        """One number an image, to be combined with (N, 32, 32)."""
+        """One number per image, to be combined with (N, 32, 32)."""
         return rng.uniform(low, high, (len(labels), 1, 1)).astype(np.float32)
 
     y, x = np.mgrid[:SIDE, :SIDE].astype(np.float32)

@@ -133,13 +133,13 @@ def train_one_epoch(
     correct = torch.zeros((), dtype=torch.int64, device=device)
     bar = step_bar(loader, f"epoch {epoch}", processes.first)
     for step, batch in counted(steps, bar):
-        images, labels = moved(batch, device)
+        images, labels = to_device(batch, device)
         optimizer.zero_grad()  # before the forward pass, where memory is scarcest
         with autocast(device, dtype):
             with preflight.explaining_images(model, images):
                 logits = model(images)
             preflight.require_logits(logits, len(images), "the model")
-            # A GPU would say so steps later, and then compute nothing any more.
+            # A GPU would say so steps later, and be of no use from then on.
             if batch[1].device.type == "cpu":
                 preflight.require_outputs(batch[1], logits)
             # CUDA's autocast would leave its logarithms in 16 bits, a CPU's wouldn't.
@@ -196,10 +196,11 @@ def counted(steps: int, loader: Iterable) -> Iterator[tuple[int, Any]]:
         )
 
 
-def moved(batch: Any, device: torch.device) -> tuple[Tensor, Tensor]:
+def to_device(batch: Any, device: torch.device) -> tuple[Tensor, Tensor]:
     """Images, channels last, and labels on the device."""
     images, labels = preflight.as_pair(batch)
-    cuda = device.type == "cuda"  # elsewhere a batch may be gone before it is copied
+    # Elsewhere a batch's memory may be used again before the copy is complete.
+    cuda = device.type == "cuda"
     images = images.to(device, non_blocking=cuda, memory_format=torch.channels_last)
     return images, labels.to(device, non_blocking=cuda)
 
@@ -299,7 +300,7 @@ def all_answers(
     all_logits, all_labels = [], []
     with evaluating(model), explaining_evaluation_memory(device):
         for batch in loader:
-            images, labels = moved(batch, device)
+            images, labels = to_device(batch, device)
             # Before the model sees the images, which it may change in place.
             mirrored = images.flip(3) if flip_tta else None
             with preflight.explaining_images(model, images):
@@ -460,7 +461,8 @@ def fit(
         (BatchNorm of frozen layers too), and left in evaluation mode, also where an epoch
         is broken off.
     loaders: (train, test), each an iterable with a length, of (images (B, C, H, W),
-        labels (B,)); one with `set_epoch` is told which epoch begins, counted from 0.
+        labels (B,)); one with `set_epoch` is told which epoch begins, counted from 0, and
+        what else it may tell is listed in helpers.loaders.Loader.
     recipe: all of it is applied but batch_size, train_images, test_images, augmentation
         and logit_scale, which are for whoever makes loaders and model, as in
         `make_loaders(..., batch_size=recipe.batch_size, **recipe.augmentation)`. Another

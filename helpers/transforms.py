@@ -67,7 +67,7 @@ def train_transform(
     flip: probability of a horizontal flip.
     cutout: side of the hole in pixels, 0 for none.
     size: (H, W), of the images, `images.shape[1:3]`.
-    mean, std: a value a channel, on the [0, 1] scale.
+    mean, std: a value per channel, on the [0, 1] scale.
     seed: of its draws, as global seeds don't reach albumentations; None for a new one each
         time. In a DataLoader all workers draw alike, and alike in each epoch, unless its
         worker_init_fn calls the transform's
@@ -115,7 +115,7 @@ def eval_transform(
 
     It takes uint8 (H, W, C) and gives {"image": a float32 torch tensor (C, H, W)}.
 
-    mean, std: a value a channel, on the [0, 1] scale.
+    mean, std: a value per channel, on the [0, 1] scale.
 
     Raises ModuleNotFoundError without albumentations, ValueError, naming it, for a number
     out of range, and when it is called with what isn't uint8 or has another number of

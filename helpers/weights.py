@@ -74,7 +74,7 @@ def check(path: Path, data: str | None) -> None:
     data = data or os.environ.get("CIFAR10_ROOT") or "data"
     _, images = dataset.images_of(
         data,
-        # A dataset's are not needed; what is drawn comes in one go.
+        # A dataset's aren't needed; synthetic ones are drawn together.
         train_images=used["train_images"] if data == "synthetic" else None,
         test_images=count,
         holdout=0 if used["evaluated_on"] == "test set" else count,

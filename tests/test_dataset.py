@@ -3,6 +3,7 @@
 import errno
 import hashlib
 import importlib.util
+import inspect
 import io
 import multiprocessing
 import os
@@ -26,7 +27,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from helpers import dataset
+from helpers import dataset, train_test
 from helpers.loaders import usable_cores
 from tests.shared import CPU, raising
 
@@ -203,7 +204,7 @@ DAMAGE = {
         lambda path: path.write_bytes(b"no image")
     ),
     r"005.png \(1,500 bytes\) can't be read .*\(image file is trunc": truncate,
-    r"000-005.png has 16 bits a channel; make it 8 or remove it": DEEP.save,
+    r"000-005.png has 16 bits per channel; make it 8 or remove it": DEEP.save,
     r"000-005.png \(.* bytes\) can't be read as PNG or JPEG; repl": (
         lambda path: Image.new("L", (32, 32)).save(path, format="GIF")
     ),
@@ -1024,6 +1025,18 @@ def test_images_are_drawn_where_cifar10_cannot_be_had_and_the_reason_is_told(
     shutil.rmtree(folder / "test" / "ship")
     with pytest.raises(ValueError, match="is missing or empty"):
         dataset.load_or_draw(folder, **sizes)
+
+
+def test_loaders_and_transform_are_by_default_the_recipes():
+    plan = train_test.Recipe()
+    wanted = {"batch_size": plan.batch_size, **plan.augmentation}
+    for make in (dataset.make_loaders, dataset.train_transform):
+        defaults = inspect.signature(make).parameters
+        shared = wanted.keys() & defaults.keys()
+        assert shared >= plan.augmentation.keys()
+        assert {name: defaults[name].default for name in shared} == {
+            name: wanted[name] for name in shared
+        }
 
 
 def test_as_many_images_as_cifar10_has_are_drawn_where_no_number_is_given(monkeypatch):

@@ -191,7 +191,7 @@ def test_range_tests_losses_are_those_of_training_at_its_rates(change):
 
 
 class Scripted(nn.Module):
-    """Two classes' logits that give these losses, one a step, to images of class 0."""
+    """Two classes' logits that give these losses, one per step, to images of class 0."""
 
     def __init__(self, losses):
         super().__init__()

@@ -492,7 +492,7 @@ def test_augmentations_start_with_the_original():
         x = 9 * number
         np.testing.assert_array_equal(sheet[9:17, x : x + 8], image)
     heads = [label.get_text() for label in figure.axes[0].get_xticklabels()]
-    assert heads == ["original", "view 1", "view 2"]
+    assert heads == ["unchanged", "view 1", "view 2"]
 
 
 def test_range_test_shows_the_fall_although_losses_explode():
