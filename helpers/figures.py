@@ -316,7 +316,7 @@ def plot_class_accuracy(rows: list[ClassAccuracy], *, data: str) -> Figure:
     names = [textwrap.fill(str(row.name), 48) for row in ranked]
     axes.set_yticks(places, names, **PLAIN)
     axes.set(xlim=(0, 100), ylim=(-0.6, places[-1] + 0.6))
-    dress(axes, "accuracy (%), with correct / count at the right", "class")
+    dress(axes, "accuracy (%), with correct / count at the right", "")  # names say it
     legend_below(figure)
     return figure
 
