@@ -35,14 +35,14 @@ FORMAT = 1  # of the record
 # epoch, whose profiler stays attached to the GPU, this process may be up to 20% slower:
 # https://github.com/pytorch/pytorch/issues/144455
 GROUPS = {
-    "data": data.measure,
-    "steps": steps.measure,
+    "data": lambda setup, rows: data.measure(setup),
+    "steps": lambda setup, rows: steps.measure(setup),
     "limits": limits.measure,
     "whole": whole.measure,
-    "variants": variants.measure,
-    "epoch": epoch.measure,
-    "fresh": fresh.measure,
-    "together": together.measure,
+    "variants": lambda setup, rows: variants.measure(setup),
+    "epoch": lambda setup, rows: epoch.measure(setup),
+    "fresh": lambda setup, rows: fresh.measure(setup),
+    "together": lambda setup, rows: together.measure(setup),
 }
 
 

@@ -48,7 +48,7 @@ def whole_epoch(train: dataset.ImageSet) -> dataset.ImageSet:
     return train.take(np.resize(np.arange(len(train)), TRAIN))
 
 
-def measure(setup: Setup, rows: list[Row]) -> list[Row]:
+def measure(setup: Setup) -> list[Row]:
     train, _ = dataset.synthetic_cifar10(train=setup.images, test=1)
     torch.set_num_threads(1)
     build = builders(min(setup.batch_size, setup.images))

@@ -53,7 +53,7 @@ class Clock:
 def watched(
     model: torch.nn.Module, optimizer: torch.optim.Optimizer, clock: Clock
 ) -> Iterator[None]:
-    """Marks where loss and optimizer begin; what follows a step counts as that."""
+    """Marks where loss and optimizer begin; what follows its step counts as its."""
     hooks = [
         model.register_forward_hook(lambda *_: clock.mark("loss and backward")),
         optimizer.register_step_pre_hook(lambda *_: clock.mark("optimizer")),
@@ -82,7 +82,7 @@ class WatchedLoader:
             self.clock.mark("data")
 
 
-def measure(setup: Setup, rows: list[Row]) -> list[Row]:
+def measure(setup: Setup) -> list[Row]:
     torch.set_num_threads(setup.threads)
     device, count = setup.device, setup.batch_size * setup.steps
     # Where a test takes milliseconds, its fixed costs must not be scaled up too.

@@ -61,7 +61,7 @@ def child(contender: str, steps: int, setup: Setup) -> dict[str, float]:
     return {**found, "first_batch": found["first_batch"] - start}
 
 
-def measure(setup: Setup, rows: list[Row]) -> list[Row]:
+def measure(setup: Setup) -> list[Row]:
     build = data.builders(setup.batch_size)
     if setup.device.type == "cpu":
         del build[data.OURS_ON_GPU]

@@ -29,7 +29,7 @@ def group(model: str, batch_size: int) -> str:
     return f"training step, {model}, batch {batch_size}"
 
 
-def measure(setup: Setup, rows: list[Row]) -> list[Row]:
+def measure(setup: Setup) -> list[Row]:
     rows = []
     for name, batch_size in (
         ("CustomResNet", setup.batch_size),

@@ -17,7 +17,7 @@ GROUP = "training by several processes"
 RATE, SPEEDUP = "processes: {}", "speed of 2 over that of 1"
 
 
-def measure(setup: Setup, rows: list[Row]) -> list[Row]:
+def measure(setup: Setup) -> list[Row]:
     """On the CPU unless there are two GPUs."""
     gpus = torch.cuda.device_count() >= 2
     steps = setup.steps if gpus else 2  # on one core each takes seconds

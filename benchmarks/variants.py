@@ -34,7 +34,7 @@ ALONE = "ours, in a process of its own"
 SEARCHED = "ours, in its own process, cuDNN having searched"
 
 
-def measure(setup: Setup, rows: list[Row]) -> list[Row]:
+def measure(setup: Setup) -> list[Row]:
     torch.set_num_threads(setup.threads)
     cuda = setup.device.type == "cuda"
     batches = random_batches(setup.batch_size, setup.steps, setup.device)

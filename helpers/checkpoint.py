@@ -74,10 +74,10 @@ def require_readable(model: dict[str, Any]) -> None:
     extra = {n: v for n, v in model.items() if not isinstance(v, torch.Tensor)}
     for name, value in extra.items():
         buffer = io.BytesIO()
-        torch.save(value, buffer)
         try:
+            torch.save(value, buffer)
             torch.load(io.BytesIO(buffer.getvalue()), weights_only=True)
-        except pickle.UnpicklingError as error:
+        except (pickle.PickleError, AttributeError, TypeError) as error:
             raise ValueError(
                 f"the model's {name} is a {type(value).__name__}, which no checkpoint can give "
                 "back; let get_extra_state return tensors, numbers, strings, lists or dicts"
@@ -154,8 +154,8 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         state = torch.load(io.BytesIO(body), map_location="cpu", weights_only=True)
     except (RuntimeError, EOFError, pickle.UnpicklingError) as error:
         raise ValueError(
-            f"{path} is no checkpoint of fit's, or of a model whose state holds more than "
-            f"tensors and Python's own types ({type(error).__name__}); name another file"
+            f"{path} is no checkpoint of fit's, or holds more of its model than tensors and "
+            f"Python's own types ({type(error).__name__}); name another file"
         ) from error
     if (theirs := state.get("format")) != FORMAT:
         raise ValueError(

@@ -332,7 +332,7 @@ def plot_confusion_matrix(
     data: what the figure is about, for its title.
 
     Raises ValueError where the matrix does not fit the classes, TypeError for classes that
-    are a number, or have no order.
+    are no sequence.
     """
     require_names(classes)
     size = len(classes)

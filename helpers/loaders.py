@@ -31,7 +31,8 @@ class Loader:
         batch in all shares together.
     epoch: that of the next pass; set_epoch(epoch) changes it.
     seed, fingerprint (of the images), made_with (what is done to them, by make_loaders'
-        names): must be the same where a training goes on; augment_on: is warned of.
+        names): must be the same where a training goes on; a change of augment_on
+        is warned of.
     batch_size, count (of images), made_with: are compared with the recipe.
     label_range: lowest and highest of all, as an order by class hides some from the first
         batch.
@@ -292,13 +293,14 @@ class WorkerLoader(Loader):
         # A default device of torch's would be asked for random numbers, of our generator.
         with torch.device("cpu"):
             batches = iter(self.loader)
-        for batch in batches:
+        for number, batch in enumerate(batches, start=1):
             images, labels, holes = (
                 part.to(self.device, non_blocking=self.device.type == "cuda")
                 for part in batch  # elsewhere its memory may be reused before the copy ends
             )
             yield self.cut_out(self.normalized(images), *holes), labels
-            if self.num_workers and self.passes != current:
+            over = not self.num_workers or number == len(self.key_sampler.keys)
+            if self.passes != current and not over:
                 raise RuntimeError(
                     "another pass over this loader has begun, and its workers serve one at "
                     "a time; end one before the next, or make a loader for each"

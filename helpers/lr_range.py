@@ -76,10 +76,10 @@ def lr_range_test(
 
     Raises ValueError where the loss falls no more than it scatters, as on a model that was
     trained before, or is not finite from the start, for a loader without batches, for a
-    model that doesn't fit the recipe or the batches, and for a device that `choose_dtype`
-    refuses, TypeError for a model that gives no tensor or can't be copied and a loader
-    without a length, ModuleNotFoundError without torch-lr-finder, and MemoryError with a
-    batch size that would fit.
+    model that doesn't fit the recipe or the batches, for a loss without a gradient, within
+    torch.autocast, and for a device that `choose_dtype` refuses, TypeError for a model that
+    gives no tensor or can't be copied and a loader without a length, ModuleNotFoundError
+    without torch-lr-finder, and MemoryError with a batch size that would fit.
     """
     if not number_of_batches(loader):
         raise ValueError("the loader has no batch; give it at least one")

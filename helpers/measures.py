@@ -73,7 +73,7 @@ def class_accuracy(
 
     Interval: E. B. Wilson, J. Am. Stat. Assoc. 22 (1927) 209-212; a class without images
     has accuracy nan and interval (0, 1). Raises ValueError as `confusion_matrix` does, and
-    TypeError for classes that are a number, or have no order.
+    TypeError for classes that are no sequence.
     """
     require_names(classes)
     matrix = confusion_matrix(labels, predictions, len(classes))
@@ -132,7 +132,7 @@ def most_confused(
     directions count for a pair; a pair without any is left out.
 
     Raises ValueError where the matrix does not fit the classes, and for a `most` below 1,
-    TypeError for classes that are a number, or have no order.
+    TypeError for classes that are no sequence.
     """
     require_names(classes)
     counts = as_confusion_matrix(matrix, len(classes))
@@ -292,7 +292,7 @@ def class_numbers(
 
 
 def require_names(classes: Sequence[str]) -> None:
-    """Raise TypeError for what has no order, as a set, or is a number."""
+    """Raise TypeError for what is no sequence, as a set, a dict or a number."""
     if not isinstance(classes, Sequence | np.ndarray):
         raise TypeError(
             f"classes is {classes!r}; pass the names in the labels' order, as a list, or "

@@ -245,23 +245,23 @@ def require_optimizing(
     Warns of a model with a layer that was replaced since the optimizer was made.
     """
     held = {id(p) for group in optimizer.param_groups for p in group["params"]}
-    own = {id(p): p.requires_grad for p in model.parameters()}
-    if held.isdisjoint(own):
+    trains = {id(p): p.requires_grad for p in model.parameters()}
+    if held.isdisjoint(trains):
         raise ValueError(
             "the optimizer holds no parameter of the model, as after a model was made anew; "
             "make the optimizer anew too"
         )
     # Either alone may be meant: one optimizer for two models, or for a part of one.
-    missing = [
-        number for number, trains in own.items() if trains and number not in held
-    ]
-    if missing and held - own.keys():
+    missing = [p for p in trains if trains[p] and p not in held]
+    if missing and held - trains.keys():
         warnings.warn(
-            f"{len(missing)} of the model's parameters are not trained, as the optimizer holds "
-            "others in their place, of a layer that was replaced say; make it anew",
+            f"{len(missing)} of the model's parameters are not trained: the optimizer doesn't "
+            "hold them, and holds others; if a layer was replaced since, make it anew",
             stacklevel=3,
         )
-    if getattr(scheduler, "optimizer", optimizer) is not optimizer:
+    steered = getattr(scheduler, "optimizer", optimizer).param_groups
+    # A wrapper around the scheduler's optimizer may have its groups.
+    if not any(group is own for group in steered for own in optimizer.param_groups):
         raise ValueError(
             "the scheduler is another optimizer's, as after an optimizer was made anew; make "
             "the scheduler anew too"

@@ -57,7 +57,9 @@ def load_run(path: str | os.PathLike) -> tuple[torch.nn.Module, dict[str, Any]]:
             "--save-weights wrote"
         )
     said = record["weights"]
-    file = place_of(path).with_name(said["file"])
+    file = Path(path).expanduser().with_name(said["file"])
+    if not file.exists():  # beside a link, say, which leads to the record
+        file = place_of(path).with_name(said["file"])
     return models.load_pretrained(file, sha256=said["sha256"]), record
 
 

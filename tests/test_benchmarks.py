@@ -251,7 +251,7 @@ def test_where_nothing_compiles_the_row_says_why():
         repeats=1,
         compiler=raising(OSError("no compiler here")),
     )
-    rows = {row.name: row for row in variants.measure(setup, [])}
+    rows = {row.name: row for row in variants.measure(setup)}
     assert not rows[variants.COMPILED].values
     assert "no compiler here" in rows[variants.COMPILED].note
     assert rows[variants.POOL].values and variants.PAYS not in rows
@@ -261,7 +261,7 @@ def test_profiler_that_fails_costs_its_own_row_alone(monkeypatch):
     monkeypatch.setattr(epoch, "waits_in", raising(ValueError("no profiler here")))
     small = {"batch_size": 8, "steps": 2, "repeats": 1, "smoke": True}
     setup = Setup(device=CPU, data="synthetic", threads=1, **small)
-    rows = {row.name: row for row in epoch.measure(setup, [])}
+    rows = {row.name: row for row in epoch.measure(setup)}
     assert rows[epoch.SYNCS].note == "ValueError: no profiler here"
     assert rows["data"].values
 

@@ -1225,6 +1225,9 @@ def test_pass_within_a_pass_is_refused_where_workers_serve_both():
         list(zip(served, served, strict=True))
     next(iter(served))
     assert len(list(served)) == len(served)  # one that is abandoned isn't in the way
+    for number, _ in enumerate(served, start=1):
+        if number == len(served):
+            assert len(list(served)) == len(served)  # nor one that has all its batches
 
 
 def test_no_two_batches_draw_the_same():

@@ -501,6 +501,7 @@ def test_archive_is_the_one_that_torchvision_reads():
     assert net.ARCHIVE_URLS[0] == CIFAR10.url
     assert net.ARCHIVE_MD5 == CIFAR10.tgz_md5
     assert net.ARCHIVE_NAME == CIFAR10.filename
+    assert net.ARCHIVE_BYTES == 170_498_071  # of https://www.cs.toronto.edu/~kriz/
 
 
 def test_lock_is_free_after_an_interruption(site):

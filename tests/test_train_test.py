@@ -326,6 +326,7 @@ def test_optimizer_of_a_model_that_was_made_anew_is_refused():
         train_test.train_one_epoch(network(), batches(16), optimizer, device=CPU)
 
 
+@pytest.mark.filterwarnings("ignore:Detected call of `lr_scheduler.step")
 def test_scheduler_of_an_optimizer_that_was_made_anew_is_refused():
     model = network()
     first, second = (torch.optim.SGD(model.parameters(), 0.1) for _ in range(2))
@@ -334,19 +335,22 @@ def test_scheduler_of_an_optimizer_that_was_made_anew_is_refused():
         train_test.train_one_epoch(
             model, batches(16), second, device=CPU, scheduler=late
         )
+    second.param_groups = first.param_groups  # as a wrapper around the first has them
+    train_test.train_one_epoch(model, batches(16), second, device=CPU, scheduler=late)
+    assert late.get_last_lr() == [pytest.approx(0.01)]
 
 
 def test_layer_that_was_replaced_since_the_optimizer_was_made_is_warned_of():
     model, spare = network(), nn.Linear(3, 3)
     optimizer = torch.optim.SGD(model.parameters(), 0.1)
-    optimizer.add_param_group(
-        {"params": spare.parameters()}
-    )  # two models' may be meant
+    # Two models' parameters may be meant.
+    optimizer.add_param_group({"params": spare.parameters()})
     train_test.train_one_epoch(model, batches(16), optimizer, device=CPU)
     model[-1] = nn.Linear(model[-1].in_features, 10)
-    with pytest.warns(UserWarning, match="2 of the model's .* replaced say; make it a"):
+    with pytest.warns(UserWarning, match="2 of the model's .* replaced since, make it"):
         train_test.train_one_epoch(model, batches(16), optimizer, device=CPU)
-    head = torch.optim.SGD(model[-1].parameters(), 0.1)  # a part of one too
+    # A part of one too.
+    head = torch.optim.SGD(model[-1].parameters(), 0.1)
     train_test.train_one_epoch(model, batches(16), head, device=CPU)
 
 
@@ -529,12 +533,19 @@ class Normalizing(Around):
 
 
 @pytest.mark.parametrize("kind", [torch.float32, torch.uint8])
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("out of memory"),
+        RuntimeError("CUDA error: out of memory"),
+    ],
+)
 def test_evaluation_that_runs_out_of_memory_is_not_blamed_on_the_images_or_training(
-    kind,
+    error, kind
 ):
     def hungry(logits):
         if len(logits) > 16:
-            raise torch.OutOfMemoryError("out of memory")
+            raise error
         return logits
 
     train, test = (
@@ -670,6 +681,9 @@ def test_images_from_0_to_255_are_warned_of():
     pair = batches(16, 16), [(images.abs() * 100, labels)]
     with pytest.warns(UserWarning, match="tested on reach .* by 255, in training too"):
         fit(network(), pair, recipe())
+    raw = [(images.byte(), labels)] * 2
+    with pytest.raises(ValueError, match=r"torch.uint8 .*\.float\(\) / 255 converts"):
+        fit(network(), (raw, raw), recipe())
 
 
 def test_test_images_that_are_not_finite_are_said_once_an_epoch():
@@ -1288,13 +1302,15 @@ def test_finished_training_of_loaders_that_do_not_tell_their_images_is_warned_of
 def test_state_that_no_checkpoint_gives_back_is_said_before_training(tmp_path):
     class Counting(Around):
         def get_extra_state(self):
-            return np.zeros(3)
+            return state
 
     path = tmp_path / "training.pt"
-    with pytest.raises(
-        ValueError, match="model's _extra_state is a ndarray, .* let get_"
-    ):
-        fit(Counting(nn.Identity()), loaders(), recipe(), checkpoint=path)
+    for state in (np.zeros(3), lambda: 3):
+        said = (
+            f"model's _extra_state is a {type(state).__name__}, .* let get_extra_state"
+        )
+        with pytest.raises(ValueError, match=said):
+            fit(Counting(nn.Identity()), loaders(), recipe(), checkpoint=path)
     assert not path.exists()
 
 

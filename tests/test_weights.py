@@ -474,6 +474,29 @@ def test_record_behind_a_link_finds_its_weights_and_drawn_images_need_no_folder(
     assert "They agree" in capsys.readouterr().out
 
 
+def test_network_beside_a_linked_record_may_be_a_link_too(saved, record, tmp_path):
+    store = tmp_path / "store"
+    store.mkdir()
+    for file in (record(), tmp_path / saved[1]["file"]):
+        kept = file.rename(store / f"{file.name} of some digest")
+        file.symlink_to(kept)
+    weights.load_run(tmp_path / "record.json")
+
+
+@pytest.mark.parametrize(("root", "folder"), [("elsewhere", "elsewhere"), ("", "data")])
+def test_dataset_is_looked_for_where_the_environment_says(
+    root, folder, record, monkeypatch
+):
+    monkeypatch.setenv("CIFAR10_ROOT", root)
+
+    def images_of(data, **options):
+        raise ValueError(f"asked for {data}")
+
+    monkeypatch.setattr(dataset, "images_of", images_of)
+    with pytest.raises(SystemExit, match=f"asked for {folder}$"):
+        weights.main([str(record(source="CIFAR-10"))])
+
+
 def test_weights_are_worth_what_their_record_says(saved, record, capsys):
     entry = saved[1]
     rescore(record())

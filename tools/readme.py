@@ -63,9 +63,12 @@ def by_class(records: list[dict[str, Any]]) -> str:
 
 
 def machine(runs: list[dict[str, Any]], groups: list[list[dict[str, Any]]]) -> str:
-    """The hardware of these runs, if not all groups ran on it."""
-    kinds = {Experiment.of(group[0]).hardware for group in groups}
-    return f", {Experiment.of(runs[0]).hardware}" * (len(kinds) > 1)
+    """The hardware of these runs, if not all groups ran alike."""
+    ran, kinds = Experiment.of(runs[0]), set()
+    for group in groups:
+        other = Experiment.of(group[0])
+        kinds.add((other.hardware, other.augment_on))
+    return f", {ran.hardware}, augmented on {ran.augment_on}" * (len(kinds) > 1)
 
 
 def ingredients(folder: Path, tried: list[trials.Trial]) -> str:
@@ -116,7 +119,7 @@ def each_run(records: list[dict[str, Any]]) -> str:
     lines = [
         (
             f"{run['model']}, {how_trained(run)}",
-            run["hardware"]["device"],
+            Experiment.of(run).hardware,
             run["seed"],
             f"{run['max_lr']:.2e}",
             spread([run["last_epoch_accuracy"]]),
@@ -182,9 +185,8 @@ def headline(records: list[dict[str, Any]]) -> str:
 
 
 def is_of_a_gpu(record: dict[str, Any]) -> bool:
-    return (
-        record["hardware"].get("type") == "cuda"
-    )  # the first ones, of CPUs, have none
+    """Whether it is; the earliest records, which don't tell, are of CPUs."""
+    return record["hardware"].get("type") == "cuda"
 
 
 def unmeasured(records: list[dict[str, Any]]) -> list[str]:
