@@ -156,6 +156,10 @@ def checkpoint_of(options: argparse.Namespace, seed: int) -> Path:
 
 def require_startable(options: argparse.Namespace, processes: Processes) -> None:
     """Raise any seed's foreseeable errors, before a download and hours of training."""
+    if options.holdout < 0:
+        raise ValueError(
+            f"holdout is {options.holdout}; give a number of training images, or 0"
+        )
     for seed in options.seeds:
         utils.set_seed(seed)
         if processes.first and options.resume:
@@ -204,6 +208,9 @@ def run(options: argparse.Namespace, seed: int, processes: Processes) -> None:
         processes.first and is_done(record, checkpoint, options)
     ):
         return
+    if options.resume and processes.first and kept_checkpoints(checkpoint):
+        # What else the record says of code and machine is of this start.
+        record["resumed_after"] = len(train_test.read_history(checkpoint).epochs)
     processes.print(utils.describe_run(options.profile, train.source, device))
     processes.print(
         f"{options.model}, {record['parameters']:,} parameters, "
@@ -227,14 +234,17 @@ def run(options: argparse.Namespace, seed: int, processes: Processes) -> None:
     name = f"{time.strftime('%Y%m%d-%H%M%S')}-{checkpoint_of(options, seed).stem}"
     path = options.out / f"{name}.json"
     utils.write_record(path, record)
-    if options.save_weights:  # after the record, which a full disk then doesn't cost
-        file = path.with_suffix(".safetensors")
-        record["weights"] = weights.save_scored(
-            model, file, test, data=train.source, device=device
-        )
-        utils.write_record(path, record)
     if checkpoint and checkpoint.exists():
         checkpoint.replace(path.with_suffix(".pt"))  # and its name is free again
+    if options.save_weights:  # after the record, which a full disk then doesn't cost
+        file = path.with_suffix(".safetensors")
+        try:
+            record["weights"] = weights.save_scored(
+                model, file, test, data=train.source, device=device
+            )
+        except ValueError as error:  # of a training that went wrong
+            warnings.warn(f"{path} has no weights: {error}", stacklevel=1)
+        utils.write_record(path, record)
     print(
         f"{train.source}, seed {seed}: last epoch {history.last.test_accuracy:.2%}, "
         f"maximum {history.best.test_accuracy:.2%} in epoch {history.best.epoch} on the "
@@ -328,10 +338,7 @@ def outcome(
         "flip_tta_accuracy": mirrored.metrics.accuracy,
         "maximum_accuracy": history.best.test_accuracy,
         "maximum_epoch": history.best.epoch,
-        # NaN, for a class without images, is not JSON.
-        "class_accuracy": {
-            row.name: row.accuracy if row.count else None for row in by_class
-        },
+        "class_accuracy": {row.name: row.accuracy for row in by_class},
         "seconds": sum(row.seconds for row in history.epochs),
         "history": [row._asdict() for row in history.epochs],
     }

@@ -34,6 +34,7 @@ from helpers.results import accuracy_by_rate, flat_top
 # Okabe and Ito's colours (Color Universal Design, 2008): the colour-blind see them apart.
 BLACK, ORANGE, SKY_BLUE, GREEN = "#000000", "#E69F00", "#56B4E9", "#009E73"
 BLUE, VERMILLION = "#0072B2", "#D55E00"
+PALE_ORANGE = "#F5D999"  # 40% of it on white, which black numbers are legible on
 SMALL = 9  # points; the smallest text that is legible in a README column 800 px wide
 PLAIN = {"parse_math": False}  # a name may hold two dollars, and mean no mathematics
 MOST_SAMPLED, MOST_BARS = 12, 30  # classes in a figure; more would fill several screens
@@ -127,13 +128,13 @@ def plot_lr_range_test(search: Any, *, data: str) -> Figure:
     for curves, label, look in (
         (raw, "loss of each batch", {"color": SKY_BLUE, "alpha": 0.5, "lw": 1}),
         (smoothed, f"smoothed, {tests}", {"color": BLUE, "lw": 1.4}),
-        ([np.asarray(search.median, float)], "median", {"color": BLACK, "lw": 2}),
+        ([np.asarray(search.median, float)], "median", {"color": ink(), "lw": 2}),
     ):
         for losses in curves:
             shown = np.minimum(losses, ceiling)
             axes.plot(rates[: len(losses)], shown, label=label, **look)
             label = None  # one entry in the legend for all the tests
-    look = {"color": BLACK, "ls": ":", "lw": 1.4}
+    look = {"color": ink(), "ls": ":", "lw": 1.4}
     axes.axhline(search.rim, label="climbed back by a quarter", **look)
     axes.set_xscale("log")
     axes.set_ylim(bottom, top)
@@ -227,7 +228,7 @@ def plot_learning_rate(
     axes.plot(epochs, plan, color=SKY_BLUE, lw=6, alpha=0.6, label="planned")
     if len(used):
         text = f"actual ({len(used)} of {len(plan)} steps)"
-        axes.plot(epochs[: len(used)], used, "--", color=BLACK, lw=1.4, label=text)
+        axes.plot(epochs[: len(used)], used, "--", color=ink(), lw=1.4, label=text)
     peak = int(plan.argmax())
     text = f"peak {plan[peak]:.3g} after epoch {epochs[peak]:g}"
     axes.plot(epochs[peak], plan[peak], "o", color=VERMILLION, label=text)
@@ -305,7 +306,7 @@ def plot_class_accuracy(rows: list[ClassAccuracy], *, data: str) -> Figure:
     axes.barh(places, accuracies, height=0.7, color=SKY_BLUE, label="accuracy")
     low, high = 100 * np.array([(row.low, row.high) for row in ranked]).T
     middle, half = (low + high) / 2, (high - low) / 2
-    look = {"fmt": "none", "ecolor": BLACK, "capsize": 3}
+    look = {"fmt": "none", "ecolor": ink(), "capsize": 3}
     axes.errorbar(middle, places, xerr=half, label="95% Wilson interval", **look)
     total = sum(row.count for row in rows)
     if total:
@@ -345,7 +346,7 @@ def plot_confusion_matrix(
     title = f"Confusion matrix, {what}"
     figure, axes = new_figure(title, data, 8.5, 7.6)
     colours = matplotlib.colormaps["Blues"].with_extremes(
-        bad=(ORANGE, 0.4) if numbered else "white"
+        bad=PALE_ORANGE if numbered else "white"
     )
     picture = axes.imshow(mistakes, cmap=colours, vmin=0, vmax=highest)
     figure.colorbar(picture, label="mistakes (% of the true class)", shrink=0.8)
@@ -395,10 +396,10 @@ def plot_calibration(rows: Sequence[CalibrationBin], *, data: str) -> Figure:
     axes.bar(middles, accuracies, **look)
     limits = [wilson(round(row.accuracy * row.count), row.count) for row in filled]
     low, high = 100 * np.array(limits).T
-    look = {"fmt": "none", "ecolor": BLACK, "capsize": 3, "lw": 1}
+    look = {"fmt": "none", "ecolor": ink(), "capsize": 3, "lw": 1}
     text = "95% Wilson interval"
     axes.errorbar(middles, (low + high) / 2, (high - low) / 2, label=text, **look)
-    axes.plot([0, 100], [0, 100], "--", color=BLACK, lw=1, label="calibrated")
+    axes.plot([0, 100], [0, 100], "--", color=ink(), lw=1, label="calibrated")
     look = {"ls": "", "marker": "D", "ms": 6, "color": VERMILLION, "mec": "white"}
     axes.plot(confidences, confidences, label="mean confidence", clip_on=False, **look)
     look = {"ha": "center", "va": "bottom", "size": SMALL}
@@ -473,6 +474,11 @@ def new_figure(
     about = textwrap.fill(str(data), int(11.2 * width))  # letters in an inch
     figure.suptitle(f"{title}\n{about}", **PLAIN)
     return figure, figure.subplots(lines, columns)
+
+
+def ink() -> str:
+    """Of lines on the background: black, in a dark style white."""
+    return matplotlib.rcParams["text.color"]
 
 
 def dress(axes: Axes, x_label: str, y_label: str) -> None:

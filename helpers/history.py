@@ -82,5 +82,12 @@ class History:
 
     @classmethod
     def from_record(cls, record: dict[str, Any]) -> "History":
-        """The History in a run's record, which holds no learning_rates."""
-        return cls(record["max_lr"], [Epoch(**row) for row in record["history"]])
+        """The History in a run's record, which holds no learning_rates.
+
+        Where JSON has no number, as for NaN, a record has None.
+        """
+        rows = [
+            Epoch(**{name: math.nan if v is None else v for name, v in row.items()})
+            for row in record["history"]
+        ]
+        return cls(record["max_lr"], rows)

@@ -59,7 +59,9 @@ class Loader:
         width = self.images.shape[2]
         self.mean_row, self.std_row = (
             255
-            * torch.tensor(value, dtype=torch.float32, device=self.device).repeat(width)
+            * torch.as_tensor(value, dtype=torch.float32, device=self.device).repeat(
+                width
+            )
             for value in (self.mean, self.std)
         )
 
@@ -218,6 +220,10 @@ def draw_holes(
 def transformed(transform: Any, image: NDArray[np.uint8]) -> NDArray[np.uint8]:
     """What an albumentations transform makes of an image, if that is another like it."""
     given = transform(image=image)["image"]
+    if not isinstance(given, np.ndarray | Tensor):
+        raise TypeError(
+            f"transform makes a {type(given).__name__} of an image; return the image"
+        )
     if given.dtype != np.uint8:
         remedy = "leave Normalize and ToTensorV2 out, as whole batches are normalized"
     elif given.shape != image.shape:

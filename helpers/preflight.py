@@ -97,6 +97,7 @@ def require_fitting(loaders, recipe: Recipe) -> None:
             f"peak_epoch {recipe.peak_epoch} leaves the learning rate no step to rise in, "
             f"as an epoch has {len(train)}; make either larger"
         )
+    warn_of_a_part(test)
     wanted, there = recipe.train_images, getattr(train, "count", None)
     # A list's `count` is a method.
     if wanted and isinstance(there, int) and wanted < there:
@@ -113,6 +114,22 @@ def require_fitting(loaders, recipe: Recipe) -> None:
                 "what is done; make_loaders(..., **recipe.augmentation) makes it the same",
                 stacklevel=3,
             )
+
+
+def warn_of_a_part(loader) -> None:
+    """Warn of a test loader that leaves images out, or gives some more than once."""
+    if not isinstance(loader, DataLoader):
+        return
+    sampler, why = loader.sampler, None
+    if loader.drop_last and len(sampler) % loader.batch_size:
+        why = "drop_last leaves some out"
+    if getattr(sampler, "replacement", False):
+        why = f"{type(sampler).__name__} draws some more than once, and others never"
+    if why:
+        warnings.warn(
+            f"the test loader doesn't give each image once: {why}; make it without",
+            stacklevel=4,
+        )
 
 
 def require_scale(model: nn.Module, logit_scale: float) -> None:
@@ -232,8 +249,8 @@ def require_outputs(labels: Tensor, logits: Tensor) -> None:
     if low < 0 or high >= classes:
         raise ValueError(
             f"the labels run from {low} to {high} and the model tells {classes} classes "
-            "apart, from 0; give it as many outputs as there are classes, and subtract 1 "
-            "from labels that begin at 1"
+            "apart, from 0; give it as many outputs as there are classes, and number "
+            "the labels from 0, by np.unique(labels, return_inverse=True)[1] say"
         )
 
 

@@ -4,6 +4,7 @@
 """
 
 import json
+import math
 import os
 from pathlib import Path
 from typing import Any
@@ -44,11 +45,22 @@ def read_record(path: str | os.PathLike) -> dict[str, Any]:
 def write_record(path: str | os.PathLike, record: dict[str, Any]) -> None:
     """Write a run's record, and the number of its format: whole, or not at all.
 
-    record: of JSON's own types; `results_markdown` and `describe_record` need the fields
-    of those in results. Raises OSError where the file can't be written.
+    record: of JSON's own types, which have no NaN and infinity: None is written in their
+        place. `results_markdown` and `describe_record` need the fields of those in results.
+
+    Raises OSError where the file can't be written.
     """
-    content = json.dumps({**record, "format": FORMAT}, indent=1) + "\n"
+    content = json.dumps({**finite(record), "format": FORMAT}, indent=1) + "\n"
     write_whole(path, content.encode())
+
+
+def finite(value: Any) -> Any:
+    """The same, with None for each number that is NaN or infinite."""
+    if isinstance(value, dict):
+        return {key: finite(part) for key, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite(part) for part in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def read_records(

@@ -24,8 +24,12 @@ def results_markdown(records: Sequence[dict[str, Any]]) -> str:
     Of records of one experiment and seed the last one counts. Data, numbers of images,
     epochs × batch, hardware and where images are augmented stand above the table where all
     rows share them; a column of which nothing was measured is left out.
+
+    Raises TypeError for a record alone.
     """
-    lines = []
+    if isinstance(records, dict):
+        raise TypeError("records is one record; pass a list of them, [record] say")
+    records, lines = list(records), []
     for runs in experiments(records):
         ran = Experiment.of(runs[0])
         images = f"{ran.train_images:,} → {ran.test_images:,}"

@@ -151,7 +151,9 @@ def train_one_epoch(
         equal = processes.size * len(labels)  # unless the loader tells better
         whole = batch_sizes[step - 1] if batch_sizes else equal
         scaler.scale(loss * (equal / whole)).backward()
-        rates.append(optimizer.param_groups[0]["lr"])
+        rate = optimizer.param_groups[0]["lr"]
+        # One that is a tensor is changed in place.
+        rates.append(rate.clone() if isinstance(rate, Tensor) else rate)
         scaler.step(optimizer)
         scaler.update()
         if scheduler:
@@ -541,7 +543,7 @@ def fit(
                 save_checkpoint(path, {"plan": plan, **training.state_dict()})
             processes.print(row)
     except BaseException as error:
-        left = what_is_left(path, error)
+        left = what_is_left(path, history, error)
         processes.print(f"{type(error).__name__} in epoch {epoch}; {left}")
         raise
     finally:
@@ -552,9 +554,11 @@ def fit(
     return history
 
 
-def what_is_left(path: Path | None, error: BaseException) -> str:
+def what_is_left(path: Path | None, history: History, error: BaseException) -> str:
     """What can be gone on from after a training that ended in this error."""
     kept = kept_checkpoints(path) if path else []
+    if not history.learning_rates:
+        return "no step was taken"
     if not kept:
         return "no checkpoint was kept, and the model is trained in part"
     left = f"go on from {path} with resume=True (--resume)"

@@ -96,7 +96,10 @@ def set_seed(seed: int) -> None:
     Albumentations'. Raises ValueError for a seed outside [0, 2**32 - 1], TypeError for
     what is no whole number.
     """
-    seed = operator.index(seed)  # NumPy's whole numbers too
+    try:
+        seed = operator.index(seed)  # NumPy's whole numbers too
+    except TypeError as error:
+        raise TypeError(f"seed must be a whole number, not {seed!r}") from error
     if not 0 <= seed < 2**32:
         raise ValueError(f"seed is {seed}; choose one from 0 to 4294967295")
     random.seed(seed)

@@ -835,6 +835,17 @@ def test_own_transform_is_for_small_images_too_and_watched_at_each():
         epoch(loaders(data, on="cpu", transform=rarely).train)
 
 
+def test_own_transform_that_returns_nothing_is_refused():
+    import albumentations as A
+
+    def forgets(image, **options):
+        image + 1
+
+    transform = A.Compose([A.Lambda(image=forgets)])
+    with pytest.raises(TypeError, match="makes a NoneType of an image; return the im"):
+        loaders(image_set(), on="cpu", transform=transform)
+
+
 @pytest.mark.parametrize(
     ("steps", "said"),
     [

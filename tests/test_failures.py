@@ -75,7 +75,7 @@ print(len(train(fits, peak_epoch=1, max_lr=1e-3).epochs), "epochs")
 def test_out_of_memory_names_a_batch_size_that_fits():
     done = python("-c", SHORT_OF_MEMORY, check=True)
     lines = [line for line in done.stdout.splitlines() if line[:6] != "epoch "]
-    assert lines[0].startswith("MemoryError in epoch 1; no checkpoint was kept, and")
+    assert lines[0] == "MemoryError in epoch 1; no step was taken"
     for sentence in lines[1:3]:  # in training, in the range test
         assert re.fullmatch(
             r"a step of 1024 images needs more memory than cpu has; one of (\d+) fits: "
@@ -274,6 +274,13 @@ def trained(model, batch=None, plan=RECIPE):
 def test_batch_that_training_cannot_take_is_said_with_the_remedy(batch, sentence):
     with pytest.raises(ValueError, match=sentence):
         trained(network(), batch)
+
+
+def test_error_before_the_first_step_says_that_none_was_taken(capsys):
+    good, bad = (IMAGE, torch.arange(8)), (IMAGE, torch.eye(8))
+    with pytest.raises(ValueError, match="labels are"):
+        train_test.fit(network(), ([bad] * 3, [good]), RECIPE, device=CPU)
+    assert capsys.readouterr().out == "ValueError in epoch 1; no step was taken\n"
 
 
 def test_what_is_no_loader_or_no_model_is_said_by_its_kind():

@@ -66,7 +66,8 @@ def record(out):
 def repeatable(record):
     """All of it that a second run can repeat."""
     history = untimed(record["history"])
-    return {**record, "seconds": None, "history": history, "commit": None}
+    of_its_run = {"seconds": None, "commit": None, "resumed_after": None}
+    return {**record, **of_its_run, "history": history}
 
 
 # --- the record ------------------------------------------------------------------------
@@ -360,6 +361,8 @@ def test_resumed_run_ends_with_the_record_of_an_uninterrupted_one(
     assert "range test" not in out  # whose rate the checkpoint has
     assert re.findall(r"^epoch +(\d+)", out, re.MULTILINE) == ["2", "3"]
     assert repeatable(record(interrupted)) == repeatable(record(ran))
+    assert record(interrupted)["resumed_after"] == 1
+    assert "resumed_after" not in record(ran)
     assert checkpoints(interrupted) == {}
 
 
@@ -402,7 +405,10 @@ def test_interrupted_run_goes_on_at_the_rate_that_it_began_with(tmp_path, capsys
 
 @pytest.mark.parametrize(
     ("seeds", "said"),
-    [(["2", "3"], "seed3.*pt exists; go on"), (["2", "-1"], "seed is -1; choose")],
+    [
+        (["2", "3"], "seed3.*pt exists; go on"),
+        (["2", "-1"], "seed is -1; choose"),
+    ],
 )
 def test_what_a_later_seed_would_fail_for_is_said_before_the_first_trains(
     seeds, said, interrupted, capsys
@@ -460,6 +466,22 @@ def test_weights_that_are_asked_for_too_late_are_not_passed_over_in_silence(
     shutil.copytree(ran, tmp_path, dirs_exist_ok=True)
     main(tmp_path, "--resume", "--seeds=3", "--save-weights")
     assert "it has no weights: without --resume" in capsys.readouterr().out
+
+
+def test_weights_that_no_file_can_hold_cost_neither_record_nor_later_seeds(
+    tmp_path, monkeypatch
+):
+    def refused(*args, **options):
+        raise ValueError("0.weight holds 1.7e+05, and float16 nothing above 65504")
+
+    monkeypatch.setattr(weights, "save_scored", refused)
+    with pytest.warns(
+        UserWarning, match=r"seed\d\.json has no weights: 0.weight holds"
+    ):
+        main(tmp_path, "--seeds", "0", "1", "--save-weights", "--max-lr=0.01")
+    assert [each["seed"] for each in records(tmp_path)] == [0, 1]
+    assert not [each for each in records(tmp_path) if "weights" in each]
+    assert checkpoints(tmp_path) == {}
 
 
 def test_run_that_was_repeated_for_its_weights_is_done(ran, tmp_path, capsys):
@@ -524,7 +546,7 @@ def test_checkpoint_that_could_not_be_written_costs_no_record(tmp_path, monkeypa
         (["--precision", "half"], "precision must be one of auto, float32, .* 'half'"),
         (["--padding", "32"], "padding must be 0 to 31 pixels, not 32"),
         (["--batch-size", "64", "--max-lr", "1e-2"], "peak_epoch 1 "),
-        (["--holdout", "-5"], "holdout must be 1 to 58 of 59 images, not -5"),
+        (["--holdout", "-5"], "holdout is -5; give a number of training images, or 0"),
         (["--seeds", "-1"], "seed is -1; choose one from 0"),
         (["--max-lr", "1e30"], "the loss is (nan|inf) in epoch 1, step"),
     ],

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from helpers import models, results, tables, utils, weights
-from helpers.train_test import PROFILES, RECIPES, Recipe
+from helpers.train_test import PROFILES, RECIPES, Epoch, History, Recipe
 from tests.shared import CPU, Tiny, raising, within
 from tools import readme, trainings, trials
 
@@ -361,11 +361,30 @@ def test_what_all_rows_share_stands_above_them():
     above, _, head, *_ = utils.results_markdown([run, longer]).splitlines()
     assert "epochs" not in above and "| epochs × batch |" in head
     assert utils.results_markdown([]) == "(no records)"
+    table = utils.results_markdown([run, other])
+    assert utils.results_markdown(iter([run, other])) == table
+    with pytest.raises(TypeError, match=r"one record; pass a list of them, \[record\]"):
+        utils.results_markdown(run)
 
 
 def test_changed_code_is_not_shown_as_its_commit():
     run = {**made("assignment", 0, 0.90), "commit": "0123456789-dirty"}
     assert "`0123456-dirty`" in utils.results_markdown([run])
+
+
+def test_what_json_has_no_number_for_is_none_in_a_record_and_nan_in_its_history(
+    tmp_path,
+):
+    epoch = Epoch(1, 2.3, 0.1, math.nan, 0.1)._asdict()
+    record = {"max_lr": 0.1, "history": [epoch], "other": (math.inf, 1.5, "nan")}
+    utils.write_record(tmp_path / "run.json", record)
+    text = (tmp_path / "run.json").read_text()
+    assert "NaN" not in text and "Infinity" not in text
+    read = utils.read_record(tmp_path / "run.json")
+    assert read["other"] == [None, 1.5, "nan"]
+    assert read["history"][0]["test_loss"] is None
+    (row,) = History.from_record(read).epochs
+    assert math.isnan(row.test_loss) and row.train_loss == 2.3
 
 
 def test_record_goes_to_the_file_behind_a_link(tmp_path):

@@ -141,6 +141,20 @@ def test_on_step_tells_images_and_rate_of_each_step():
     assert steps == [(16, 0.25), (16, 0.25), (3, 0.25)]
 
 
+def test_rates_that_are_tensors_are_told_as_they_were():
+    model, rates = network(), []
+    optimizer = torch.optim.Adam(model.parameters(), torch.tensor(0.25))
+    train_test.train_one_epoch(
+        model,
+        batches(16, 16),
+        optimizer,
+        device=CPU,
+        scheduler=torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.5),
+        on_step=lambda images, rate: rates.append(rate),
+    )
+    assert rates == [0.25, 0.125]
+
+
 def test_model_is_trained_in_training_mode_and_left_to_be_called(tmp_path):
     model, path = network().eval(), tmp_path / "training.pt"
     fit(model, (batches(16, 16), batches(16)), recipe(), checkpoint=path)
@@ -507,6 +521,26 @@ def test_answers_that_are_not_in_the_images_order_are_warned_of():
         answers_of(model, orderly)
 
 
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"drop_last": True}, "drop_last leaves some out"),
+        (
+            {"sampler": WeightedRandomSampler([1.0] * 20, 20)},
+            "WeightedRandomSampler draws some more than once",
+        ),
+    ],
+)
+def test_test_loader_that_does_not_give_each_image_once_is_warned_of(options, said):
+    given = TensorDataset(*noise(20))
+    test = DataLoader(given, batch_size=16, **options)
+    with pytest.warns(UserWarning, match=f"doesn't give each image once: {said}") as w:
+        fit(network(), (batches(16, 16), test), recipe())
+    assert {warning.filename for warning in w} == {shared.__file__}
+    whole = DataLoader(given, batch_size=10, drop_last=True, shuffle=True)
+    fit(network(), (batches(16, 16), whole), recipe())
+
+
 def test_other_kinds_of_arguments_are_said():
     pair = batches(16), batches(16)
     with pytest.raises(
@@ -658,7 +692,9 @@ def test_label_that_the_model_has_no_output_for_is_an_error_before_training(labe
 def test_label_without_an_output_that_comes_later_is_the_same_sentence(work):
     # On a GPU it would end all that is computed there.
     images, labels = noise(16)
-    said = "labels run from [07] to 16 .* subtract 1 from labels that begin at 1"
+    said = (
+        r"labels run from [07] to 16 .* from 0, by np\.unique\(labels, return_inverse"
+    )
     with pytest.raises(ValueError, match=said):
         work([*batches(16), (images, labels + 7)])
 

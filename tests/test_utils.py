@@ -7,6 +7,7 @@ import platform
 import random
 from types import SimpleNamespace
 
+import matplotlib.style
 import numpy as np
 import pytest
 import torch
@@ -293,6 +294,8 @@ def test_seed_that_is_no_whole_number_changes_nothing():
     with pytest.raises(TypeError):
         utils.set_seed(1.5)
     assert random.getstate() == before
+    with pytest.raises(TypeError, match="^seed must be a whole number, not '0'$"):
+        utils.set_seed("0")
 
 
 def test_seed_repeats_python_numpy_and_torch():
@@ -638,6 +641,13 @@ def test_few_classes_with_images_among_many_are_all_drawn():
     assert ", the 20 of 100 that have images\n" in figure.get_suptitle()
     names = [label.get_text() for label in figure.axes[0].get_yticklabels()]
     assert sorted(names) == sorted(HUNDRED[:20]) and names[0] == HUNDRED[19]
+
+
+def test_lines_on_a_dark_background_are_seen():
+    with matplotlib.style.context("dark_background"):
+        axes = FIGURES["calibration"]().axes[0]
+    colours = {line.get_label(): line.get_color() for line in axes.lines}
+    assert (colours["calibrated"], axes.get_facecolor()) == ("white", (0, 0, 0, 1))
 
 
 def test_confusion_figure_writes_counts_and_colours_only_mistakes():
