@@ -120,11 +120,12 @@ def warn_of_a_part(loader) -> None:
     """Warn of a test loader that leaves images out, or gives some more than once."""
     if not isinstance(loader, DataLoader):
         return
-    sampler, why = loader.sampler, None
-    if loader.drop_last and len(sampler) % loader.batch_size:
+    why = None
+    if loader.drop_last and number_of_images(loader) % loader.batch_size:
         why = "drop_last leaves some out"
-    if getattr(sampler, "replacement", False):
-        why = f"{type(sampler).__name__} draws some more than once, and others never"
+    if getattr(loader.sampler, "replacement", False):
+        kind = type(loader.sampler).__name__
+        why = f"{kind} draws some more than once, and others never"
     if why:
         warnings.warn(
             f"the test loader doesn't give each image once: {why}; make it without",
@@ -428,11 +429,15 @@ def last_batch(loader) -> int:
     if sizes := getattr(loader, "batch_sizes", None):
         return sizes[-1]
     if isinstance(loader, DataLoader) and loader.batch_size and not loader.drop_last:
-        # An iterable dataset that has a length has a sampler without one.
-        iterable = isinstance(loader.dataset, IterableDataset)
-        images = len(loader.dataset if iterable else loader.sampler)
-        return images % loader.batch_size or loader.batch_size
+        return number_of_images(loader) % loader.batch_size or loader.batch_size
     return 0
+
+
+def number_of_images(loader: DataLoader) -> int:
+    """In an epoch of a loader that has a length."""
+    # An iterable dataset that has one has a sampler without.
+    iterable = isinstance(loader.dataset, IterableDataset)
+    return len(loader.dataset if iterable else loader.sampler)
 
 
 def require_shared(loaders, processes: Processes) -> None:

@@ -234,15 +234,18 @@ def test_dataloader_whose_batches_a_sampler_makes_is_taken():
     assert len(fit(network(), (train, train), recipe()).epochs) == 3
 
 
+class Counted(IterableDataset):
+    """One that has a length."""
+
+    def __iter__(self):
+        return iter([(image, label) for image, label in zip(*noise(40))])
+
+    def __len__(self):
+        return 40
+
+
 def test_iterable_dataset_that_has_a_length_is_taken():
-    class Stream(IterableDataset):
-        def __iter__(self):
-            return iter([(image, label) for image, label in zip(*noise(40))])
-
-        def __len__(self):
-            return 40
-
-    pair = DataLoader(Stream(), batch_size=16), DataLoader(Stream(), batch_size=40)
+    pair = DataLoader(Counted(), batch_size=16), DataLoader(Counted(), batch_size=40)
     assert len(fit(network(), pair, recipe()).learning_rates) == 3 * 3
 
 
@@ -538,7 +541,9 @@ def test_test_loader_that_does_not_give_each_image_once_is_warned_of(options, sa
         fit(network(), (batches(16, 16), test), recipe())
     assert {warning.filename for warning in w} == {shared.__file__}
     whole = DataLoader(given, batch_size=10, drop_last=True, shuffle=True)
-    fit(network(), (batches(16, 16), whole), recipe())
+    stream = DataLoader(Counted(), batch_size=10, drop_last=True)
+    for test in (whole, stream):
+        fit(network(), (batches(16, 16), test), recipe())
 
 
 def test_other_kinds_of_arguments_are_said():
@@ -1029,13 +1034,13 @@ def test_infinite_weight_is_an_error_that_tells_epoch_step_and_rate():
 def test_loss_that_is_no_number_ends_a_cpus_epoch_at_its_step():
     drawn = []
 
-    class Counted(list):
+    class Watched(list):
         def __iter__(self):
             for batch in super().__iter__():
                 drawn.append(batch)
                 yield batch
 
-    train = Counted(batches(16, 16, 16))
+    train = Watched(batches(16, 16, 16))
     train[1][0].fill_(math.nan)
     with pytest.raises(train_test.NonFiniteLoss, match="nan in epoch 1, step 2"):
         fit(network(), (train, batches(16)), recipe())
