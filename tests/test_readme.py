@@ -77,6 +77,9 @@ def test_runs_on_two_kinds_of_machines_are_told_apart():
             f"`assignment`, {name}" in table([record, gpu])
             for name in (here, "Tesla T4")
         } == {True}
+        # What they share isn't told.
+        assert "augmented on" not in table([record, gpu])
+        assert "augmented on device" in table([record, {**gpu, "augment_on": "device"}])
 
 
 def test_a_recipe_is_measured_when_five_seeds_of_it_as_it_is_are():

@@ -1,8 +1,8 @@
 """Bring README.md, results/LOG.md and S10.ipynb up to date: tables from records, figures.
 
 `make readme` runs this. Tables stand between <!-- NAME --> and <!-- /NAME -->, the
-notebook's is an output of its own. The figures of training come from a record, the others
-are those of the committed notebook.
+notebook's is an output of its own. All figures are those of the committed notebook, but
+the one of learning rates, which comes from records.
 """
 
 import base64
@@ -39,6 +39,7 @@ NOTEBOOK_FIGURES = {
     "samples.png": "utils.plot_samples(",
     "augmentation.png": "utils.plot_augmentations(",
     "lr_range_test.png": "utils.plot_lr_range_test(",
+    "loss_accuracy.png": "utils.plot_history(",
     "calibration.png": "utils.plot_calibration(",
     "misclassified.png": "utils.plot_misclassified(",
 }
@@ -63,12 +64,14 @@ def by_class(records: list[dict[str, Any]]) -> str:
 
 
 def machine(runs: list[dict[str, Any]], groups: list[list[dict[str, Any]]]) -> str:
-    """The hardware of these runs, if not all groups ran alike."""
-    ran, kinds = Experiment.of(runs[0]), set()
-    for group in groups:
-        other = Experiment.of(group[0])
-        kinds.add((other.hardware, other.augment_on))
-    return f", {ran.hardware}, augmented on {ran.augment_on}" * (len(kinds) > 1)
+    """The hardware of these runs and where they augment, if not all groups' are alike."""
+    ran, others = Experiment.of(runs[0]), [Experiment.of(group[0]) for group in groups]
+    told = ""
+    if any(other.hardware != ran.hardware for other in others):
+        told += f", {ran.hardware}"
+    if any(other.augment_on != ran.augment_on for other in others):
+        told += f", augmented on {ran.augment_on}"
+    return told
 
 
 def ingredients(folder: Path, tried: list[trials.Trial]) -> str:
@@ -341,12 +344,6 @@ def filled(text: str, tables: dict[str, str]) -> str:
 
 def draw() -> None:
     """Write the figures of Images/."""
-    record = longest(utils.read_records(RESULTS, RUNS))
-    history = train_test.History.from_record(record)
-    data = f"{utils.describe_record(record)}, seed {record['seed']}"
-    utils.plot_history(history, data=data).savefig(
-        IMAGES / "loss_accuracy.png", dpi=100
-    )
     # The short one until there is another.
     folder = RESULTS if any(RESULTS.glob("lr-*.json")) else SHORT
     if curve := utils.read_records(folder, "lr-*.json"):
