@@ -340,7 +340,7 @@ def outcome(
         "maximum_epoch": history.best.epoch,
         "class_accuracy": {row.name: row.accuracy for row in by_class},
         "seconds": sum(row.seconds for row in history.epochs),
-        "history": [row._asdict() for row in history.epochs],
+        "history": history.as_dict()["epochs"],
     }
 
 

@@ -55,8 +55,10 @@ def plot_samples(
 
     Of more than 12 classes, up to 12 evenly spaced ones, as the title then says.
 
-    Raises ValueError for wrong shapes, labels outside the classes, or per_class below 1.
+    Raises ValueError for wrong shapes, labels outside the classes, or a per_class that is
+    no whole number from 1, TypeError for classes in no order, as a set.
     """
+    require_names(classes)
     pixels = as_rgb("images", images, "N, H, W, C")
     numbers = class_numbers("labels", labels, len(classes), len(pixels))
     require_positive("per_class", per_class)
@@ -287,20 +289,17 @@ def plot_class_accuracy(rows: list[ClassAccuracy], *, data: str) -> Figure:
     if not rows:
         raise ValueError("rows is empty; pass what class_accuracy returns")
     ranked = sorted(rows, key=lambda row: row.accuracy if row.count else -1.0)
-    places, title = np.arange(len(ranked)), "Accuracy by class"
-    if len(ranked) > MOST_BARS:
-        most, all_ = 12, len(ranked)
+    title, most, gap = "Accuracy by class", 12, 0
+    if len(rows) > MOST_BARS:
         # Of those without images nothing is known.
         ranked = [row for row in ranked if row.count] or ranked
-        places = np.arange(len(ranked))
-        if len(ranked) <= MOST_BARS:
-            title += f", the {len(ranked)} of {all_} that have images"
-        else:
-            title += f", the {most} best and the {most} worst of {len(ranked)}"
-            ranked = ranked[:most] + ranked[-most:]
-            places = np.delete(
-                np.arange(2 * most + 1), most
-            )  # a gap for those left out
+        which = f"the {len(ranked)} of {len(rows)} that have images"
+        if len(ranked) > MOST_BARS:
+            which = f"the {most} best and the {most} worst of {len(ranked)}"
+            ranked, gap = ranked[:most] + ranked[-most:], 1
+        title += f", {which}"
+    places = np.arange(len(ranked))
+    places[most:] += gap  # for those left out
     figure, axes = new_figure(title, data, 8.5, 1.8 + 0.34 * len(ranked))
     accuracies = [100 * row.accuracy if row.count else 0.0 for row in ranked]
     axes.barh(places, accuracies, height=0.7, color=SKY_BLUE, label="accuracy")
@@ -428,8 +427,9 @@ def plot_misclassified(
     data: what the figure is about, for its title.
 
     Raises ValueError for wrong shapes, and where a mistake is not one of the images or
-    classes.
+    classes, TypeError for classes in no order, as a set.
     """
+    require_names(classes)
     pixels = as_rgb("images", images, "N, H, W, C")
     for mistake in mistakes:
         class_numbers("mistakes", [mistake.label, mistake.prediction], len(classes))

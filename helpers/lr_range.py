@@ -203,10 +203,10 @@ def sweep(
             return loss
 
     # Made before stdout is redirected to where nobody watches.
-    counted = step_bar(range(recipe.lr_test_steps), name)
+    bar = step_bar(range(recipe.lr_test_steps), name)
 
     def until_diverged(_: range) -> Iterator[int]:
-        for step in counted:
+        for step in bar:
             yield step
             losses = finder.history["loss"]
             # Where losses get near 0, one batch's may be many times another's.
@@ -254,7 +254,9 @@ def choose_max_lr(
     Raises ValueError where the loss falls by no more than twice its scatter, the median
     distance of a loss to its neighbours' mean, or is not finite from the start.
     """
-    runs, reach = [finite(one) for one in losses], len(learning_rates) // 20
+    # Up to the first that is NaN or infinite.
+    runs = [list(itertools.takewhile(math.isfinite, one)) for one in losses]
+    reach = len(learning_rates) // 20
     smoothed = [smooth(one, reach) for one in runs]
     curve = [statistics.median(step) for step in zip(*smoothed, strict=False)]
     if not curve:
@@ -290,11 +292,6 @@ def choose_max_lr(
         max_lr=edge / SAFETY,
         divergence_lr=edge if diverged else None,
     )
-
-
-def finite(losses: Sequence[float]) -> list[float]:
-    """The losses up to the first that is NaN or infinite."""
-    return list(itertools.takewhile(math.isfinite, losses))
 
 
 def smooth(values: Sequence[float], reach: int) -> list[float]:

@@ -200,7 +200,8 @@ def denormalize(images: ArrayLike, mean: ArrayLike, std: ArrayLike) -> np.ndarra
     Raises ValueError where the images have another shape or number of channels, are whole
     numbers, or where mean and std aren't on the scale from 0 to 1.
     """
-    pixels, mean, std = as_array(images), np.ravel(mean), np.ravel(std)
+    pixels = as_array(images)
+    mean, std = np.ravel(as_array(mean)), np.ravel(as_array(std))
     if pixels.ndim != 4 or not pixels.shape[1] == len(mean) == len(std):
         raise ValueError(
             f"images has shape {pixels.shape} with {len(mean)} means and {len(std)} "
@@ -231,6 +232,8 @@ def as_array(values: ArrayLike) -> np.ndarray:
         if values.dtype == torch.bfloat16:  # NumPy has no such type
             values = values.float()
         return values.numpy()
+    if isinstance(values, list | tuple):  # of tensors, perhaps on a GPU
+        values = [as_array(v) if isinstance(v, torch.Tensor) else v for v in values]
     try:
         return np.asarray(values)
     except ValueError as error:  # NumPy's, for parts of different lengths
@@ -301,8 +304,8 @@ def require_names(classes: Sequence[str]) -> None:
 
 
 def require_positive(name: str, value: int) -> None:
-    if value < 1:
-        raise ValueError(f"{name} is {value}; choose 1 or more")
+    if not isinstance(value, int | np.integer) or value < 1:
+        raise ValueError(f"{name} is {value!r}; choose a whole number, 1 or more")
 
 
 def as_rgb(name: str, images: ArrayLike, axes: str) -> np.ndarray:

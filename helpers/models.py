@@ -192,7 +192,7 @@ def summarize(model: nn.Module, image_size: tuple[int, int, int] = (3, 32, 32)) 
     from torchsummary import summary
 
     require_image_size(image_size)
-    tried, size = copy_of(model).cpu(), tuple(image_size)
+    tried, size = copy_of(uncompiled(model)).cpu(), tuple(image_size)
     images = torch.zeros(2, *size, device="cpu")  # of one, BatchNorm has no deviation
     with torch.random.fork_rng(devices=[]), explaining_image_size(size):
         tried(images)
@@ -236,13 +236,18 @@ def save_weights(
     kB.
 
     Raises ValueError for any other model, classes that don't match its outputs and values
-    that float16 can't hold; OSError where the file can't be written, and then the one
-    that was there before stays; ModuleNotFoundError without safetensors.
+    that float16 can't hold; TypeError for classes in no order, as a set; OSError where the
+    file can't be written, and then the one that was there before stays; ModuleNotFoundError
+    without safetensors.
     """
     from safetensors.torch import save
 
     model = uncompiled(model)
     facts = {"format": WEIGHTS_FORMAT, **facts_of(model)}
+    if not hasattr(classes, "__getitem__"):
+        raise TypeError(
+            f"classes is {classes!r}; pass the names in the outputs' order, as a list"
+        )
     if len(classes) != facts["num_classes"]:
         raise ValueError(
             f"classes has {len(classes)} names and the model {facts['num_classes']} "

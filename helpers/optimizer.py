@@ -84,6 +84,15 @@ def make_optimizer(model: nn.Module, recipe: Recipe, *, lr: float) -> Optimizer:
     return AdamW(groups, lr, fused=True)  # one pass over memory instead of ten
 
 
+def require_rise(recipe: Recipe, steps_per_epoch: int) -> None:
+    """Raise ValueError where the learning rate has no step to rise in."""
+    if recipe.peak_epoch * steps_per_epoch <= 1:
+        raise ValueError(
+            f"peak_epoch {recipe.peak_epoch} leaves the learning rate no step to rise in, "
+            f"as an epoch has {steps_per_epoch}; make either larger"
+        )
+
+
 def make_scheduler(
     optimizer: Optimizer, recipe: Recipe, *, max_lr: float, steps_per_epoch: int
 ) -> OneCycleLR:
@@ -91,7 +100,15 @@ def make_scheduler(
 
     From max_lr / div_factor up to max_lr at the last step of peak_epoch, then down to the
     first rate / final_div_factor at the last step of all. steps_per_epoch: len(loader).
+
+    Raises ValueError for a max_lr of None, as in a recipe that wants a range test, and for
+    a peak_epoch that ends with the first step or before.
     """
+    if max_lr is None:
+        raise ValueError(
+            "max_lr is None; give a number, that of lr_range_test(...).max_lr say"
+        )
+    require_rise(recipe, steps_per_epoch)
     return OneCycleLR(
         optimizer,
         max_lr,
@@ -108,8 +125,11 @@ def make_scheduler(
 def planned_learning_rates(
     recipe: Recipe, *, max_lr: float, steps_per_epoch: int
 ) -> list[float]:
-    """The learning rate of each of the training's steps, before any is taken."""
-    optimizer = Adam([torch.zeros(1, requires_grad=True)], lr=max_lr)
+    """The learning rate of each of the training's steps, before any is taken.
+
+    Raises what `make_scheduler` does.
+    """
+    optimizer = Adam([torch.zeros(1, requires_grad=True)])
     scheduler = make_scheduler(
         optimizer, recipe, max_lr=max_lr, steps_per_epoch=steps_per_epoch
     )

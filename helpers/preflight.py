@@ -5,8 +5,6 @@ at each batch too, where that costs nothing.
 """
 
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
@@ -23,7 +21,7 @@ from torch.utils.data import (
 
 from helpers.copies import copy_of, uncompiled
 from helpers.memory import NO_ENGINE, is_lack_of_memory
-from helpers.optimizer import autocast
+from helpers.optimizer import autocast, require_rise
 from helpers.processes import Processes
 from helpers.recipe import Recipe
 
@@ -92,11 +90,7 @@ def require_fitting(loaders, recipe: Recipe) -> None:
             f"the training loader's batch_size is {batch_size} and the recipe's "
             f"{recipe.batch_size}; make them the same"
         )
-    if recipe.peak_epoch * len(train) <= 1:
-        raise ValueError(
-            f"peak_epoch {recipe.peak_epoch} leaves the learning rate no step to rise in, "
-            f"as an epoch has {len(train)}; make either larger"
-        )
+    require_rise(recipe, len(train))
     warn_of_a_part(test)
     wanted, there = recipe.train_images, getattr(train, "count", None)
     # A list's `count` is a method.
@@ -148,11 +142,10 @@ def require_scale(model: nn.Module, logit_scale: float) -> None:
         )
 
 
-@contextmanager
-def explaining_images(model: nn.Module, images: Tensor) -> Iterator[None]:
-    """Say what is to change where the model can't take images like these."""
+def logits_of(model: nn.Module, images: Tensor) -> Tensor:
+    """The model's answer; an error that says what to change where it has none."""
     try:
-        yield
+        logits = model(images)
     except RuntimeError as error:
         said = str(error)
         if is_lack_of_memory(error) or any(sign in said for sign in OF_THE_DEVICE):
@@ -185,6 +178,8 @@ def explaining_images(model: nn.Module, images: Tensor) -> Iterator[None]:
             f"the model can't take the images, {images.dtype} {tuple(images.shape)} "
             f"({said}); {remedy}"
         ) from error
+    require_logits(logits, len(images), "the model")
+    return logits
 
 
 def require_model(
@@ -208,9 +203,7 @@ def require_model(
     with torch.random.fork_rng([]), torch.no_grad():
         images, labels = as_pair(next(iter(test)))
         few = images[:2].to(device, memory_format=torch.channels_last)
-        with explaining_images(tried, few):
-            logits = tried(few)  # there is memory for two
-    require_logits(logits, len(few), "the model")
+        logits = logits_of(tried, few)  # there is memory for two
     names, made = (
         dict(one.named_parameters()).keys() for one in (uncompiled(model), tried)
     )

@@ -75,21 +75,25 @@ def experiments(records: Sequence[dict[str, Any]]) -> list[list[dict[str, Any]]]
 def paired(
     before: Sequence[dict[str, Any]], after: Sequence[dict[str, Any]]
 ) -> list[tuple[float, float]]:
-    """Last-epoch accuracies of each pair of runs that differ only in model or recipe."""
+    """Last-epoch accuracies of each pair of runs that differ only in model or recipe.
 
-    def conditions(record: dict[str, Any]) -> tuple:
-        # Where images are augmented decides only what is drawn.
-        rest = Experiment.of(record)._replace(
-            model="", recipe_name="", augment_on="", trained=""
-        )
+    Or also in where images were augmented, which decides only what is drawn, where no run
+    has that in common too.
+    """
+
+    def conditions(record: dict[str, Any]) -> list[tuple]:
+        alike = Experiment.of(record)._replace(model="", recipe_name="", trained="")
         images = record["data"]["test_fingerprint"]
-        return *rest, images, record["recipe"]["peak_epoch"], record["seed"]
+        rest = images, record["recipe"]["peak_epoch"], record["seed"]
+        return [(*one, *rest) for one in (alike, alike._replace(augment_on=""))]
 
-    found = {conditions(record): record["last_epoch_accuracy"] for record in before}
+    found = {}
+    for record in before:
+        found |= dict.fromkeys(conditions(record), record["last_epoch_accuracy"])
     return [
-        (found[conditions(record)], record["last_epoch_accuracy"])
+        (found[shared[0]], record["last_epoch_accuracy"])
         for record in after
-        if conditions(record) in found
+        if (shared := [one for one in conditions(record) if one in found])
     ]
 
 
@@ -104,8 +108,9 @@ class Gain(NamedTuple):
     n: int
 
     @classmethod
-    def of(cls, differences: Sequence[float]) -> "Gain":
-        """The gain of one difference a pair."""
+    def of(cls, pairs: Sequence[tuple[float, float]]) -> "Gain":
+        """The gain of pairs of accuracies, (before, after)."""
+        differences = [after - before for before, after in pairs]
         n = len(differences)
         mean = statistics.fmean(differences) if n else math.nan
         error = statistics.stdev(differences) / math.sqrt(n) if n > 1 else math.inf
@@ -156,7 +161,7 @@ def flat_top(records: Sequence[dict[str, Any]]) -> tuple[float, float] | None:
 
     def lost(rate: float) -> Gain:
         shared = found[best].keys() & found[rate].keys()
-        return Gain.of([found[best][seed] - found[rate][seed] for seed in shared])
+        return Gain.of([(found[rate][seed], found[best][seed]) for seed in shared])
 
     def may_be_as_good(rate: float) -> bool:
         mean, error, _ = lost(rate)

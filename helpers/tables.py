@@ -94,10 +94,8 @@ def against_page(
     """How much better than Page's recipe: points, and their standard error over seeds."""
     if is_page(runs[0]):
         return "0"
-
-    pairs = paired([record for record in records if is_page(record)], runs)
-    gains = [after - before for before, after in pairs]
-    return Gain.of(gains).points if gains else NOT_MEASURED
+    gain = Gain.of(paired([record for record in records if is_page(record)], runs))
+    return gain.points if gain.n else NOT_MEASURED
 
 
 def is_page(record: dict[str, Any]) -> bool:

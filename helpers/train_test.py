@@ -136,9 +136,7 @@ def train_one_epoch(
         images, labels = to_device(batch, device)
         optimizer.zero_grad()  # before the forward pass, where memory is scarcest
         with autocast(device, dtype):
-            with preflight.explaining_images(model, images):
-                logits = model(images)
-            preflight.require_logits(logits, len(images), "the model")
+            logits = preflight.logits_of(model, images)
             # A GPU would say so steps later, and be of no use from then on.
             if batch[1].device.type == "cpu":
                 preflight.require_outputs(batch[1], logits)
@@ -151,9 +149,7 @@ def train_one_epoch(
         equal = processes.size * len(labels)  # unless the loader tells better
         whole = batch_sizes[step - 1] if batch_sizes else equal
         scaler.scale(loss * (equal / whole)).backward()
-        rate = optimizer.param_groups[0]["lr"]
-        # One that is a tensor is changed in place.
-        rates.append(rate.clone() if isinstance(rate, Tensor) else rate)
+        rates.append(float(optimizer.param_groups[0]["lr"]))
         scaler.step(optimizer)
         scaler.update()
         if scheduler:
@@ -278,6 +274,9 @@ def predict(
         with its share, each gets the answers to all images. Warns of one that shuffles
         (make_loaders' train, a DataLoader with shuffle=True or a random sampler): nobody
         could tell which image an answer belongs to.
+
+    Warns also of logits that are no numbers, as of a training that diverged.
+
     flip_tta: the logits are the means of those of the image and of its mirror image.
 
     It computes in float32, unless torch.autocast is around it. Newer GPUs convolve float32
@@ -289,7 +288,15 @@ def predict(
     that it finds no engine.
     """
     preflight.warn_of_order(loader)
-    return all_answers(model, loader, device=device, flip_tta=flip_tta)
+    found = all_answers(model, loader, device=device, flip_tta=flip_tta)
+    if without := int(found.probabilities.isnan().any(1).sum()):
+        warnings.warn(
+            f"the model has no answer to {without:,} of {len(found.labels):,} images: its "
+            "logits are NaN or infinite, and what is counted for them means nothing; look "
+            "for what is not finite in the images, or train with a lower max_lr",
+            stacklevel=2,
+        )
+    return found
 
 
 @torch.no_grad()  # not inference_mode: its tensors are of no use to a later training
@@ -305,11 +312,8 @@ def all_answers(
             images, labels = to_device(batch, device)
             # Before the model sees the images, which it may change in place.
             mirrored = images.flip(3) if flip_tta else None
-            with preflight.explaining_images(model, images):
-                logits = model(images)
-            preflight.require_logits(logits, len(images), "the model")
             # A copy: a compiled model may use the memory of its output again.
-            logits = logits.to(torch.float32, copy=True)
+            logits = preflight.logits_of(model, images).to(torch.float32, copy=True)
             if flip_tta:
                 logits = (logits + model(mirrored).float()) / 2
             all_logits.append(logits)

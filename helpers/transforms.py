@@ -7,6 +7,7 @@ same to whole batches.
 
 import os
 from functools import partial
+from numbers import Real
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,8 +32,8 @@ def require_augmentation(
             f"padding must be 0 to {side - 1} pixels, not {padding}, for images of "
             f"{size[0]}×{size[1]} pixels"
         )
-    if not 0 <= flip <= 1:
-        raise ValueError(f"flip must be a probability from 0 to 1, not {flip}")
+    if not isinstance(flip, Real) or not 0 <= flip <= 1:
+        raise ValueError(f"flip must be a probability from 0 to 1, not {flip!r}")
     if not 0 <= cutout < side:  # nothing would be left of the image
         raise ValueError(f"cutout must be 0 to {side - 1} pixels, not {cutout}")
 

@@ -1268,6 +1268,7 @@ def test_greyscale_of_another_size_goes_through_both_ways():
         ({"padding": 32}, "padding must be 0 to 31 pixels, not 32"),
         ({"padding": -1}, "padding must be 0 to 31 pixels, not -1"),
         ({"flip": 1.5}, "flip must be a probability from 0 to 1, not 1.5"),
+        ({"flip": "0.5"}, "flip must be a probability from 0 to 1, not '0.5'"),
         ({"cutout": 32}, "cutout must be 0 to 31 pixels, not 32"),
         ({"on": "gpu"}, "augment_on must be auto, cpu or device, not 'gpu'"),
         (

@@ -446,6 +446,11 @@ def test_output_that_a_hook_replaces_counts():
     assert (last.output_size, last.receptive_field) == ((8, 16, 16), 6)
 
 
+def test_compiled_model_is_summarized_as_what_it_wraps(capsys):
+    models.summarize(torch.compile(models.CustomResNet()))
+    assert "6,574,090" in capsys.readouterr().out
+
+
 def test_misspelt_layer_and_size_are_not_torchsummarys_fault():
     model = Called(lambda x: model.no_such_layer(x))
     with pytest.raises(AttributeError, match="no_such_layer"):

@@ -148,6 +148,20 @@ def test_full_profile_is_the_assignment_and_the_others_are_smaller():
         assert PROFILES[name].train_images < 50_000
 
 
+def test_schedule_that_cannot_be_made_is_refused():
+    def planned(*, max_lr=0.01, **changes):
+        return train_test.planned_learning_rates(
+            Recipe(**changes), max_lr=max_lr, steps_per_epoch=10
+        )
+
+    assert planned()[0] == pytest.approx(0.01 / 25)
+    with pytest.raises(ValueError, match="max_lr is None; give a number"):
+        planned(max_lr=Recipe().max_lr)
+    for peak in (0.05, 0.1):
+        with pytest.raises(ValueError, match="no step to rise in, as an epoch has 10"):
+            planned(peak_epoch=peak)
+
+
 # --- Page's, against dawn.py of github.com/davidcpage/cifar10-fast --------------------
 
 

@@ -187,6 +187,15 @@ def test_trials_on_other_images_are_no_pairs():
         assert results.paired([run], [within(other, part, **changes)]) == []
 
 
+def test_pairs_augment_alike_where_such_runs_exist():
+    page = made("page", 0, 0.90)
+    elsewhere = {**made("page", 0, 0.80), "augment_on": "device"}
+    run = made("ours", 0, 0.91)
+    for before in ([page, elsewhere], [elsewhere, page]):
+        assert results.paired(before, [run]) == [(0.90, 0.91)]
+    assert results.paired([elsewhere], [run]) == [(0.80, 0.91)]
+
+
 def test_trial_without_records_decides_nothing(tmp_path):
     found = trials.gain(tmp_path, "no-averaging", "ours")
     assert math.isnan(found.mean)

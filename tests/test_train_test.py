@@ -502,6 +502,14 @@ def test_float16_without_a_scaler_is_warned_of():
         epoch_of(network(), batches(16), dtype=torch.float16)
 
 
+def test_answers_that_are_no_numbers_are_warned_of():
+    test = batches(4, 3)
+    test[1][0][1] = math.nan
+    with pytest.warns(UserWarning, match="no answer to 1 of 7 images"):
+        found = train_test.predict(network(norm=False), test, device=CPU)
+    assert found.logits.isnan().any(1).tolist() == [False] * 5 + [True, False]
+
+
 def test_answers_that_are_not_in_the_images_order_are_warned_of():
     model, (train, test) = network(), loaders()
     images = TensorDataset(*noise(16))

@@ -750,18 +750,29 @@ def test_misclassified_figure_says_that_there_are_none():
     assert "There are no misclassified images." in texts(misclassified_figure(0))
 
 
+def test_tensors_are_taken_in_lists_too_wherever_they_are():
+    scores = [torch.tensor([0.9, 0.1], requires_grad=True)]
+    assert utils.misclassified([torch.tensor(1)], scores)[0].prediction == 0
+    mean, std = torch.full((2, 3), 0.5, requires_grad=True)
+    assert utils.denormalize(torch.zeros(1, 3, 2, 2), mean, std) == pytest.approx(0.5)
+
+
 def test_confusion_matrix_asks_for_a_number_of_classes():
     with pytest.raises(TypeError, match=r"'dog'\); pass how many: len\(classes\)"):
         utils.confusion_matrix([0, 1], [0, 1], ("cat", "dog"))
 
 
-@pytest.mark.parametrize("classes", [2, {"cat", "dog"}], ids=["number", "set"])
+@pytest.mark.parametrize(
+    "classes", [2, {"cat", "dog"}, {"cat": 0}], ids=["number", "set", "dict"]
+)
 def test_what_is_no_list_of_classes_is_refused(classes):
     matrix = utils.confusion_matrix([0, 1], [0, 1], 2)
     for call in (
         lambda: utils.class_accuracy([0, 1], [0, 1], classes),
         lambda: utils.most_confused(matrix, classes),
         lambda: utils.plot_confusion_matrix(matrix, classes, data=DATA),
+        lambda: utils.plot_samples(IMAGES, [0] * 4, classes, data=DATA),
+        lambda: utils.plot_misclassified(IMAGES, [], classes, data=DATA),
     ):
         with pytest.raises(TypeError, match="the names in the labels' order"):
             call()
@@ -806,11 +817,17 @@ BAD = {
     "labels has 2 entries for 1; pass as many": (
         lambda: utils.misclassified([0, 1], [[0.5, 0.5]])
     ),
-    "most is 0; choose 1 or more": (
+    "most is 0; choose a whole number, 1 or more": (
         lambda: utils.misclassified([0], [[0.5, 0.5]], most=0)
     ),
-    "bins is 0; choose 1 or more": (
+    "bins is 0; choose a whole number, 1": (
         lambda: utils.calibration([0], [[0.5, 0.5]], bins=0)
+    ),
+    "most is None; choose a whole number": (
+        lambda: utils.misclassified([0], [[0.5, 0.5]], most=None)
+    ),
+    "bins is 2.5; choose a whole number": (
+        lambda: utils.calibration([0], [[0.5, 0.5]], bins=2.5)
     ),
     "labels has 3 entries for 1; pass as many": (
         lambda: utils.calibration([0, 1, 0], [[0.5, 0.5]])
@@ -832,7 +849,7 @@ BAD = {
     "matrix has shape (3, 3) and type float64 for 3 classes; pass": (
         lambda: utils.most_confused(np.eye(3), CLASSES)
     ),
-    "most is -1; choose 1 or more": (
+    "most is -1; choose a whole number": (
         lambda: utils.most_confused(np.eye(3, dtype=int), CLASSES, most=-1)
     ),
     "images has shape (4, 3, 8, 8) with 1 means and 1 deviations; pass": (
@@ -851,7 +868,7 @@ BAD = {
     "labels has 3 entries for 4; pass as many": (
         lambda: utils.plot_samples(IMAGES, [0] * 3, CLASSES, data=DATA)
     ),
-    "per_class is 0; choose 1 or more": lambda: samples(per_class=0),
+    "per_class is 0; choose a whole number": lambda: samples(per_class=0),
     "views has shape (4, 3, 8, 8) for originals (4, 8, 8); pass (R, K, C, H, W)": (
         lambda: utils.plot_augmentations(IMAGES, TENSOR, MEAN, STD, data=DATA)
     ),

@@ -214,6 +214,13 @@ def test_what_no_file_can_hold_is_said_and_the_old_file_kept(
     assert path.read_bytes() == b"before"
 
 
+def test_classes_in_no_order_are_refused(tmp_path):
+    with pytest.raises(TypeError, match="in the outputs' order, as a list"):
+        models.save_weights(
+            small(num_classes=2), tmp_path / "w", classes={"a", "b"}, data=DATA
+        )
+
+
 def pooled(model):
     model.pool = nn.AdaptiveAvgPool2d(1)
 

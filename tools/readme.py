@@ -13,7 +13,13 @@ from pathlib import Path
 from typing import Any
 
 from helpers import models, train_test, utils
-from helpers.results import Experiment, accuracy_by_rate, experiments, flat_top
+from helpers.results import (
+    Experiment,
+    Gain,
+    accuracy_by_rate,
+    experiments,
+    flat_top,
+)
 from helpers.tables import (
     NOT_MEASURED,
     against_page,
@@ -78,12 +84,13 @@ def ingredients(folder: Path, tried: list[trials.Trial]) -> str:
     """What each trial's fields gained on images held out, and whether that is enough."""
     lines = []
     for name, fields, without, having in tried:
-        gain = trials.gain(folder, without, having)
+        pairs = trials.paired(folder, without, having)
+        gain = Gain.of(pairs)
         changes = ", ".join(f"`{field}={value}`" for field, value in fields.items())
         if not gain.n:
             lines.append((name, changes, 0, *[NOT_MEASURED] * 3, "not tried"))
             continue
-        found = map(spread, zip(*trials.paired(folder, without, having), strict=True))
+        found = map(spread, zip(*pairs, strict=True))
         passed = "yes" if gain.kept else "no" if gain.decided else "open"
         lines.append((name, changes, gain.n, *found, gain.points, passed))
     columns = ["tried", "fields", "paired seeds", "without", "with"]
@@ -182,9 +189,8 @@ def headline(records: list[dict[str, Any]]) -> str:
         f"{data['train_images']:,} training and {data['test_images']:,} test images"
     )
     about += "." if any(map(is_of_a_gpu, alike)) else ", on CPUs."
-    table = markdown(["recipe (see Training)", "test accuracy", "runs"], found)
-    lines = [about, "", table, "", f"Not measured yet: {', '.join(missing)}."]
-    return "\n".join(lines if missing else lines[:-2])
+    text = f"{about}\n\n{markdown(['recipe (see Training)', 'test accuracy', 'runs'], found)}"
+    return text + (f"\n\nNot measured yet: {', '.join(missing)}." if missing else "")
 
 
 def is_of_a_gpu(record: dict[str, Any]) -> bool:
@@ -293,11 +299,7 @@ def render_log(text: str) -> str:
             "ingredients": ingredients(RESULTS, trials.planned()),
             **{name: ingredients(TRIALS, some) for name, some in trials.TRIED.items()},
             "runs": each_run(
-                [
-                    r
-                    for each in (RESULTS, EARLIER)
-                    for r in utils.read_records(each, RUNS)
-                ]
+                utils.read_records(RESULTS, RUNS) + utils.read_records(EARLIER, RUNS)
             ),
             "learning-rates": learning_rates(),
             "learning-rates-short": learning_rates(SHORT),

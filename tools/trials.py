@@ -23,9 +23,7 @@ def paired(folder: Path, without: str, having: str) -> list[tuple[float, float]]
 
 def gain(folder: Path, without: str, having: str) -> results.Gain:
     """What the second of two kinds of runs gains over the first."""
-    return results.Gain.of(
-        [after - one for one, after in paired(folder, without, having)]
-    )
+    return results.Gain.of(paired(folder, without, having))
 
 
 class Trial(NamedTuple):
