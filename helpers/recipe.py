@@ -78,8 +78,8 @@ class Recipe:
     lr_test_seeds: number of range tests, each beginning with other batches.
     precision: what convolutions and matrix products compute in; auto for the fastest
         that the device has in hardware; float16 is for GPUs, as CPUs are many times slower
-        in it. In float32, newer GPUs convolve in TF32, with 10
-        bits of mantissa, unless torch is told otherwise.
+        in it. In float32, newer GPUs convolve in TF32, with 10 bits of mantissa, unless
+        torch is told otherwise.
 
     Raises ValueError, naming field, value and what is allowed.
     """

@@ -17,8 +17,8 @@ FORMAT = 2
 def read_record(path: str | os.PathLike) -> dict[str, Any]:
     """Return a run's record, as `python -m helpers` wrote it.
 
-    Raises FileNotFoundError where there is none, ValueError for a file that is no record
-    and for one of another format.
+    Raises FileNotFoundError where there is none, IsADirectoryError for a folder,
+    ValueError for a file that is no record and for one of another format.
     """
     path = place_of(path)
     try:
