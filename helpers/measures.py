@@ -110,7 +110,7 @@ def misclassified(
     """Return up to `most` wrong answers, most confident first, from (N,) and (N, C).
 
     Raises ValueError for wrong shapes, values outside [0, 1], labels outside the classes
-    and a `most` below 1; that each row sums to 1 isn't checked.
+    and a `most` that is no whole number from 1; that each row sums to 1 isn't checked.
     """
     require_positive("most", most)
     true, scores = labels_and_scores(labels, probabilities)
@@ -131,7 +131,7 @@ def most_confused(
     matrix: of `confusion_matrix`, rows true and columns predicted. Mistakes in both
     directions count for a pair; a pair without any is left out.
 
-    Raises ValueError where the matrix does not fit the classes, and for a `most` below 1,
+    Raises ValueError where the matrix does not fit the classes and for a `most` below 1,
     TypeError for classes that are no sequence.
     """
     require_names(classes)
@@ -305,7 +305,7 @@ def require_names(classes: Sequence[str]) -> None:
 
 def require_positive(name: str, value: int) -> None:
     if not isinstance(value, int | np.integer) or value < 1:
-        raise ValueError(f"{name} is {value!r}; choose a whole number, 1 or more")
+        raise ValueError(f"{name} is {value}; choose a whole number, 1 or more")
 
 
 def as_rgb(name: str, images: ArrayLike, axes: str) -> np.ndarray:

@@ -274,13 +274,11 @@ def predict(
         with its share, each gets the answers to all images. Warns of one that shuffles
         (make_loaders' train, a DataLoader with shuffle=True or a random sampler): nobody
         could tell which image an answer belongs to.
-
-    Warns also of logits that are no numbers, as of a training that diverged.
-
     flip_tta: the logits are the means of those of the image and of its mirror image.
 
     It computes in float32, unless torch.autocast is around it. Newer GPUs convolve float32
-    in TF32, with 10 bits of mantissa, unless torch is told otherwise.
+    in TF32, with 10 bits of mantissa, unless torch is told otherwise. Warns of images whose
+    probabilities are NaN, as after a training that diverged.
 
     Raises ValueError where the loader gives nothing, or batches that are no such pairs or
     that the model can't take, and for a model that gives no (B, classes), TypeError for one

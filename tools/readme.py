@@ -1,8 +1,8 @@
 """Bring README.md, results/LOG.md and S10.ipynb up to date: tables from records, figures.
 
 `make readme` runs this. Tables stand between <!-- NAME --> and <!-- /NAME -->, the
-notebook's is an output of its own. All figures are those of the committed notebook, but
-the one of learning rates, which comes from records.
+notebook's is an output of its own. The figures are those of the committed notebook, and
+one of learning rates, from records.
 """
 
 import base64
