@@ -215,8 +215,8 @@ def plot_learning_rate(
 
     data: what the figure is about, for its title.
 
-    Raises ValueError for an empty plan, more actual steps than planned, or
-    steps_per_epoch below 1.
+    Raises ValueError for an empty plan, more actual steps than planned, or a
+    steps_per_epoch that is no whole number from 1.
     """
     plan, used = np.asarray(planned, float), np.asarray(actual, float)
     if len(plan) == 0 or len(used) > len(plan):

@@ -131,8 +131,8 @@ def most_confused(
     matrix: of `confusion_matrix`, rows true and columns predicted. Mistakes in both
     directions count for a pair; a pair without any is left out.
 
-    Raises ValueError where the matrix does not fit the classes and for a `most` below 1,
-    TypeError for classes that are no sequence.
+    Raises ValueError where the matrix does not fit the classes and for a `most` that is no
+    whole number from 1, TypeError for classes that are no sequence.
     """
     require_names(classes)
     counts = as_confusion_matrix(matrix, len(classes))
@@ -159,7 +159,7 @@ def calibration(
 
     Confidence is the predicted class's probability. Of a calibrated network's answers with
     confidence 0.8, 80% are right. Bins: C. Guo et al., "On Calibration of Modern Neural
-    Networks", ICML 2017. Raises ValueError as `misclassified` does, and for bins below 1.
+    Networks", ICML 2017. Raises ValueError as `misclassified` does, for `bins` too.
     """
     require_positive("bins", bins)
     true, scores = labels_and_scores(labels, probabilities)

@@ -149,6 +149,7 @@ def train_one_epoch(
         equal = processes.size * len(labels)  # unless the loader tells better
         whole = batch_sizes[step - 1] if batch_sizes else equal
         scaler.scale(loss * (equal / whole)).backward()
+        # A number already, unless an optimizer of somebody's own holds a tensor.
         rates.append(float(optimizer.param_groups[0]["lr"]))
         scaler.step(optimizer)
         scaler.update()
