@@ -209,8 +209,8 @@ def sweep(
         for step in bar:
             yield step
             losses = finder.history["loss"]
-            # Where losses get near 0, one batch's may be many times another's.
-            if losses[-1] > max(losses[0], DIVERGED * min(losses)):
+            # Where losses get near 0, one batch's may be many times another's. NaN ends it.
+            if not losses[-1] <= max(losses[0], DIVERGED * min(losses)):
                 return
 
     # It prints where we return, and draws a bar that can't be turned off.
@@ -249,7 +249,7 @@ def choose_max_lr(
     steps, then the median over the tests is taken: a curve with a valley. It diverges
     where, beyond the bottom, it has climbed by a quarter of the valley's depth, or where
     a test was ended or its loss is no longer finite. A curve that does neither counts as
-    diverging at the end of the range.
+    diverging at the end of the range, with a warning.
 
     Raises ValueError where the loss falls by no more than twice its scatter, the median
     distance of a loss to its neighbours' mean, or is not finite from the start.
@@ -283,6 +283,13 @@ def choose_max_lr(
     step = next((step for step in beyond if curve[step] > rim), len(curve))
     diverged = step < len(learning_rates)
     edge = learning_rates[step] if diverged else learning_rates[-1]
+    if not diverged:
+        warnings.warn(
+            f"the range test saw no divergence up to a learning rate of {edge:.2g}, and its "
+            "max_lr, a third of that, may be far too high; give it more steps "
+            "(lr_test_steps) or tests (lr_test_seeds), or give max_lr",
+            stacklevel=2,
+        )
     return LRRangeTest(
         learning_rates=list(learning_rates),
         losses=[list(one) for one in losses],

@@ -48,6 +48,10 @@ class Around(nn.Module):
         return self.then(self.inner(x))
 
 
+# Tiny networks learn at any rate that is tried, so that their range tests warn.
+undiverged = pytest.mark.filterwarnings("ignore:the range test saw no divergence")
+
+
 def recipe(**changes):
     tiny = {
         "epochs": 3,

@@ -27,7 +27,7 @@ from helpers.copies import copy_of
 from helpers.memory import explaining_memory
 from helpers.preflight import require_model
 from helpers.processes import synchronized
-from tests.shared import CPU, PROJECT, Around, network, python, recipe
+from tests.shared import CPU, PROJECT, Around, network, python, recipe, undiverged
 
 RECIPE = recipe(batch_size=8)
 IMAGES = dataset.synthetic_cifar10(train=24, test=8)  # three batches and one
@@ -411,6 +411,7 @@ def remembering():
     return model
 
 
+@undiverged
 @pytest.mark.parametrize(
     "make", [lambda: Mute(lambda logits: logits), pruned, keeping, remembering]
 )

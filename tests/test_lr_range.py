@@ -26,6 +26,7 @@ from tests.shared import (
     network,
     noise,
     recipe,
+    undiverged,
 )
 
 
@@ -213,6 +214,15 @@ def test_range_test_ends_above_its_first_loss_and_four_times_its_lowest():
     assert got == pytest.approx(losses[:6], rel=1e-4)
 
 
+def test_range_test_ends_at_a_loss_that_is_not_a_number():
+    losses = [2.0, 1.0, math.nan, 1.0]
+    train = [(torch.zeros(4, 3, 8, 8), torch.zeros(4, dtype=torch.int64))]
+    got = lr_range.sweep(
+        Scripted(losses), train, recipe(), device=CPU, dtype=torch.float32, name=""
+    )
+    assert len(got) == 3
+
+
 def test_range_test_without_its_package_says_what_to_do(monkeypatch):
     monkeypatch.setitem(sys.modules, "torch_lr_finder", None)
     sentence = "pip install torch-lr-finder, or give max_lr"
@@ -225,6 +235,7 @@ def test_range_test_without_images_is_said():
         train_test.lr_range_test(network(), [], recipe(), device=CPU)
 
 
+@undiverged
 def test_range_test_takes_a_loader_that_counts_epochs_in_its_own_way():
     class Counting(list):
         epoch = 3
@@ -330,9 +341,10 @@ def test_one_noisy_seed_among_three_does_not_decide(place):
     assert lr_range.choose_max_lr(RATES, [noisy]).max_lr < alone.max_lr
 
 
-def test_loss_that_falls_to_the_end_diverges_nowhere():
+def test_loss_that_falls_to_the_end_diverges_nowhere_which_is_said():
     falling = [valley(rate, bottom=1) for rate in RATES]
-    result = lr_range.choose_max_lr(RATES, [falling, falling])
+    with pytest.warns(UserWarning, match="no divergence up to a learning rate of 1,"):
+        result = lr_range.choose_max_lr(RATES, [falling, falling])
     assert result.divergence_lr is None
     assert result.max_lr == pytest.approx(1 / 3)
 
