@@ -75,25 +75,18 @@ def experiments(records: Sequence[dict[str, Any]]) -> list[list[dict[str, Any]]]
 def paired(
     before: Sequence[dict[str, Any]], after: Sequence[dict[str, Any]]
 ) -> list[tuple[float, float]]:
-    """Last-epoch accuracies of each pair of runs that differ only in model or recipe.
+    """Last-epoch accuracies of each pair of runs that differ only in model or recipe."""
 
-    Or also in where images were augmented, which decides only what is drawn, where no run
-    has that in common too.
-    """
-
-    def conditions(record: dict[str, Any]) -> list[tuple]:
+    def conditions(record: dict[str, Any]) -> tuple:
         alike = Experiment.of(record)._replace(model="", recipe_name="", trained="")
         images = record["data"]["test_fingerprint"]
-        rest = images, record["recipe"]["peak_epoch"], record["seed"]
-        return [(*one, *rest) for one in (alike, alike._replace(augment_on=""))]
+        return alike, images, record["recipe"]["peak_epoch"], record["seed"]
 
-    found = {}
-    for record in before:
-        found |= dict.fromkeys(conditions(record), record["last_epoch_accuracy"])
+    found = {conditions(record): record["last_epoch_accuracy"] for record in before}
     return [
-        (found[shared[0]], record["last_epoch_accuracy"])
+        (found[alike], record["last_epoch_accuracy"])
         for record in after
-        if (shared := [one for one in conditions(record) if one in found])
+        if (alike := conditions(record)) in found
     ]
 
 
