@@ -63,10 +63,11 @@ def plot_samples(
     numbers = class_numbers("labels", labels, len(classes), len(pixels))
     require_positive("per_class", per_class)
     drawn = range(0, len(classes), math.ceil(len(classes) / MOST_SAMPLED))
-    grid = np.full((len(drawn), per_class, *pixels.shape[1:]), 255, np.uint8)
-    for row, number in enumerate(drawn):
-        chosen = pixels[np.flatnonzero(numbers == number)[:per_class]]
-        grid[row, : len(chosen)] = chosen
+    rows = [np.flatnonzero(numbers == number)[:per_class] for number in drawn]
+    width = max(1, *map(len, rows))
+    grid = np.full((len(drawn), width, *pixels.shape[1:]), 255, np.uint8)
+    for row, chosen in enumerate(rows):
+        grid[row, : len(chosen)] = pixels[chosen]
     whole = len(drawn) == len(classes)
     of = "each class" if whole else f"{len(drawn)} of {len(classes)} classes"
     names = [classes[number] for number in drawn]
@@ -84,6 +85,7 @@ def plot_augmentations(
     """Draw originals (R, H, W, C) beside normalized views (R, K, C, H, W) of them.
 
     originals: uint8, or floats in [0, 1]; grey or RGB, C 1 or 3.
+    views: what a training transform makes of each original, K times.
     data: what the figure is about, for its title.
 
     Raises ValueError for wrong shapes, a mean and std of another number of channels, and
@@ -99,7 +101,7 @@ def plot_augmentations(
         )
     if changed.ndim != 5 or changed.shape[:1] + changed.shape[3:] != first.shape[:3]:
         raise ValueError(
-            f"views has shape {changed.shape} for originals {first.shape[:3]}; "
+            f"views has shape {changed.shape} for originals of {first.shape}; "
             "pass (R, K, C, H, W) with the originals' R, H and W"
         )
     flat = denormalize(changed.reshape(-1, *changed.shape[2:]), mean, std)
@@ -184,7 +186,7 @@ def plot_max_lr(
         axes.plot(*zip(*points, strict=True), **look, label=label)
         label = None  # one line of the legend for all
     means = [100 * np.mean(list(seeds.values())) for seeds in found.values()]
-    axes.plot(list(found), means, color=BLUE, label="mean over seeds")
+    axes.plot(list(found), means, color=BLUE, marker="o", label="mean over seeds")
     rates = [run["max_lr"] for run in chosen]
     accuracies = [100 * run["last_epoch_accuracy"] for run in chosen]
     look = {"color": VERMILLION, "ls": "", "marker": "D", "ms": 7, "mec": "white"}
@@ -356,12 +358,20 @@ def plot_confusion_matrix(
         look["weight"] = "bold" if row == column else "normal"
         number = counts[row, column]
         written.append(axes.text(column, row, number, ha="center", va="center", **look))
-    shown = range(0, size, math.ceil(size / 36))  # more names would overlap
-    names = [textwrap.fill(str(classes[index]), 24) for index in shown]
-    upright = size > 20 or any("\n" in name for name in names)
+    names = [str(name) for name in classes]
+    # More names would overlap: long ones leave the matrix less room.
+    fitting = 48 if max(map(len, names)) <= 12 else 36
+    shown = range(0, size, math.ceil(size / fitting))
+    if numbered:
+        names, points = [textwrap.fill(name, 24) for name in names], None
+    else:
+        names = [name if len(name) <= 24 else f"{name:.23}…" for name in names]
+        points = SMALL
+    names = [names[index] for index in shown]
+    upright = not numbered or any("\n" in name for name in names)
     look = {"rotation": 90 if upright else 45, "rotation_mode": "anchor"}
-    axes.set_xticks(shown, names, ha="right", va="center", **look, **PLAIN)
-    axes.set_yticks(shown, names, **PLAIN)
+    axes.set_xticks(shown, names, ha="right", va="center", size=points, **look, **PLAIN)
+    axes.set_yticks(shown, names, size=points, **PLAIN)
     axes.set(xlabel="predicted class", ylabel="true class")
     if written:
         figure.draw_without_rendering()  # which gives the fields their size

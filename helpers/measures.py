@@ -295,12 +295,14 @@ def class_numbers(
 
 
 def require_names(classes: Sequence[str]) -> None:
-    """Raise TypeError for what is no sequence, as a set, a dict or a number."""
+    """Raise TypeError for what is no sequence, as a set, ValueError for an empty one."""
     if not isinstance(classes, Sequence | np.ndarray):
         raise TypeError(
             f"classes is {classes!r}; pass the names in the labels' order, as a list, or "
             "range(10) for ten that have none"
         )
+    if not len(classes):
+        raise ValueError("classes is empty; pass the names in the labels' order")
 
 
 def require_positive(name: str, value: int) -> None:

@@ -98,8 +98,8 @@ def misclassified_figure(count, **options):
 
 
 def many_classes():
-    names = [f"class {number}" for number in range(50)]
-    return utils.plot_confusion_matrix(np.ones((50, 50), int), names, data=DATA)
+    names = [f"class {number}" for number in range(48)]
+    return utils.plot_confusion_matrix(np.ones((48, 48), int), names, data=DATA)
 
 
 LONG = "great white shark, white shark, man-eater, man-eating shark, Carcharodon carcharias"
@@ -218,7 +218,7 @@ FIGURES = {
     "confusion, no mistake": lambda: utils.plot_confusion_matrix(
         np.eye(3, dtype=int), CLASSES, data=DATA
     ),
-    "confusion, 50 classes": many_classes,
+    "confusion, 48 classes": many_classes,
     "confusion, long names": lambda: confusion_of(20, "Strawberry___healthy"),
     "confusion, long names of few": lambda: confusion_of(5, LONG),
     "calibration": lambda: calibration_figure(4),
@@ -472,6 +472,8 @@ def test_samples_hold_the_first_images_of_each_class():
             np.testing.assert_array_equal(sheet[y : y + 8, x : x + 8], image)
     assert (sheet[step : 2 * step, 3 * step :] == 255).all()  # only three of class 1
     assert [t.get_text() for t in figure.axes[0].get_yticklabels()] == CLASSES
+    most = samples(per_class=100).axes[0].images[0].get_array()
+    assert np.array_equal(most, sheet)  # no class has more than four
 
 
 def test_samples_of_many_classes_are_of_some_evenly_spaced_ones():
@@ -674,7 +676,24 @@ def test_confusion_figure_has_no_counts_that_would_run_into_one_another():
 def test_confusion_figure_of_many_classes_has_no_counts():
     axes = many_classes().axes[0]
     assert not axes.texts
-    assert len(axes.get_xticklabels()) == 25
+    assert len(axes.get_xticklabels()) == 48
+
+
+@pytest.mark.parametrize(
+    ("size", "name", "shown"),
+    [(48, "class", 48), (49, "class", 25), (36, LONG, 36), (37, "Tomato___spot", 19)],
+)
+def test_names_of_many_classes_do_not_run_into_one_another(size, name, shown):
+    figure = confusion_of(size, name)
+    figure.draw_without_rendering()
+    for axis in (figure.axes[0].xaxis, figure.axes[0].yaxis):
+        places = [label.get_window_extent() for label in axis.get_ticklabels()]
+        assert len(places) == shown
+        # Of a line's height about a sixth is free, above and below the letters.
+        sides = (axis.axis_name + "0", axis.axis_name + "1")
+        for one, other in itertools.pairwise(places):
+            low, high = sorted((one, other), key=lambda box: getattr(box, sides[0]))
+            assert getattr(low, sides[1]) - getattr(high, sides[0]) < 2  # pixels
 
 
 def test_calibration_figure_shows_each_bin_that_has_images():
@@ -869,15 +888,18 @@ BAD = {
         lambda: utils.plot_samples(IMAGES, [0] * 3, CLASSES, data=DATA)
     ),
     "per_class is 0; choose a whole number": lambda: samples(per_class=0),
-    "views has shape (4, 3, 8, 8) for originals (4, 8, 8); pass (R, K, C, H, W)": (
+    "classes is empty; pass the names": (
+        lambda: utils.plot_samples(IMAGES, [], [], data=DATA)
+    ),
+    "views has shape (4, 3, 8, 8) for originals of (4, 8, 8, 3); pass (R, K, C, H, W)": (
         lambda: utils.plot_augmentations(IMAGES, TENSOR, MEAN, STD, data=DATA)
     ),
-    "views has shape (4, 1, 3, 4, 8) for originals (4, 8, 8); pass": (
+    "views has shape (4, 1, 3, 4, 8) for originals of (4, 8, 8, 3); pass": (
         lambda: utils.plot_augmentations(
             IMAGES, TENSOR[:, None, :, :4], MEAN, STD, data=DATA
         )
     ),
-    "views has shape (4, 1, 3, 8, 4) for originals (4, 8, 8); pass": (
+    "views has shape (4, 1, 3, 8, 4) for originals of (4, 8, 8, 3); pass": (
         lambda: utils.plot_augmentations(
             IMAGES, TENSOR[:, None, ..., :4], MEAN, STD, data=DATA
         )
