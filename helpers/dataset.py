@@ -340,7 +340,8 @@ def make_loaders(
     pass that of epoch e (from 0), and without it each pass is the next epoch.
 
     augment_on: "cpu" is Albumentations, image by image, for training in `num_workers`
-        processes (by default up to 8 for a model on CUDA under Linux, otherwise none);
+        processes (by default up to 8 for a model on CUDA under Linux, otherwise none;
+        the other way has no use for any);
         "device" keeps the images on the device and augments whole batches, several times
         as fast on a CPU too; "auto" is "device" on CUDA, else "cpu".
     padding, flip, cutout, mean, std: see `train_transform`.
@@ -369,6 +370,8 @@ def make_loaders(
     size = train.images.shape[1:3]
     require_batches(train, test, batch_size=batch_size, seed=seed, share=share)
     require_shapes(train, test, mean=mean, std=std)
+    if num_workers is not None:
+        require_whole(num_workers=num_workers)
     if augment_on not in ("auto", "cpu", "device"):
         raise ValueError(f"augment_on must be auto, cpu or device, not {augment_on!r}")
     if augment_on == "auto":
@@ -401,7 +404,6 @@ def make_loaders(
             # Without a fork each would get a copy of all images.
             wanted = device.type == "cuda" and LINUX
             num_workers = min(8, usable_cores()) if wanted else 0
-        require_whole(num_workers=num_workers)
         if padding or flip:
             steps = geometry(padding=padding, flip=flip, size=size)
             transform = import_albumentations().Compose(steps)

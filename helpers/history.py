@@ -77,17 +77,17 @@ class History:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "History":
-        """A History from what `as_dict` gave."""
-        return cls(**{**values, "epochs": [Epoch(**row) for row in values["epochs"]]})
-
-    @classmethod
-    def from_record(cls, record: dict[str, Any]) -> "History":
-        """The History in a run's record, which holds no learning_rates.
+        """A History from what `as_dict` gave, also where a record has kept it.
 
         Where JSON has no number, as for NaN, a record has None.
         """
         rows = [
             Epoch(**{name: math.nan if v is None else v for name, v in row.items()})
-            for row in record["history"]
+            for row in values["epochs"]
         ]
-        return cls(record["max_lr"], rows)
+        return cls(**{**values, "epochs": rows})
+
+    @classmethod
+    def from_record(cls, record: dict[str, Any]) -> "History":
+        """The History in a run's record, which holds no learning_rates."""
+        return cls.from_dict({"max_lr": record["max_lr"], "epochs": record["history"]})

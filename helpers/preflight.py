@@ -178,7 +178,7 @@ def logits_of(model: nn.Module, images: Tensor) -> Tensor:
             f"the model can't take the images, {images.dtype} {tuple(images.shape)} "
             f"({said}); {remedy}"
         ) from error
-    require_logits(logits, len(images), "the model")
+    require_logits(logits, len(images), of="the model")
     return logits
 
 
@@ -361,7 +361,7 @@ def require_trainable(
             f"the model can't compute in {dtype} ({error}); give the recipe "
             'precision="float32", or mend the layer that this is about'
         ) from error
-    require_logits(logits, len(few), "in training the model")
+    require_logits(logits, len(few), of="in training the model")
 
 
 def as_pair(batch: object) -> tuple[Tensor, Tensor]:
@@ -393,16 +393,16 @@ def as_pair(batch: object) -> tuple[Tensor, Tensor]:
     return images, labels.long()  # cross-entropy takes few others
 
 
-def require_logits(logits: object, images: int, model: str) -> None:
+def require_logits(logits: object, count: int, *, of: str) -> None:
     """Raise an error for what is no classifier's answer."""
     if not isinstance(logits, Tensor):
         raise TypeError(
-            f"{model} gives a {type(logits).__name__}; a classifier gives one tensor, "
+            f"{of} gives a {type(logits).__name__}; a classifier gives one tensor, "
             "(images, classes): wrap it in a module that returns that"
         )
-    if logits.ndim != 2 or len(logits) != images:
+    if logits.ndim != 2 or len(logits) != count:
         raise ValueError(
-            f"{model} gives {tuple(logits.shape)} for {images} images; a classifier gives "
+            f"{of} gives {tuple(logits.shape)} for {count} images; a classifier gives "
             "(images, classes)"
         )
 

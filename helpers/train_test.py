@@ -390,8 +390,9 @@ class Training:
             # A scaler that is off has an empty state, and one that is on refuses that.
             if name != "scaler" or state[name]:
                 getattr(self, name).load_state_dict(state[name])
+        left = len(self.history.epochs) < self.recipe.epochs
         for kind, value in self.circumstances().items():
-            if state[kind] != value and None not in (state[kind], value):
+            if left and state[kind] != value and None not in (state[kind], value):
                 warnings.warn(
                     f"the training began with {state[kind]} {kind} and goes on with "
                     f"{value}: its results will differ a little",
@@ -507,14 +508,14 @@ def fit(
         if not resume:
             require_free(path)
         require_writable(path.parent)
-        own = uncompiled(model).state_dict()
-        require_readable(own)
+        require_readable(uncompiled(model).state_dict())
     plan = plan_of(model, loaders, recipe)
     told = {**plan, "max_lr": recipe.max_lr, "resume": resume}
     require_same_everywhere(told, processes)
     saved = None
     if path and resume:
-        saved = load_checkpoint(path, plan=plan, model=own)
+        # Without a name, which would keep a second copy alive once the model moves.
+        saved = load_checkpoint(path, plan=plan, model=uncompiled(model).state_dict())
     saved = processes.broadcast(saved)
     to_channels_last(model, device)
     preflight.require_fitting(loaders, recipe)
@@ -536,6 +537,7 @@ def fit(
         training.load_state_dict(saved)
         if path:
             tell_where_it_goes_on(path, plan, recipe, history)
+        saved = None  # as large as the model
     elif resume:
         processes.print(f"{path} isn't there: training begins with epoch 1")
     try:

@@ -1265,6 +1265,7 @@ def test_greyscale_of_another_size_goes_through_both_ways():
         ({"batch_size": 41}, "batch_size must be 1 to 40"),
         ({"batch_size": 0}, "batch_size must be 1 to 40"),
         ({"workers": 0.5, "on": "cpu"}, "num_workers must be a whole number, not 0.5"),
+        ({"workers": 0.5}, "num_workers must be a whole number, not 0.5"),
         ({"padding": 32}, "padding must be 0 to 31 pixels, not 32"),
         ({"padding": -1}, "padding must be 0 to 31 pixels, not -1"),
         ({"flip": 1.5}, "flip must be a probability from 0 to 1, not 1.5"),

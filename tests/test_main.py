@@ -406,7 +406,7 @@ def test_interrupted_run_goes_on_at_the_rate_that_it_began_with(tmp_path, capsys
 @pytest.mark.parametrize(
     ("seeds", "said"),
     [
-        (["2", "3"], "seed3.*pt exists; go on"),
+        (["2", "3"], "seed3.*pt exists; name another file"),
         (["2", "-1"], "seed is -1; choose"),
     ],
 )

@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.multiprocessing.reductions import StorageWeakRef
 from torch.nn import functional as F
 from torch.utils.data import (
     BatchSampler,
@@ -31,7 +32,7 @@ from torch.utils.data import (
     WeightedRandomSampler,
 )
 
-from helpers import checkpoint, dataset, train_test
+from helpers import checkpoint, dataset, train_test, utils
 from helpers.train_test import Epoch, History, Recipe
 from tests import shared
 from tests.shared import (
@@ -55,6 +56,7 @@ from tests.shared import (
     recipe,
     repeatable,
     state_of,
+    undiverged,
 )
 
 # --- the cycle of the learning rate ----------------------------------------------------
@@ -217,6 +219,14 @@ def test_history_goes_through_json():
     assert History.from_dict(json.loads(json.dumps(history.as_dict()))) == history
 
 
+def test_history_of_ones_own_loop_goes_through_a_record(tmp_path):
+    own = History(0.01, [Epoch(1, 2.3, 0.1, 2.2, 0.2)])
+    utils.write_record(tmp_path / "own.json", {"history": own.as_dict()})
+    again = History.from_dict(utils.read_record(tmp_path / "own.json")["history"])
+    assert str(again.last) == str(own.last)
+
+
+@undiverged
 def test_plain_dataloader_and_somebody_elses_classifier_are_trained():
     data = TensorDataset(*noise(40))
     torch.manual_seed(0)
@@ -446,6 +456,7 @@ def test_training_within_an_autocast_is_refused(work):
         work(network())
 
 
+@undiverged
 def test_weights_of_five_dimensions_are_trained_too():
     class Deep(nn.Module):
         def __init__(self):
@@ -1169,6 +1180,20 @@ def test_model_of_a_training_that_was_stopped_can_be_asked():
     assert all(parameter.grad is None for parameter in model.parameters())
 
 
+def test_training_with_a_checkpoint_holds_its_weights_once(tmp_path):
+    model, gone = network(), []
+    before = StorageWeakRef(model[0].weight.untyped_storage())
+
+    def look(images):
+        gone.append(before.expired())
+        return images
+
+    train, test = loaders()
+    pair = Failing(train, look, epoch=0), test
+    fit(model, pair, recipe(), checkpoint=tmp_path / "training.pt")
+    assert gone == [True]  # channels-last took its place
+
+
 def test_checkpoint_in_the_way_is_an_error_and_stays(interrupted):
     content, model = interrupted.read_bytes(), network()
     before = state_of(model)
@@ -1292,6 +1317,9 @@ def test_resume_with_images_augmented_elsewhere_is_said(interrupted):
             network(), elsewhere, recipe(), checkpoint=interrupted, resume=True
         )
     assert len(history.epochs) == 3
+    # Warnings are errors here: nothing is left that could differ.
+    again = fit(network(), loaders(), recipe(), checkpoint=interrupted, resume=True)
+    assert repeatable(again) == repeatable(history)
 
 
 def test_training_with_other_augmentation_or_normalization_is_not_gone_on_with(
