@@ -61,12 +61,18 @@ def by_class(records: list[dict[str, Any]]) -> str:
         )
         for name in records[0]["class_accuracy"]
     ]
-    heads = ["class"]
+    heads, about = ["class"], []
     for runs in groups:
         ran = Experiment.of(runs[0])
         how = f"{ran.model}, {how_trained(runs[0])}{machine(runs, groups)}"
-        heads.append(f"{how}, {ran.epochs} epochs, {ran.source}, runs: {len(runs)}")
-    return markdown(heads, lines)
+        heads.append(f"{how}, runs: {len(runs)}")
+        about.append(f"{ran.epochs} epochs, {ran.source}")
+    if len(set(about)) == 1:
+        return f"{about[0]}\n\n{markdown(heads, lines)}"
+    each = [
+        f"{head}, {trained}" for head, trained in zip(heads[1:], about, strict=True)
+    ]
+    return markdown(["class", *each], lines)
 
 
 def machine(runs: list[dict[str, Any]], groups: list[list[dict[str, Any]]]) -> str:
