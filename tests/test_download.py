@@ -344,7 +344,7 @@ def test_reset_connection(site, capsys):
     assert "given up: cut off after" in capsys.readouterr().out
 
 
-def test_no_address(site):
+def test_addresses_that_all_fail_are_told_with_their_reasons(site):
     with pytest.raises(DownloadError) as caught:
         site.get("missing", closed_port(), "bigger", "wrong")
     text = str(caught.value)
@@ -355,7 +355,7 @@ def test_no_address(site):
     assert site.files() == {}
 
 
-def test_interrupted_download_keeps_its_part(site):
+def test_download_that_is_cut_off_keeps_its_part(site):
     with pytest.raises(DownloadError, match="cut off after"):
         site.get("cut")
     assert site.files() == {"a.tgz.part": BODY[: HALF * 7 // 4]}

@@ -33,6 +33,14 @@ RECIPE = recipe(batch_size=8)
 IMAGES = dataset.synthetic_cifar10(train=24, test=8)  # three batches and one
 
 
+IMAGE = torch.zeros(8, 3, 32, 32)
+
+
+def trained(model, batch=None, plan=RECIPE):
+    batch = batch or (IMAGE, torch.arange(8))
+    return train_test.fit(model, ([batch] * 3, [batch]), plan, device=CPU)
+
+
 # --- memory ----------------------------------------------------------------------------
 
 SHORT_OF_MEMORY = """
@@ -92,7 +100,7 @@ def test_none_fits_is_also_said_of_a_network_that_cannot_train_on_one_image():
         MemoryError,
         match="of 8 images needs .* no smaller batch fits: .* a smaller model$",
     ):
-        train_test.fit(model, ([batch] * 3, [batch]), RECIPE, device=CPU)
+        trained(model, batch)
 
 
 class Full(nn.Module):
@@ -143,7 +151,7 @@ def test_smaller_batch_is_found_once_the_failed_step_is_out_of_the_way(kind):
     batch = torch.zeros(16, 3, 32, 32), torch.zeros(16, dtype=kind)
     said = "a step of 16 images .* make batch_size 2$"
     with pytest.raises(MemoryError, match=said):
-        train_test.fit(Around(short), ([batch] * 3, [batch]), RECIPE, device=CPU)
+        trained(Around(short), batch)
 
 
 @pytest.mark.parametrize(
@@ -155,10 +163,8 @@ def test_smaller_batch_is_found_once_the_failed_step_is_out_of_the_way(kind):
     ],
 )
 def test_lack_of_memory_that_a_library_of_the_gpu_reports_is_known(said):
-    batch = torch.zeros(8, 3, 32, 32), torch.zeros(8, dtype=torch.int64)
-    model = Around(failing(RuntimeError(said), beyond=4))
     with pytest.raises(MemoryError, match="make batch_size 4$"):
-        train_test.fit(model, ([batch] * 3, [batch]), RECIPE, device=CPU)
+        trained(Around(failing(RuntimeError(said), beyond=4)))
 
 
 ENGINE = "GET was unable to find an engine to execute this computation"
@@ -171,10 +177,8 @@ ENGINE = "GET was unable to find an engine to execute this computation"
 def test_convolution_without_an_engine_lacks_memory_if_a_smaller_batch_works(
     beyond, kind, said
 ):
-    batch = torch.zeros(8, 3, 32, 32), torch.zeros(8, dtype=torch.int64)
-    model = Around(failing(RuntimeError(ENGINE), beyond=beyond))
     with pytest.raises(kind, match=said):
-        train_test.fit(model, ([batch] * 3, [batch]), RECIPE, device=CPU)
+        trained(Around(failing(RuntimeError(ENGINE), beyond=beyond)))
 
 
 def test_what_was_too_large_to_answer_is_not_kept_with_the_error():
@@ -238,14 +242,6 @@ def test_share_of_the_last_batch_that_is_one_image_is_said_too():
     model.append(nn.BatchNorm1d(10))
     with pytest.raises(ValueError, match="a process's share of the last batch of an "):
         require_model(model, loaders, RECIPE, device=CPU, dtype=torch.float32)
-
-
-IMAGE = torch.zeros(8, 3, 32, 32)
-
-
-def trained(model, batch=None, plan=RECIPE):
-    batch = batch or (IMAGE, torch.arange(8))
-    return train_test.fit(model, ([batch] * 3, [batch]), plan, device=CPU)
 
 
 @pytest.mark.parametrize(

@@ -21,6 +21,7 @@ from tests.shared import (
     raising,
     repeatable,
     state_of,
+    steep,
 )
 from tests.shared import recipe as tiny
 from tests.test_main import main
@@ -94,13 +95,13 @@ def test_within_an_epoch_nothing_waits_for_the_gpu(name, on, precision):
 def test_training_on_a_gpu_goes_on_from_its_checkpoint(tmp_path):
     # In float16 there is a scaler to keep too.
     plan = recipe("ours", max_lr=0.01, precision="float16")
-    path, straight, model = tmp_path / "training.pt", network(), network(seed=9)
+    path, straight, model = tmp_path / "training.pt", steep(), steep(seed=9)
     with pretended_gpu():
         expected = fit(straight, plan, "cuda")
         train, test = loaders(device="cuda", **plan.augmentation)
         pair = Failing(train, interrupt, epoch=2), test
         with pytest.raises(Interrupted):
-            fit(network(), plan, "cuda", pair=pair, checkpoint=path)
+            fit(steep(), plan, "cuda", pair=pair, checkpoint=path)
         found = fit(model, plan, "cuda", checkpoint=path, resume=True)
         assert_same_state(state_of(model), state_of(straight))
     assert repeatable(found) == repeatable(expected)

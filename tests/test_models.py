@@ -365,10 +365,17 @@ def test_a_layer_is_known_by_its_kind_and_not_by_its_name():
 
 
 @pytest.mark.parametrize(
-    "norm", [nn.GroupNorm(2, 4), nn.InstanceNorm2d(4), nn.LayerNorm([4, 30, 30])]
+    "layer",
+    [
+        nn.GroupNorm(2, 4),
+        nn.InstanceNorm2d(4),
+        nn.LayerNorm([4, 30, 30]),
+        nn.Softmax(1),
+    ],
+    ids=str,
 )
-def test_normalization_leaves_the_field_as_it_is(norm):
-    model = nn.Sequential(nn.Conv2d(3, 4, 3), norm, nn.Conv2d(4, 4, 3))
+def test_layer_that_normalizes_leaves_the_field_as_it_is(layer):
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), layer, nn.Conv2d(4, 4, 3))
     fields = [row.receptive_field for row in models.receptive_field_table(model)]
     assert fields == [3, 3, 5]
 
@@ -384,11 +391,6 @@ def test_concatenated_branches_see_what_the_longest_does():
 
     *_, row = models.receptive_field_table(Branches())
     assert (row.kind, row.receptive_field, row.output_size) == ("cat", 7, (8, 32, 32))
-
-
-def test_softmax_over_classes_sees_what_they_see():
-    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Softmax(1), nn.Conv2d(4, 4, 3))
-    assert models.receptive_field_table(model)[-1].receptive_field == 5
 
 
 def test_image_size_without_channels_is_refused():

@@ -179,16 +179,7 @@ def test_process_that_fails_says_so_and_the_others_that_wait_for_it_end(tmp_path
 @pytest.mark.parametrize("processes", [2, 3])
 def test_shares_of_a_batch_are_the_batch(on, processes):
     def epoch(share):
-        made = dataset.make_loaders(
-            *IMAGES,
-            batch_size=16,
-            device=CPU,
-            augment_on=on,
-            padding=0,
-            flip=0,
-            cutout=0,
-            share=share,
-        )
+        made = loaders(on=on, padding=0, flip=0, cutout=0, share=share)
         assert made.train.batch_sizes == [16, 16, 8]
         return list(made.train), list(made.test)
 

@@ -204,7 +204,7 @@ def test_pages_step_is_that_of_his_code_for_any_batch_size(batch):
     [{"optimizer": "sgd"}, {"weight_decay": 0.5}, {"label_smoothing": 0.3}],
     ids=str,
 )
-def test_fit_trains_by_all_of_the_recipe(change):
+def test_fit_trains_by_the_recipes_optimizer_decay_and_smoothing(change):
     plain, changed = network(), network()
     fit(plain, tiny())
     fit(changed, tiny(**change))
