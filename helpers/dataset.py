@@ -340,10 +340,9 @@ def make_loaders(
     pass that of epoch e (from 0), and without it each pass is the next epoch.
 
     augment_on: "cpu" is Albumentations, image by image, for training in `num_workers`
-        processes (by default up to 8 for a model on CUDA under Linux, otherwise none;
-        the other way has no use for any);
-        "device" keeps the images on the device and augments whole batches, several times
-        as fast on a CPU too; "auto" is "device" on CUDA, else "cpu".
+        processes (by default up to 8 for a model on CUDA under Linux, otherwise none);
+        "device" keeps the images on the device and augments whole batches in this process,
+        several times as fast on a CPU too; "auto" is "device" on CUDA, else "cpu".
     padding, flip, cutout, mean, std: see `train_transform`.
     transform: an albumentations.Compose of your own, uint8 (H, W, C) to the same, instead
         of padding, flip and cutout, whatever the recipe says of these; "auto" is "cpu"

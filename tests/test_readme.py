@@ -77,9 +77,20 @@ def test_runs_on_two_kinds_of_machines_are_told_apart():
             f"`assignment`, {name}" in table([record, gpu])
             for name in (here, "Tesla T4")
         } == {True}
-        # What they share isn't told.
+        # What they share isn't told of each.
         assert "augmented on" not in table([record, gpu])
         assert "augmented on device" in table([record, {**gpu, "augment_on": "device"}])
+
+
+def test_length_and_data_of_classwise_accuracy_are_told_once_if_they_are_alike():
+    (record, *_) = utils.read_records(readme.RESULTS, "run-CustomResNet-*.json")
+    other = {**record, "model": "ResNet18"}
+    longer = within(other, "recipe", epochs=30)
+    about = "24 epochs, CIFAR-10, JPEG copy"
+    assert readme.by_class([record, other]).startswith(f"{about}\n\n| class |")
+    apart = readme.by_class([record, longer])
+    assert f"runs: 1, {about} |" in apart
+    assert "runs: 1, 30 epochs, CIFAR-10, JPEG copy |" in apart
 
 
 def test_a_recipe_is_measured_when_five_seeds_of_it_as_it_is_are():

@@ -32,7 +32,7 @@ from torch.utils.data import (
     WeightedRandomSampler,
 )
 
-from helpers import checkpoint, dataset, train_test, utils
+from helpers import checkpoint, dataset, resume, train_test, utils
 from helpers.train_test import Epoch, History, Recipe
 from tests import shared
 from tests.shared import (
@@ -1187,6 +1187,25 @@ def test_training_with_a_checkpoint_holds_its_weights_once(resume, tmp_path):
     pair, path = (Failing(train, look, epoch=0), test), tmp_path / "training.pt"
     fit(model, pair, recipe(), checkpoint=path, resume=resume)
     assert gone == [True]  # channels-last took its place
+
+
+def test_resumed_training_lets_go_of_what_it_has_read(interrupted, monkeypatch):
+    read, gone = [], []
+
+    def load_checkpoint(*given, **named):
+        state = resume.load_checkpoint(*given, **named)
+        read.append(StorageWeakRef(state["model"]["0.weight"].untyped_storage()))
+        return state
+
+    def look(images):
+        gone.append(read[0].expired())
+        return images
+
+    monkeypatch.setattr(train_test, "load_checkpoint", load_checkpoint)
+    train, test = loaders()
+    pair = Failing(train, look, epoch=2), test
+    fit(network(), pair, recipe(), checkpoint=interrupted, resume=True)
+    assert gone == [True]
 
 
 def test_checkpoint_in_the_way_is_an_error_and_stays(interrupted):

@@ -107,7 +107,8 @@ LONG = "great white shark, white shark, man-eater, man-eating shark, Carcharodon
 
 def confusion_of(size, name):
     matrix = np.full((size, size), 1_000)
-    return utils.plot_confusion_matrix(matrix, [name] * size, data=DATA)
+    names = [f"{name} {number}" for number in range(size)]
+    return utils.plot_confusion_matrix(matrix, names, data=DATA)
 
 
 HUNDRED = [f"a class of many, {number}" for number in range(100)]
@@ -689,6 +690,7 @@ def test_names_of_many_classes_do_not_run_into_one_another(size, name, shown):
     for axis in (figure.axes[0].xaxis, figure.axes[0].yaxis):
         places = [label.get_window_extent() for label in axis.get_ticklabels()]
         assert len(places) == shown
+        assert len({label.get_text() for label in axis.get_ticklabels()}) == shown
         # Of a line's height about a sixth is free, above and below the letters.
         sides = (axis.axis_name + "0", axis.axis_name + "1")
         for one, other in itertools.pairwise(places):
