@@ -22,6 +22,7 @@ from torch import nn
 from helpers.copies import copy_of, to_channels_last, uncompiled
 from helpers.memory import explaining_memory, keeping_freed_memory
 from helpers.optimizer import choose_dtype, make_optimizer, make_scaler
+from helpers.optional import optional
 from helpers.preflight import (
     as_pair,
     number_of_batches,
@@ -183,13 +184,8 @@ def sweep(
     with warnings.catch_warnings():
         # Its tqdm import warns of being experimental, and of missing widgets.
         warnings.simplefilter("ignore")
-        try:
+        with optional("torch-lr-finder", ", or give max_lr"):
             from torch_lr_finder import LRFinder, TrainDataLoaderIter, lr_finder
-        except ModuleNotFoundError as error:
-            raise ModuleNotFoundError(
-                f"{error.name} is not installed; pip install torch-lr-finder, or give "
-                "max_lr"
-            ) from error
 
     class Pairs(TrainDataLoaderIter):
         def inputs_labels_from_batch(self, batch):

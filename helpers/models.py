@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from helpers.copies import copy_of, uncompiled
 from helpers.files import place_of, write_whole
+from helpers.optional import optional
 from helpers.receptive_field import (
     Row,
     explaining_image_size,
@@ -189,7 +190,8 @@ def summarize(model: nn.Module, image_size: tuple[int, int, int] = (3, 32, 32)) 
     that torchsummary can't read, TypeError for one that can't be copied,
     ModuleNotFoundError without torchsummary.
     """
-    from torchsummary import summary
+    with optional("torchsummary"):
+        from torchsummary import summary
 
     require_image_size(image_size)
     tried, size = copy_of(uncompiled(model)).cpu(), tuple(image_size)
@@ -240,7 +242,8 @@ def save_weights(
     file can't be written, and then the one that was there before stays; ModuleNotFoundError
     without safetensors.
     """
-    from safetensors.torch import save
+    with optional("safetensors"):
+        from safetensors.torch import save
 
     model = uncompiled(model)
     facts = {"format": WEIGHTS_FORMAT, **facts_of(model)}
@@ -347,7 +350,8 @@ def read_weights(
     path: Path, sha256: str | None
 ) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """What isn't a tensor in the file, and the tensors as they are stored."""
-    from safetensors import SafetensorError, safe_open
+    with optional("safetensors"):
+        from safetensors import SafetensorError, safe_open
 
     if not path.is_file():
         raise FileNotFoundError(

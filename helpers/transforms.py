@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from helpers.image_set import require_seed, require_whole
+from helpers.optional import optional
 
 # Over all pixels of the 50,000 training images, on the [0, 1] scale. The often copied
 # std (0.2023, 0.1994, 0.2010) is the mean of each image's own std, which is smaller.
@@ -167,12 +168,8 @@ def import_albumentations():
     """The package, imported where it is used: that takes seconds."""
     # It asks the network for a newer version of itself unless told not to.
     os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
-    try:
+    instead = ', or give make_loaders augment_on="device" (--augment-on device)'
+    with optional("albumentations", instead):
         import albumentations
-    except ModuleNotFoundError as error:
-        raise ModuleNotFoundError(
-            f"{error.name} is not installed; pip install albumentations, or give "
-            'make_loaders augment_on="device" (--augment-on device)'
-        ) from error
 
     return albumentations

@@ -2,6 +2,7 @@
 
 import copy
 import operator
+import sys
 
 import pytest
 import torch
@@ -407,6 +408,29 @@ def test_images_that_the_model_cannot_take_are_named(read, capsys):
         read(grey)
     assert capsys.readouterr() == ("", "")
     read(grey, (1, 32, 32))
+
+
+@pytest.mark.parametrize(
+    ("package", "function"),
+    [
+        ("torchsummary", lambda _: models.summarize(nn.Linear(2, 2), (1, 1, 2))),
+        (
+            "safetensors",
+            lambda path: models.save_weights(
+                models.CustomResNet(), path, classes=range(10), data="made up"
+            ),
+        ),
+        ("safetensors", models.load_pretrained),
+    ],
+)
+def test_missing_package_is_named_with_how_to_install_it(
+    package, function, tmp_path, monkeypatch
+):
+    for module in (package, f"{package}.torch"):
+        monkeypatch.setitem(sys.modules, module, None)
+    said = f"is not installed; pip install {package}$"
+    with pytest.raises(ModuleNotFoundError, match=said):
+        function(tmp_path / "some.safetensors")
 
 
 def test_model_that_torchsummary_cannot_read_is_said(capsys):
