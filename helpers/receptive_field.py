@@ -9,7 +9,7 @@ pixel that it sees, and how far apart neighbouring units look.
 import functools
 import operator
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from typing import NamedTuple
 
 import numpy as np
@@ -239,8 +239,8 @@ def explaining_image_size(image_size: tuple[int, int, int]) -> Iterator[None]:
     """Say in a sentence that a model can't take images of this size."""
     try:
         yield
-    except RuntimeError as error:
-        reason = str(error).splitlines()[0]
+    except (RuntimeError, AssertionError) as error:
+        reason = (str(error) or repr(error)).splitlines()[0]
         raise ValueError(
             f"the model can't take images of {image_size} ({reason}); name another "
             "image_size, (C, H, W), or mend the layer"
@@ -248,28 +248,20 @@ def explaining_image_size(image_size: tuple[int, int, int]) -> Iterator[None]:
 
 
 def trace(model: nn.Module) -> fx.GraphModule:
-    """A copy of the model, in evaluation mode, as the graph of what it calls."""
+    """A copy of the model, in evaluation mode, as the graph of what the output needs."""
     tried = copy_of(uncompiled(model))
     tried.eval()
-    # By all three torch.fx says that it can't.
-    refusals = fx.proxy.TraceError, TypeError, RuntimeError
+    for module in tried.modules():
+        module._forward_hooks.clear()  # Grad-CAM's say, which ask for values
     try:
-        with suppress(*refusals):
-            return without_dead_ends(tried)
-        for module in tried.modules():
-            module._forward_hooks.clear()  # Grad-CAM's say, which ask for values
-        return without_dead_ends(tried)
-    except refusals as error:
+        traced = fx.symbolic_trace(tried)
+    # By all three torch.fx says that it can't.
+    except (fx.proxy.TraceError, TypeError, RuntimeError) as error:
         reason = str(error).splitlines()[0]
         raise NotImplementedError(
             f"torch.fx can't follow the model ({reason}); take asserts, ifs, loops, int() "
             "and len() over sizes or values out of forward"
         ) from error
-
-
-def without_dead_ends(model: nn.Module) -> fx.GraphModule:
-    """Its graph without what leads nowhere, as hooks do that look at a layer's output."""
-    traced = fx.symbolic_trace(model)
     traced.graph.eliminate_dead_code()
     return traced
 
@@ -283,7 +275,7 @@ def receptive_field_table(
     Where branches meet, the longest path counts; of images that aren't square, the longer
     side does. GroupNorm, InstanceNorm2d and LayerNorm take mean and deviation from all of
     the map; these aren't counted, as is usual. Parameters that the model holds outside
-    its layers are in no row.
+    its layers are in no row, and forward hooks are left out.
 
     model: any network for images of `image_size` (C, H, W) that torch.fx can trace; it is
         copied, not touched.
