@@ -6,7 +6,6 @@ it. Under torchrun, all its processes train one network.
 
 import argparse
 import dataclasses
-import importlib.util
 import inspect
 import os
 import re
@@ -19,6 +18,7 @@ import torch
 
 from helpers import dataset, models, train_test, utils, weights
 from helpers.checkpoint import kept_checkpoints, require_free, require_writable
+from helpers.optional import optional
 from helpers.processes import Processes
 from helpers.resume import require_resumable
 
@@ -167,10 +167,9 @@ def require_startable(options: argparse.Namespace, processes: Processes) -> None
         elif processes.first and not options.no_checkpoint:
             require_free(checkpoint_of(options, seed))
     require_writable(options.out)
-    if options.save_weights and not importlib.util.find_spec("safetensors"):
-        raise ModuleNotFoundError(
-            "--save-weights needs safetensors; pip install safetensors"
-        )
+    if options.save_weights:
+        with optional("safetensors"):
+            import safetensors  # noqa: F401
 
 
 def run(options: argparse.Namespace, seed: int, processes: Processes) -> None:

@@ -2,7 +2,6 @@
 
 import errno
 import functools
-import importlib.util
 import os
 import warnings
 from pathlib import Path
@@ -21,6 +20,7 @@ from helpers.loaders import (
     transformed,
     usable_cores,
 )
+from helpers.optional import optional
 from helpers.transforms import (
     CIFAR10_MEAN,
     CIFAR10_STD,
@@ -113,9 +113,8 @@ def read_batches(root: Path) -> tuple[ImageSet, ImageSet] | None:
     folder = root / "cifar-10-batches-py"
     if not folder.is_dir():
         return None
-    require_torchvision()
-    # Takes seconds, which an image folder doesn't need.
-    from torchvision.datasets import CIFAR10
+    with optional("torchvision"):  # takes seconds, which an image folder doesn't need
+        from torchvision.datasets import CIFAR10
 
     try:
         splits = [CIFAR10(root, train=train) for train in (True, False)]
@@ -132,14 +131,6 @@ def read_batches(root: Path) -> tuple[ImageSet, ImageSet] | None:
     return train, test
 
 
-def require_torchvision() -> None:
-    """Say that it is missing: before a download, which it is to read."""
-    if not importlib.util.find_spec("torchvision"):
-        raise ModuleNotFoundError(
-            "torchvision, which reads CIFAR-10, is not installed; pip install torchvision"
-        )
-
-
 def fetch_archive(root: Path, *, download: bool) -> tuple[ImageSet, ImageSet]:
     """The official batches, which are left in `root`, extracted from the archive."""
     from helpers import download as net
@@ -152,7 +143,8 @@ def fetch_archive(root: Path, *, download: bool) -> tuple[ImageSet, ImageSet]:
             f"and test, nor {net.ARCHIVE_NAME} with the MD5 {net.ARCHIVE_MD5}; put one "
             "there or allow the download"
         )
-    require_torchvision()
+    with optional("torchvision"):  # which is to read it: missed before a download
+        import torchvision  # noqa: F401
     try:
         with net.locked(archive):
             # Another process may have made them since; what else is there is said already.

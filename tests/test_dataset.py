@@ -2,7 +2,6 @@
 
 import errno
 import hashlib
-import importlib.util
 import inspect
 import io
 import multiprocessing
@@ -887,7 +886,7 @@ def test_mean_that_numpy_computed_makes_the_same_batches():
 def test_without_torchvision_nothing_is_downloaded_and_an_image_folder_read(
     folder, tmp_path_factory, monkeypatch
 ):
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setitem(sys.modules, "torchvision", None)
     empty = tmp_path_factory.mktemp("empty")
     with pytest.raises(ModuleNotFoundError, match="pip install torchvision"):
         dataset.load_cifar10(empty)
