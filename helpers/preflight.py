@@ -15,6 +15,7 @@ from torch.utils.data import (
     DataLoader,
     IterableDataset,
     RandomSampler,
+    SequentialSampler,
     SubsetRandomSampler,
     WeightedRandomSampler,
 )
@@ -75,7 +76,7 @@ def number_of_batches(loader) -> int:
 def require_fitting(loaders, recipe: Recipe) -> None:
     """Raise ValueError for loaders that don't fit the recipe.
 
-    Warns of another augmentation and of more images.
+    Warns of another augmentation, more images, and training images in one order.
     """
     train, test = loaders
     if not len(train) or not len(test):
@@ -92,6 +93,13 @@ def require_fitting(loaders, recipe: Recipe) -> None:
         )
     require_rise(recipe, len(train))
     warn_of_a_part(test)
+    if shuffles(train) is False:
+        warnings.warn(
+            "the training loader gives its images in the same order in each epoch, which "
+            "costs accuracy, most where they are sorted by class; make it with shuffle=True, "
+            "or give (train, test) if the two are swapped",
+            stacklevel=3,
+        )
     wanted, there = recipe.train_images, getattr(train, "count", None)
     # A list's `count` is a method.
     if wanted and isinstance(there, int) and wanted < there:
@@ -303,13 +311,23 @@ def require_gradients(loss: Tensor) -> None:
         )
 
 
-def warn_of_order(loader) -> None:
+def shuffles(loader) -> bool | None:
+    """Whether each pass has an order of its own; None where that can't be told."""
     batches = getattr(loader, "batch_sampler", None)
     sampler = getattr(batches, "sampler", getattr(loader, "sampler", None))
-    random = (RandomSampler, SubsetRandomSampler, WeightedRandomSampler)
-    # A DistributedSampler says whether it shuffles.
-    drawn = isinstance(sampler, random) or getattr(sampler, "shuffle", False) is True
-    if getattr(loader, "shuffles", drawn):
+    # A DistributedSampler says it, as make_loaders' loaders do.
+    told = getattr(loader, "shuffles", getattr(sampler, "shuffle", None))
+    if isinstance(told, bool):
+        return told
+    if isinstance(sampler, RandomSampler | SubsetRandomSampler | WeightedRandomSampler):
+        return True
+    # Where the dataset's items are batches already, their images may change.
+    in_order = batches is not None and isinstance(sampler, SequentialSampler)
+    return False if in_order else None
+
+
+def warn_of_order(loader) -> None:
+    if shuffles(loader):
         warnings.warn(
             "the loader shuffles, so these answers are in no order that leads back to its "
             "images; make_loaders(data, data, ...).test keeps it, as does a DataLoader without "

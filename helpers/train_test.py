@@ -468,7 +468,8 @@ def fit(
         is broken off.
     loaders: (train, test), each an iterable with a length, of (images (B, C, H, W),
         labels (B,)); one with `set_epoch` is told which epoch begins, counted from 0, and
-        what else it may tell is listed in helpers.loaders.Loader.
+        what else it may tell is listed in helpers.loaders.Loader. Warns of training images
+        that come in one order.
     recipe: all of it is applied but batch_size, train_images, test_images, augmentation
         and logit_scale, which are for whoever makes loaders and model, as in
         `make_loaders(..., batch_size=recipe.batch_size, **recipe.augmentation)`. Another

@@ -226,7 +226,7 @@ def test_last_batch_of_one_is_an_error_before_training_only_if_it_must_be():
     shuffled = DataLoader(own, batch_size=8, shuffle=True)
     with pytest.raises(ValueError, match=sentence):
         train_test.fit(model, (shuffled, loaders.test), RECIPE, device=CPU)
-    whole = DataLoader(own, batch_size=8, drop_last=True)
+    whole = DataLoader(own, batch_size=8, drop_last=True, shuffle=True)
     train_test.fit(model, (whole, loaders.test), RECIPE, device=CPU)
     one = [tuple(part[:1] for part in batch) for batch in loaders.test]
     # To test on one is possible.
@@ -533,7 +533,7 @@ def test_worker_that_fails_is_said_and_the_epochs_before_are_kept(tmp_path, caps
             if epoch == 1:
                 trigger.touch()
 
-    train = AfterOne(Broken(trigger), batch_size=8, num_workers=1)
+    train = AfterOne(Broken(trigger), batch_size=8, num_workers=1, shuffle=True)
     loaders = train, DataLoader(Broken(Path("never")), batch_size=8)
     with pytest.raises(ValueError, match="image 20 is broken"):
         train_test.fit(network(), loaders, RECIPE, device=CPU, checkpoint=path)

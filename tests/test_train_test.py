@@ -545,6 +545,17 @@ def test_answers_that_are_not_in_the_images_order_are_warned_of():
         answers_of(model, orderly)
 
 
+def test_training_loader_that_always_gives_one_order_is_warned_of():
+    (train, test), images = loaders(), TensorDataset(*noise(32))
+    for wrong in ((test, train), (DataLoader(images, batch_size=16), test)):
+        with pytest.warns(UserWarning, match="in the same order in each epoch") as told:
+            fit(network(), wrong, recipe())
+        assert {warning.filename for warning in told} == {shared.__file__}
+    unknown = DataLoader([[*noise(16)]] * 2, batch_size=None)
+    for right in (DataLoader(images, batch_size=16, shuffle=True), unknown):
+        fit(network(), (right, test), recipe())
+
+
 @pytest.mark.parametrize(
     ("options", "said"),
     [
