@@ -302,7 +302,8 @@ def require_shapes(
 def require_transform(transform, image: NDArray[np.uint8]) -> None:
     if not hasattr(transform, "set_random_seed"):
         raise TypeError(
-            f"transform is a {type(transform).__name__}; pass an albumentations.Compose"
+            f"transform is a {type(transform).__name__} that isn't Albumentations'; pass an "
+            "albumentations.Compose, or use torchvision's in a DataLoader of your own"
         )
     transformed(transform, image.copy())
 
@@ -405,6 +406,7 @@ def make_loaders(
             images=data.images,
             labels=data.labels,
             fingerprint=data.fingerprint(),
+            num_classes=len(data.classes),
             batch_size=int(batch_size),
             device=device,
             share=share,

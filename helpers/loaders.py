@@ -34,6 +34,7 @@ class Loader:
         names): must be the same where a training goes on; a change of augment_on
         is warned of.
     batch_size, count (of images), made_with: are compared with the recipe.
+    num_classes: is compared with the model's outputs.
     label_range: lowest and highest of all, as an order by class hides some from the first
         batch.
     shuffles: whether answers come in no order, of which `predict` warns.
@@ -46,6 +47,7 @@ class Loader:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     fingerprint: str
+    num_classes: int
     seed: int | None = None
     share: tuple[int, int] = (0, 1)
     cutout: int = 0

@@ -249,7 +249,9 @@ def labels_and_scores(
     """Labels (N,) and probabilities (N, C) as arrays, once they are found to be that."""
     scores = as_array(probabilities)
     if scores.ndim != 2:
-        raise ValueError(f"probabilities has shape {scores.shape}; pass (N, C)")
+        raise ValueError(
+            f"probabilities has shape {scores.shape}; pass (N, C), as predict's are"
+        )
     # Rounding can put the exponential of a log-softmax slightly above 1.
     if not ((scores >= 0) & (scores <= 1.001)).all():
         remedy = "apply softmax to the model's output first"

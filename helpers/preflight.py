@@ -4,6 +4,7 @@ Checked before training, where it would fail hours later or be wrong in silence;
 at each batch too, where that costs nothing.
 """
 
+import math
 import warnings
 
 import torch
@@ -200,7 +201,8 @@ def require_model(
 ) -> None:
     """Raise ValueError or TypeError for a model that doesn't fit recipe or batches.
 
-    Warns of one that gives probabilities, and of images with values above 20.
+    Warns of one that gives probabilities or tells more classes apart than there are, and of
+    images with values above 20.
     """
     require_no_autocast(device)
     require_scale(model, recipe.logit_scale)
@@ -237,6 +239,13 @@ def require_model(
     for loader in loaders:
         found += getattr(loader, "label_range", ())
     require_outputs(torch.tensor(found, device="cpu"), logits)
+    outputs, classes = logits.shape[1], getattr(train, "num_classes", math.inf)
+    if outputs > classes:
+        warnings.warn(
+            f"the model tells {outputs} classes apart and there are {classes}; make it with "
+            f"num_classes={classes}, or its answers may be none of them",
+            stacklevel=3,
+        )
 
 
 def float_type(model: nn.Module) -> torch.dtype:

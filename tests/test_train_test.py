@@ -3,6 +3,7 @@
 import contextlib
 import copy
 import ctypes
+import dataclasses
 import hashlib
 import io
 import itertools
@@ -543,6 +544,18 @@ def test_answers_that_are_not_in_the_images_order_are_warned_of():
     in_order = DataLoader(images, sampler=unshuffled)
     for orderly in (test, DataLoader(images), batches(16), split, in_order):
         answers_of(model, orderly)
+
+
+def test_outputs_that_no_class_has_are_warned_of_before_training():
+    sets = [
+        dataclasses.replace(some, labels=some.labels % 3, classes=("a", "b", "c"))
+        for some in dataset.synthetic_cifar10(train=32, test=16)
+    ]
+    few = dataset.make_loaders(*sets, batch_size=16, device=CPU, augment_on="device")
+    said = "tells 10 classes apart and there are 3; make it with num_classes=3"
+    with pytest.warns(UserWarning, match=said) as told:
+        fit(network(), few, recipe())
+    assert {warning.filename for warning in told} == {shared.__file__}
 
 
 def test_training_loader_that_always_gives_one_order_is_warned_of():
