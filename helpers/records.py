@@ -45,17 +45,20 @@ def read_record(path: str | os.PathLike) -> dict[str, Any]:
 def write_record(path: str | os.PathLike, record: dict[str, Any]) -> None:
     """Write a run's record, and the number of its format: whole, or not at all.
 
-    record: of JSON's own types, which have no NaN and infinity: None is written in their
-        place. `results_markdown` and `describe_record` need the fields of those in results.
+    record: of JSON's own types, arrays and tensors, which are written as lists. JSON has no
+        NaN and infinity: None is written in their place. `results_markdown` and
+        `describe_record` need the fields of those in results.
 
-    Raises OSError where the file can't be written.
+    Raises OSError where the file can't be written, TypeError for what JSON can't hold.
     """
     content = json.dumps({**finite(record), "format": FORMAT}, indent=1) + "\n"
     write_whole(path, content.encode())
 
 
 def finite(value: Any) -> Any:
-    """The same, with None for each number that is NaN or infinite."""
+    """The same in JSON's own types, with None for each number that is NaN or infinite."""
+    if hasattr(value, "tolist"):  # NumPy's and torch's
+        value = value.tolist()
     if isinstance(value, dict):
         return {key: finite(part) for key, part in value.items()}
     if isinstance(value, list | tuple):

@@ -6,7 +6,9 @@ import math
 from dataclasses import asdict
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 
 from helpers import models, results, tables, utils, weights
 from helpers.train_test import PROFILES, RECIPES, Epoch, History, Recipe
@@ -395,6 +397,18 @@ def test_what_json_has_no_number_for_is_none_in_a_record_and_nan_in_its_history(
     assert read["history"][0]["test_loss"] is None
     (row,) = History.from_record(read).epochs
     assert math.isnan(row.test_loss) and row.train_loss == 2.3
+
+
+def test_what_other_functions_give_can_be_kept_in_a_record(tmp_path):
+    path, answers = tmp_path / "own.json", torch.tensor([0, 1, 1])
+    matrix = utils.confusion_matrix([0, 1, 0], answers, 2)
+    own = {"matrix": matrix, "answers": answers, "mean": np.float32(math.nan)}
+    utils.write_record(path, own)
+    expected = {"matrix": [[1, 1], [0, 1]], "answers": [0, 1, 1], "mean": None}
+    assert utils.read_record(path).items() >= expected.items()
+    with pytest.raises(TypeError, match="Recipe is not JSON serializable"):
+        utils.write_record(path, {"recipe": Recipe()})
+    assert "matrix" in utils.read_record(path)
 
 
 def test_record_goes_to_the_file_behind_a_link(tmp_path):
