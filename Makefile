@@ -4,7 +4,7 @@
 # make test-all  both
 # make bench  speed and memory beside what one would write instead (ARGS: options of python -m benchmarks)
 # make soak   kill a small training 100 times and compare it with an undisturbed one
-# make readme bring tables and figures of README, results/LOG.md and S10.ipynb up to date with results/
+# make readme bring tables and figures of the pages and S10.ipynb up to date with results/
 # make records train what results/ should hold; meant for a GPU (ARGS="--minutes 60": begins no run, after
 #             the first, that wouldn't end by then)
 #

@@ -35,6 +35,8 @@ def test_tables_are_what_records_and_networks_give(text):
     assert readme.render_benchmarks(speed) == speed, "run make readme"
     log = readme.LOG.read_text(encoding="utf-8")
     assert readme.render_log(log) == log, "run make readme"
+    told = readme.TRIALS_TOLD.read_text(encoding="utf-8")
+    assert readme.render_trials(told) == told, "run make readme"
     notebook = readme.NOTEBOOK.read_text(encoding="utf-8")
     assert readme.render_notebook(notebook) == notebook, "run make readme"
 

@@ -1,4 +1,4 @@
-"""Bring README.md, results/LOG.md and S10.ipynb up to date: tables from records, figures.
+"""Bring pages and S10.ipynb up to date: tables from records, figures.
 
 `make readme` runs this. Tables stand between <!-- NAME --> and <!-- /NAME -->, the
 notebook's is an output of its own. The figures are those of the committed notebook, and
@@ -40,6 +40,7 @@ EARLIER = RESULTS / "earlier"  # such runs by recipes as they were once
 SHORT = RESULTS / "short"  # learning rates, tried at the length that a CPU allows
 TRIALS = RESULTS / "trials"  # ingredients and recipes, tried at such a length too
 LOG = RESULTS / "LOG.md"
+TRIALS_TOLD = RESULTS / "TRIALS.md"
 IMAGES = PROJECT / "Images"
 NOTEBOOK_FIGURES = {
     "samples.png": "utils.plot_samples(",
@@ -303,14 +304,18 @@ def render_log(text: str) -> str:
         text,
         {
             "ingredients": ingredients(RESULTS, trials.planned()),
-            **{name: ingredients(TRIALS, some) for name, some in trials.TRIED.items()},
             "runs": each_run(
                 utils.read_records(RESULTS, RUNS) + utils.read_records(EARLIER, RUNS)
             ),
             "learning-rates": learning_rates(),
-            "learning-rates-short": learning_rates(SHORT),
         },
     )
+
+
+def render_trials(text: str) -> str:
+    """TRIALS.md's text with each table as it should be."""
+    tables = {name: ingredients(TRIALS, some) for name, some in trials.TRIED.items()}
+    return filled(text, tables | {"learning-rates-short": learning_rates(SHORT)})
 
 
 def render_notebook(text: str) -> str:
@@ -369,6 +374,7 @@ if __name__ == "__main__":
         README: render,
         BENCHMARKS: render_benchmarks,
         LOG: render_log,
+        TRIALS_TOLD: render_trials,
         NOTEBOOK: render_notebook,
     }
     for path, rendered in pages.items():

@@ -1,6 +1,7 @@
 """What was tried on images held out, and by how much it gained.
 
-LOG's tables are made of this: short trials, and what tools/trainings.py would add.
+The tables of results/TRIALS.md are made of this, and one of LOG.md: what
+tools/trainings.py would add.
 """
 
 from pathlib import Path
@@ -47,7 +48,7 @@ FIRST: dict[str, Any] = {
     "average_epochs": 3,
     "final_div_factor": 4,
 }
-# LOG's tables of short trials, whose records are there.
+# TRIALS.md's tables; the records are in results/trials.
 TRIED = {
     "at-once": [
         Trial("four", FIRST, "base", "four"),
