@@ -74,23 +74,21 @@ class ImageSet:
                 f"images must be a NumPy array, not a {type(self.images).__name__}; "
                 "np.stack makes one of pictures of one size"
             )
-        for name in ("images", "labels"):
-            object.__setattr__(self, name, np.asarray(getattr(self, name)))
-        if self.images.ndim != 4 or self.images.dtype != np.uint8:
+        images, labels = np.asarray(self.images), np.asarray(self.labels)
+        if images.ndim != 4 or images.dtype != np.uint8:
             raise ValueError(
-                f"images must be uint8 (N, H, W, C), not {self.images.dtype} "
-                f"{self.images.shape}; of a NumPy array, {how_to_convert(self.images)}"
+                f"images must be uint8 (N, H, W, C), not {images.dtype} {images.shape}; of a "
+                f"NumPy array, {how_to_convert(images)}"
             )
-        if self.images.shape[1] in (1, 3) and min(self.images.shape[2:]) > 4:
+        if images.shape[1] in (1, 3) and min(images.shape[2:]) > 4:
             raise ValueError(
-                f"images must be (N, H, W, C), and {self.images.shape} looks like "
-                "(N, C, H, W); np.asarray(images).transpose(0, 2, 3, 1) turns them"
+                f"images must be (N, H, W, C), and {images.shape} looks like (N, C, H, W); "
+                "np.asarray(images).transpose(0, 2, 3, 1) turns them"
             )
-        kind = self.labels.dtype.kind
-        if self.labels.shape != self.images.shape[:1] or kind not in "iu":
+        if labels.shape != images.shape[:1] or labels.dtype.kind not in "iu":
             raise ValueError(
-                f"labels must be integers ({len(self.images)},), one per image, not "
-                f"{self.labels.dtype} {self.labels.shape}; np.asarray(labels).astype(np.int64) "
+                f"labels must be integers ({len(images)},), one per image, not "
+                f"{labels.dtype} {labels.shape}; np.asarray(labels).astype(np.int64) "
                 "converts, .ravel() takes an axis away, .argmax(1) undoes one-hot, and "
                 "np.unique(labels, return_inverse=True)[1] numbers names"
             )
@@ -104,27 +102,30 @@ class ImageSet:
         names = tuple(map(str, self.classes))  # a record holds no NumPy ones
         if len(set(names)) < len(names):
             raise ValueError(f"classes must have different names, not {names}")
-        object.__setattr__(self, "classes", names)
-        outside = (self.labels < 0) | (self.labels >= len(self.classes))
+        outside = (labels < 0) | (labels >= len(names))
         if outside.any():
             first = int(outside.argmax())
             raise ValueError(
-                f"label {self.labels[first]} of image {first} is outside the "
-                f"{len(self.classes)} classes; labels count from 0"
+                f"label {labels[first]} of image {first} is outside the {len(names)} "
+                "classes; labels count from 0"
             )
         # All of a memory map would be read from the disk.
-        few = self.images[:: max(1, len(self) // 100)]
+        few = images[:: max(1, len(images) // 100)]
         if few.size and few.max() == 1:
             warnings.warn(
                 f"no pixel of {len(few)} images is above 1, and white is 255; convert "
                 "floats from 0 to 1 by (255 * images).round().clip(0, 255).astype(np.uint8)",
                 stacklevel=3,
             )
-        # A transposed or reversed view, like torchvision's CIFAR-10 or images[..., ::-1],
-        # torch refuses, or copies whole for each batch.
-        for name, dtype in (("images", np.uint8), ("labels", np.int64)):
-            array = np.ascontiguousarray(getattr(self, name), dtype)
-            object.__setattr__(self, name, array)
+        kept = {
+            # A transposed or reversed view, like torchvision's CIFAR-10 or
+            # images[..., ::-1], torch refuses, or copies whole for each batch.
+            "images": np.ascontiguousarray(images),
+            "labels": np.ascontiguousarray(labels, np.int64),
+            "classes": names,
+        }
+        for name, value in kept.items():
+            object.__setattr__(self, name, value)  # it is frozen from here on
 
     def __len__(self) -> int:
         return len(self.labels)
