@@ -18,8 +18,10 @@ RATE, SPEEDUP = "processes: {}", "speed of 2 over that of 1"
 
 
 def measure(setup: Setup) -> list[Row]:
-    """On the CPU unless there are two GPUs."""
+    """On the CPUs of a machine without a GPU, or on two GPUs."""
     gpus = torch.cuda.device_count() >= 2
+    if setup.device.type == "cuda" and not gpus:
+        return [Row(group=GROUP, name=SPEEDUP, unit="×", note="needs two GPUs")]
     steps = setup.steps if gpus else 2  # on one core each takes seconds
     environment = {"OMP_NUM_THREADS": "1"}
     if not gpus:

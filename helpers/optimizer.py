@@ -62,6 +62,8 @@ def make_scaler(device: torch.device, dtype: torch.dtype) -> torch.amp.GradScale
 def make_optimizer(model: nn.Module, recipe: Recipe, *, lr: float) -> Optimizer:
     """The recipe's optimizer over all parameters, with learning rate `lr`.
 
+    model: on its device, and in channels-last memory if it is to be, already.
+
     Adam (Kingma and Ba, 2014) with its weight decay apart from the gradient (Loshchilov
     and Hutter, 2017) and none for biases and BatchNorm, or stochastic gradient descent with
     Nesterov's momentum of 0.9, whose decay is part of the gradient and reaches everything,

@@ -16,6 +16,7 @@ from benchmarks import (
     limits,
     steps,
     students,
+    together,
     variants,
     whole,
 )
@@ -255,6 +256,13 @@ def test_where_nothing_compiles_the_row_says_why():
     assert not rows[variants.COMPILED].values
     assert "no compiler here" in rows[variants.COMPILED].note
     assert rows[variants.POOL].values and variants.PAYS not in rows
+
+
+def test_beside_one_gpu_no_cpus_are_measured_instead_of_two(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    one = Setup(device=torch.device("cuda"), data="synthetic", threads=1)
+    (row,) = together.measure(one)
+    assert (list(row.values), row.note) == ([], "needs two GPUs")
 
 
 def test_profiler_that_fails_costs_its_own_row_alone(monkeypatch):

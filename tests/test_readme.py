@@ -41,6 +41,18 @@ def test_tables_are_what_records_and_networks_give(text):
     assert readme.render_notebook(notebook) == notebook, "run make readme"
 
 
+def test_what_a_machine_could_not_measure_has_no_line_among_speeds(
+    tmp_path, monkeypatch
+):
+    record = json.loads((readme.RESULTS / "bench-cpu-float32.json").read_text())
+    assert "2 processes" in readme.speed()
+    for row in record["rows"]:
+        row["values"] = [] if row["name"].startswith("speed of 2") else row["values"]
+    (tmp_path / "bench-gpu.json").write_text(json.dumps(record))
+    monkeypatch.setattr(readme, "RESULTS", tmp_path)
+    assert "2 processes" not in readme.speed()
+
+
 def test_readme_tells_the_profiles_numbers(text):
     quick = train_test.PROFILES["quick"]
     assert f"{quick.train_images:,} images, {quick.epochs} epochs" in text

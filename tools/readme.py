@@ -250,7 +250,7 @@ def speed() -> str:
                 missed = ", missed" * (target["verdict"] == "missed")
                 found[target["text"]] = f"{target['value']:.3g}{missed}"
         for row in record["rows"]:
-            if row["name"] == "speed of 2 over that of 1":
+            if row["name"] == "speed of 2 over that of 1" and row["values"]:
                 text = f"2 processes, a {each} each: {row['name']}, {row['unit']}"
                 aims[text] = ""
                 found[text] = f"{statistics.median(row['values']):.3g}"
