@@ -119,7 +119,8 @@ def plot_lr_range_test(search: Any, *, data: str) -> Figure:
     search: what `lr_range_test` gives.
     data: what the figure is about, for its title.
 
-    Range test: L. N. Smith, "Cyclical Learning Rates for Training Neural Networks", 2015.
+    Range test: after L. N. Smith, "Cyclical Learning Rates for Training Neural Networks",
+    2015.
     """
     rates = np.asarray(search.learning_rates, float)
     raw = [np.asarray(losses, float) for losses in search.losses]

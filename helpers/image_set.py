@@ -175,7 +175,8 @@ class ImageSet:
     def mean_std(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
         """Each channel's mean and standard deviation over all pixels, on the [0, 1] scale.
 
-        What `make_loaders` and the transforms take; of the training images, not the test's.
+        What `make_loaders` and the transforms take (but for the std of a channel that is
+        the same everywhere, 0); of the training images, not the test's.
         Raises ValueError where there are none.
         """
         if not len(self):

@@ -1,7 +1,9 @@
 """The learning-rate range test and the rule that reads it.
 
-The test is Leslie Smith's ("Cyclical Learning Rates for Training Neural Networks", 2015):
-train for some steps while the learning rate grows exponentially, and watch the loss.
+Train for some steps while the learning rate grows, and watch where that ends: the idea is
+Leslie Smith's ("Cyclical Learning Rates for Training Neural Networks", 2015), who lets the
+rate grow linearly and plots accuracy. To let it grow exponentially, and to watch the loss,
+is fastai's variant, which torch-lr-finder has.
 """
 
 import io
@@ -45,7 +47,8 @@ class LRRangeTest:
     """What the range tests saw, and the learning rate chosen from it.
 
     learning_rates: (S,), one per step.
-    losses: a list for each test, nats per example, shorter where that test was ended.
+    losses: a list for each test, nats per example (of smoothed labels, if they were
+        smoothed), shorter where that test was ended.
     smoothed: their means over neighbouring steps, up to the first that isn't finite.
     median: of smoothed over the tests, up to the end of the shortest: a fall and a rise.
     rim: a loss above this has diverged: the lowest plus a quarter of the fall.
@@ -70,7 +73,8 @@ def lr_range_test(
     loader: an iterable with a length, of (images (B, C, H, W), labels (B,)).
     recipe: gives the number of tests, their steps and all that decides a step of `fit`.
 
-    The test is Smith's (2015), the rule that reads it this project's (`choose_max_lr`).
+    The test is fastai's variant of Smith's (2015), with a rate that grows exponentially and
+    an eye on the loss; the rule that reads it is this project's (`choose_max_lr`).
     Model, global random generators and the loader's epoch are afterwards as they were (not
     a DataLoader's own generator and persistent_workers). Of several processes the first
     runs the test, on whole batches, and tells the others.

@@ -180,8 +180,8 @@ def calibration(
 def expected_calibration_error(rows: Sequence[CalibrationBin]) -> float:
     """Return by how much confidence and accuracy differ, a fraction in [0, 1].
 
-    The mean over the images of the difference in their bin (Guo et al., 2017), which gets
-    larger with more bins and, by chance, with fewer images.
+    The mean over the images of the difference in their bin (Guo et al., 2017), which tends
+    to get larger with more bins and, by chance, with fewer images.
 
     rows: what `calibration` returned. Raises ValueError where there are no images.
     """

@@ -135,7 +135,7 @@ def stage(in_channels: int, out_channels: int, stride: int) -> nn.Sequential:
 
 
 class ResNet18(nn.Module):
-    """ResNet-18 of "Deep Residual Learning" (He et al., 2015) in its form for small images.
+    """ResNet-18 of "Deep Residual Learning" (He et al., 2015), adapted to small images.
 
     Its first convolution is 3×3 with stride 1 and no max-pooling follows, as 32×32
     images need. Takes images (B, in_channels, H, W) and gives logits (B, num_classes),
@@ -234,8 +234,8 @@ def save_weights(
 
     Parameters are rounded to float16: by 1 in 2,048 at most, or by 3e-8 where they are
     smaller than 6e-5. What BatchNorm has counted stays as it is: a variance is not
-    bounded, one rounded to 0 or infinity would ruin its channel, and all of them are 18
-    kB.
+    bounded, one rounded to 0 or infinity would ruin its channel, and CustomResNet's are 18
+    kB in all.
 
     Raises ValueError for any other model, classes that don't match its outputs and values
     that float16 can't hold; TypeError for classes in no order, as a set; OSError where the
@@ -354,9 +354,7 @@ def read_weights(
         from safetensors import SafetensorError, safe_open
 
     if not path.is_file():
-        raise FileNotFoundError(
-            f"{path} is not there; name a file that save_weights wrote"
-        )
+        raise FileNotFoundError(f"{path} is no file; name one that save_weights wrote")
     with open(path, "rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     if sha256 is not None and digest != sha256.lower():

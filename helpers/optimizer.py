@@ -60,7 +60,7 @@ def make_scaler(device: torch.device, dtype: torch.dtype) -> torch.amp.GradScale
 
 
 def make_optimizer(model: nn.Module, recipe: Recipe, *, lr: float) -> Optimizer:
-    """The recipe's optimizer over all parameters, with learning rate `lr`.
+    """The recipe's optimizer over all parameters, with learning rate `lr`, a number.
 
     model: on its device, and in channels-last memory if it is to be, already.
 
@@ -101,7 +101,8 @@ def make_scheduler(
     """One cycle (Smith and Topin, 2017), to be stepped after each batch.
 
     From max_lr / div_factor up to max_lr at the last step of peak_epoch, then down to the
-    first rate / final_div_factor at the last step of all. steps_per_epoch: len(loader).
+    first rate / final_div_factor at the last step of all. The optimizer's rate becomes the
+    first of these. steps_per_epoch: len(loader).
 
     Raises ValueError for a max_lr of None, as in a recipe that wants a range test, and for
     a peak_epoch that ends with the first step or before.

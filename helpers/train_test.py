@@ -478,10 +478,10 @@ def fit(
     checkpoint: a file that is written after each epoch; its folder is made if missing,
         so mount a drive first.
     resume: go on from the checkpoint if it is there, with the same recipe, loaders, kinds
-        of layers and frozen ones. On a CPU the results are those of a
-        training without a stop if the loaders draw by `set_epoch` or torch's global
-        generator alone: make_loaders' do, with the same augment_on; those of a DataLoader
-        with persistent_workers don't.
+        of layers and frozen ones; another max_lr is ignored, with a warning. On a CPU the
+        results are those of a training without a stop if the loaders draw by `set_epoch` or
+        torch's global generator alone: make_loaders' do, with the same augment_on; those of
+        a DataLoader with persistent_workers don't.
 
     Where torch.distributed has connected several processes, each calls this with its
     share of the loaders: they train one model, and the first of them prints and writes.

@@ -36,7 +36,10 @@ def require_augmentation(
     if not isinstance(flip, Real) or not 0 <= flip <= 1:
         raise ValueError(f"flip must be a probability from 0 to 1, not {flip!r}")
     if not 0 <= cutout < side:  # nothing would be left of the image
-        raise ValueError(f"cutout must be 0 to {side - 1} pixels, not {cutout}")
+        raise ValueError(
+            f"cutout must be 0 to {side - 1} pixels, not {cutout}, for images of "
+            f"{size[0]}×{size[1]} pixels"
+        )
 
 
 def require_normalization(mean: tuple[float, ...], std: tuple[float, ...]) -> None:
@@ -63,7 +66,8 @@ def train_transform(
 
     It takes uint8 (H, W, C) and gives {"image": a float32 torch tensor (C, H, W)}: padded
     by reflection and cropped, flipped, with a hole of the mean colour (cutout: DeVries and
-    Taylor, 2017), normalized, in this order.
+    Taylor, 2017, whose holes may reach over the edge, these don't), normalized, in this
+    order.
 
     padding: pixels by which a crop can move the image, either way.
     flip: probability of a horizontal flip.
@@ -77,7 +81,7 @@ def train_transform(
 
     Raises ModuleNotFoundError without albumentations, ValueError, naming it, for a number
     out of range, and when it is called with what isn't uint8 or has another size or number
-    of channels.
+    of channels, TypeError then for what is no NumPy array (np.asarray(picture) makes one).
     """
     require_augmentation(padding, flip, cutout, size)
     require_normalization(mean, std)
@@ -121,7 +125,7 @@ def eval_transform(
 
     Raises ModuleNotFoundError without albumentations, ValueError, naming it, for a number
     out of range, and when it is called with what isn't uint8 or has another number of
-    channels.
+    channels, TypeError then for what is no NumPy array (np.asarray(picture) makes one).
     """
     require_normalization(mean, std)
     return normalizing([], mean, std)
@@ -152,9 +156,14 @@ def require_shape(
     if image.dtype != np.uint8:
         raise ValueError(
             f"the image is {image.dtype} and must be uint8, from 0 to 255; "
-            "(255 * image).round().astype(np.uint8) converts one from 0 to 1"
+            "(255 * image).round().clip(0, 255).astype(np.uint8) converts one from 0 to 1"
         )
     expected = (*(size or image.shape[:2]), channels)
+    if image.ndim == 3 and image.shape[0] == channels != image.shape[2]:
+        raise ValueError(
+            f"the image is {image.shape} and must be (H, W, C); image.transpose(1, 2, 0) "
+            "turns it"
+        )
     if image.shape != expected:
         raise ValueError(
             f"the image is {image.shape} and this transform is for {expected}; "

@@ -1311,6 +1311,10 @@ def test_transforms_refuse_images_of_another_shape_and_impossible_colours():
     ):
         with pytest.raises(ValueError, match=r"the image is \(.* transform is for \("):
             transform(image=image)
+    turned = np.zeros((3, 32, 32), np.uint8)
+    for transform in (dataset.train_transform(), dataset.eval_transform()):
+        with pytest.raises(ValueError, match=r"image.transpose\(1, 2, 0\) turns it"):
+            transform(image=turned)
     for size in ((32, 32, 3), 32):
         with pytest.raises(ValueError, match=r"size must be \(H, W\), as of images"):
             dataset.train_transform(size=size)

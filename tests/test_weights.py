@@ -320,7 +320,7 @@ def without_a_tensor(path):
 
 
 DAMAGE = [
-    ("is not there; name a file that save_weights wrote", Path.unlink),
+    ("is no file; name one that save_weights wrote", Path.unlink),
     (
         "is damaged or no file of save_weights (SafetensorError: ",
         lambda path: path.write_bytes(path.read_bytes()[:-1]),
@@ -391,7 +391,7 @@ def test_file_of_another_kind_is_one_sentence(message, damage, file):
     with pytest.raises((ValueError, FileNotFoundError)) as caught:
         models.load_pretrained(path)
     assert str(caught.value).startswith(f"{path} {message}")
-    assert isinstance(caught.value, FileNotFoundError) == ("not there" in message)
+    assert isinstance(caught.value, FileNotFoundError) == ("is no file" in message)
 
 
 def test_network_stays_as_it_is_when_its_file_is_written_anew(file):
