@@ -288,7 +288,7 @@ def choose_max_lr(
             f"the range test saw no divergence up to a learning rate of {edge:.2g}, and its "
             "max_lr, a third of that, may be far too high; give it more steps "
             "(lr_test_steps) or tests (lr_test_seeds), or give max_lr",
-            stacklevel=2,
+            stacklevel=4,
         )
     return LRRangeTest(
         learning_rates=list(learning_rates),

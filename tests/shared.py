@@ -2,10 +2,12 @@
 
 import dataclasses
 import errno
+import random
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -52,6 +54,30 @@ class Around(nn.Module):
 undiverged = pytest.mark.filterwarnings("ignore:the range test saw no divergence")
 
 
+# In each field another value than those below.
+OTHER = {
+    "epochs": 2,
+    "batch_size": 32,
+    "train_images": 96,
+    "test_images": 30,
+    "padding": 1,
+    "flip": 0.25,
+    "cutout": 3,
+    "optimizer": "sgd",
+    "weight_decay": 0.001,
+    "label_smoothing": 0.1,
+    "logit_scale": 0.5,
+    "max_lr": 0.02,
+    "peak_epoch": 0.75,
+    "anneal": "linear",
+    "div_factor": 5.5,
+    "final_div_factor": 100,
+    "lr_test_steps": 10,
+    "lr_test_seeds": 1,
+    "precision": "bfloat16",
+}
+
+
 def recipe(**changes):
     tiny = {
         "epochs": 3,
@@ -77,6 +103,16 @@ def steep(seed=0):
     model = Around(lambda logits: 100 * logits)
     model.inner = network(seed=seed)
     return model
+
+
+def generators():
+    """The states of Python's, NumPy's and torch's."""
+    numpy = np.random.get_state()
+    return (
+        torch.get_rng_state().tolist(),
+        (numpy[0], numpy[1].tolist(), *numpy[2:]),
+        random.getstate(),
+    )
 
 
 def within(record, part, **changes):

@@ -264,6 +264,7 @@ def test_archive_that_cannot_be_read_is_unavailable(tmp_path, monkeypatch):
     *_, reason = dataset.load_or_draw(tmp_path, train_images=10, test_images=10)
     assert "cifar-10-python.tar.gz" in reason
     assert "Permission denied" in reason
+    assert "nothing of CIFAR-10" not in reason  # which is there
 
 
 def test_damaged_archive_is_not_taken_for_the_dataset(tmp_path):
@@ -790,14 +791,26 @@ def test_albumentations_is_kept_from_asking_for_its_newest_version(monkeypatch):
 def test_own_transform_stands_in_for_the_augmentation():
     data = image_set()
     turned, kept = loaders(data, on="auto", transform=own(("HorizontalFlip", {"p": 1})))
+
+    def labelled(images, labels):  # each image is another
+        return {image.tobytes(): int(y) for image, y in zip(images, labels)}
+
     for loader, images in ((turned, data.images[:, :, ::-1]), (kept, data.images)):
-        found = {
-            image.tobytes()
-            for image in pixels(epoch(loader)[0]).round().astype(np.uint8)
-        }
-        assert found == {
-            image.tobytes() for image in images
-        }  # and nothing else is done
+        found, labels = epoch(loader)
+        found = pixels(found).round().astype(np.uint8)
+        # And nothing else is done.
+        assert labelled(found, labels) == labelled(images, data.labels)
+
+
+def test_own_transform_is_tried_on_a_copy():
+    def darken(image, **_):
+        image //= 2
+        return image
+
+    data = image_set()
+    before = data.fingerprint()
+    loaders(data, on="cpu", transform=own(("Lambda", {"image": darken, "p": 1})))
+    assert data.fingerprint() == before
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="workers are forked there alone")
@@ -1118,6 +1131,7 @@ def test_transforms_normalize_and_cut_one_hole_by_seed():
     )
     hole = (one != plain).any(0)
     assert hole.sum() == 64
+    assert hole.any(0).sum() == hole.any(1).sum() == 8
     assert one[:, hole].abs().max() < 0.01  # the mean colour
     assert torch.equal(one, again)
     assert not torch.equal(one, other)
@@ -1218,7 +1232,9 @@ def test_each_epoch_has_an_order_of_its_own(on):
         image_set(), labels=np.arange(40), classes=tuple(map(str, range(40)))
     )
     train = loaders(data, on=on, padding=0, flip=0, cutout=0).train
-    one, other = (epoch(train)[1].tolist() for _ in range(2))
+    (images, labels), (_, others) = epoch(train), epoch(train)
+    assert np.allclose(pixels(images), data.images[labels], atol=1e-3)
+    one, other = labels.tolist(), others.tolist()
     assert sorted(one) == sorted(other) == list(range(40))
     assert one != other and list(range(40)) not in (one, other)
 

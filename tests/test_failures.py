@@ -27,7 +27,16 @@ from helpers.copies import copy_of
 from helpers.memory import explaining_memory
 from helpers.preflight import require_model
 from helpers.processes import synchronized
-from tests.shared import CPU, PROJECT, Around, network, python, recipe, undiverged
+from tests.shared import (
+    CPU,
+    PROJECT,
+    Around,
+    generators,
+    network,
+    python,
+    recipe,
+    undiverged,
+)
 
 RECIPE = recipe(batch_size=8)
 IMAGES = dataset.synthetic_cifar10(train=24, test=8)  # three batches and one
@@ -295,12 +304,6 @@ def test_what_is_no_loader_or_no_model_is_said_by_its_kind():
         train_test.fit(keeping, (batches, batches), RECIPE, device=CPU)
 
 
-def test_model_that_answers_in_a_dict_is_told_to_give_a_tensor():
-    model = Around(lambda logits: {"logits": logits})
-    with pytest.raises(TypeError, match="the model gives a dict; a classifier gives"):
-        trained(model)
-
-
 class InTraining(Around):
     """Whose answer is another one in training."""
 
@@ -479,6 +482,8 @@ def test_model_made_without_the_recipes_logit_scale_is_refused():
     # As in DataParallel, or behind a layer that normalizes.
     for fitting in (model, nn.Sequential(nn.Identity(), model)):
         trained(fitting, plan=plan)
+    model.logit_scale = nn.Parameter(torch.tensor(2.7))  # one that is learned
+    trained(model, plan=plan)
 
 
 def test_model_that_ends_in_softmax_is_trained_and_warned_of():
@@ -558,15 +563,15 @@ def test_signal_of_the_stop_button_leaves_the_workers_to_the_next_pass():
     assert len(list(loaders.train)) == 3
 
 
-@pytest.mark.parametrize("workers", [0, 1])
-def test_pass_of_the_loader_draws_from_no_global_generator(workers):
+@pytest.mark.parametrize(("on", "workers"), [("cpu", 0), ("cpu", 1), ("device", 0)])
+def test_pass_of_the_loader_draws_from_no_global_generator(on, workers):
     loaders = dataset.make_loaders(
-        *IMAGES, batch_size=8, device=CPU, num_workers=workers
+        *IMAGES, batch_size=8, device=CPU, augment_on=on, num_workers=workers
     )
-    before = torch.get_rng_state()
+    before = generators()
     for loader in loaders:
         assert list(loader)
-    assert torch.equal(torch.get_rng_state(), before)
+    assert generators() == before
 
 
 def test_interrupted_program_says_what_is_kept_and_goes_on(tmp_path):

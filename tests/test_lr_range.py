@@ -1,5 +1,6 @@
 """The learning-rate range test leaves no trace, and its rule reads curves as it says."""
 
+import contextlib
 import itertools
 import math
 import random
@@ -21,6 +22,7 @@ from tests.shared import (
     Failing,
     Interrupted,
     batches,
+    generators,
     interrupt,
     loaders,
     network,
@@ -42,15 +44,6 @@ class Drawing(Dataset):
     def __getitem__(self, i):
         drawn = random.random() + np.random.random() + torch.rand(()).item()
         return self.images[i] + drawn, self.labels[i]
-
-
-def generators():
-    numpy = np.random.get_state()
-    return (
-        torch.get_rng_state().tolist(),
-        (numpy[0], numpy[1].tolist(), *numpy[2:]),
-        random.getstate(),
-    )
 
 
 @pytest.fixture
@@ -135,13 +128,13 @@ def test_range_test_does_not_depend_on_what_was_drawn_before():
 
 
 def test_failed_range_test_puts_the_loader_back():
-    train = Failing(loaders().train, interrupt, epoch=1)
+    train = Failing(loaders(share=(0, 2)).train, interrupt, epoch=1)
     train.set_epoch(4)
     torch.manual_seed(3)
     model, before = network(), generators()
     with pytest.raises(Interrupted):
         train_test.lr_range_test(model, train, recipe(), device=CPU)
-    assert train.epoch == 4
+    assert (train.epoch, train.share) == (4, (0, 2))
     assert generators() == before
 
 
@@ -204,23 +197,29 @@ class Scripted(nn.Module):
         return logits + self.weight * 0
 
 
-def test_range_test_ends_above_its_first_loss_and_four_times_its_lowest():
-    # The third is above the first, the fifth ten times the lowest, the sixth is both.
-    losses = [2.0, 1.0, 2.5, 0.01, 0.1, 2.1, 0.01]
+@pytest.mark.parametrize(
+    ("losses", "steps"),
+    [
+        # The third is above the first, the fifth ten times the lowest, the sixth both.
+        ([2.0, 1.0, 2.5, 0.01, 0.1, 2.1, 0.01], 6),
+        ([3.0, 2.0, 1.0, math.nan, 1.0], 4),
+    ],
+)
+def test_range_test_ends_where_it_diverges_or_its_loss_is_no_number(losses, steps):
     train = [(torch.zeros(4, 3, 8, 8), torch.zeros(4, dtype=torch.int64))]
-    got = lr_range.sweep(
-        Scripted(losses), train, recipe(), device=CPU, dtype=torch.float32, name=""
-    )
-    assert got == pytest.approx(losses[:6], rel=1e-4)
+    short = recipe(lr_test_steps=10, lr_test_seeds=1)
+    found = train_test.lr_range_test(Scripted(losses), train, short, device=CPU)
+    (got,) = found.losses
+    assert got == pytest.approx(losses[:steps], rel=1e-4, nan_ok=True)
 
 
-def test_range_test_ends_at_a_loss_that_is_not_a_number():
-    losses = [2.0, 1.0, math.nan, 1.0]
-    train = [(torch.zeros(4, 3, 8, 8), torch.zeros(4, dtype=torch.int64))]
-    got = lr_range.sweep(
-        Scripted(losses), train, recipe(), device=CPU, dtype=torch.float32, name=""
-    )
-    assert len(got) == 3
+def test_range_test_that_sees_no_divergence_says_so_to_whoever_asked():
+    falling = [(torch.zeros(4, 3, 8, 8), torch.zeros(4, dtype=torch.int64))]
+    short = recipe(lr_test_steps=10, lr_test_seeds=1)
+    losses = [2.0 - 0.1 * step for step in range(12)]
+    with pytest.warns(UserWarning, match="saw no divergence") as told:
+        train_test.lr_range_test(Scripted(losses), falling, short, device=CPU)
+    assert [warning.filename for warning in told] == [__file__]
 
 
 def test_range_test_without_its_package_says_what_to_do(monkeypatch):
@@ -275,6 +274,14 @@ def test_clean_valley_gives_a_third_of_where_it_is_left():
     assert result.rim == pytest.approx(bottom + (start - bottom) / 4)
     assert result.max_lr == pytest.approx(result.divergence_lr / 3)
     assert result.losses == [losses]
+
+
+@pytest.mark.parametrize(("first", "falls"), [(0.105, False), (0.13, True)])
+def test_fall_counts_from_twice_the_scatter(first, falls):
+    losses = [first, *[0.1, 0.12, 0.08] * 6]
+    refused = pytest.raises(ValueError, match="didn't fall")
+    with contextlib.nullcontext() if falls else refused:
+        lr_range.choose_max_lr(RATES[:19], [losses])
 
 
 def test_few_losses_that_only_scatter_are_an_error_too():

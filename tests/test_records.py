@@ -1,10 +1,9 @@
 """Records are made one by one, read with care, and decide what is trained at the end."""
 
-import errno
 import json
 import math
+import sys
 from dataclasses import asdict
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -419,18 +418,31 @@ def test_record_goes_to_the_file_behind_a_link(tmp_path):
     assert utils.read_record(path)["seed"] == 3
 
 
-def test_record_that_cannot_be_written_leaves_what_was_there(tmp_path, monkeypatch):
-    def full(path, content):
-        path.touch()
-        raise OSError(errno.ENOSPC, "No space left on device")
+@pytest.mark.skipif(sys.platform == "win32", reason="has no such limit")
+@pytest.mark.parametrize(
+    "write",
+    [
+        lambda path: utils.write_record(path, {"seed": 4}),
+        lambda path: models.save_weights(
+            models.CustomResNet(), path, classes=range(10), data="any"
+        ),
+    ],
+)
+def test_file_that_breaks_off_leaves_the_one_before_and_nothing_beside_it(
+    write, tmp_path
+):
+    import resource
 
-    path = tmp_path / "run.json"
-    utils.write_record(path, {"seed": 3})
-    monkeypatch.setattr(Path, "write_bytes", full)
-    with pytest.raises(OSError, match="No space left"):
-        utils.write_record(path, {"seed": 4})
-    assert list(tmp_path.iterdir()) == [path]
-    assert utils.read_record(path)["seed"] == 3
+    path = tmp_path / "some.file"
+    path.write_bytes(b"before")
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (5, hard))  # bytes
+    try:
+        with pytest.raises(OSError, match="File too large"):
+            write(path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert path.read_bytes() == b"before" and list(tmp_path.iterdir()) == [path]
 
 
 def test_folder_of_records_that_is_not_there_is_said(tmp_path):

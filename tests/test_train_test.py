@@ -33,7 +33,7 @@ from torch.utils.data import (
     WeightedRandomSampler,
 )
 
-from helpers import checkpoint, dataset, resume, train_test, utils
+from helpers import checkpoint, dataset, resume, train_test
 from helpers.train_test import Epoch, History, Recipe
 from tests import shared
 from tests.shared import (
@@ -41,6 +41,7 @@ from tests.shared import (
     FIELDS,
     IMAGES,
     NO_SPACE,
+    OTHER,
     Around,
     Failing,
     Interrupted,
@@ -222,13 +223,6 @@ def test_history_goes_through_json():
     assert History.from_dict(json.loads(json.dumps(history.as_dict()))) == history
 
 
-def test_history_of_ones_own_loop_goes_through_a_record(tmp_path):
-    own = History(0.01, [Epoch(1, 2.3, 0.1, 2.2, 0.2)])
-    utils.write_record(tmp_path / "own.json", {"history": own.as_dict()})
-    again = History.from_dict(utils.read_record(tmp_path / "own.json")["history"])
-    assert str(again.last) == str(own.last)
-
-
 @undiverged
 def test_plain_dataloader_and_somebody_elses_classifier_are_trained():
     data = TensorDataset(*noise(40))
@@ -281,30 +275,6 @@ def test_gradients_that_float16_cannot_hold_end_a_training_from_the_17th(broken)
         fit(Around(overflowing), pair, recipe(batch_size=4, precision="float16"))
 
 
-@pytest.mark.parametrize(
-    ("layer", "said"),
-    [
-        (lambda x: x.view(len(x), -1), "channels-last here: use .flatten"),
-        (nn.Conv2d(1, 10, 8), r"\(2, 3, 8, 8\) .* in_channels"),
-        (nn.Sequential(nn.Flatten(), nn.Linear(5, 10)), "images of this size"),
-        (nn.Sequential(nn.MaxPool2d(8), nn.MaxPool2d(2)), "images of this size"),
-        (nn.Conv2d(3, 10, 9), "images of this size"),
-        (nn.Conv2d(3, 10, 8).double(), r"torch.float64, and .float\(\) converts"),
-    ],
-)
-def test_images_that_the_model_cannot_take_are_said(layer, said):
-    class Theirs(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.layer = layer if isinstance(layer, nn.Module) else None
-
-        def forward(self, x):
-            return layer(x)
-
-    with pytest.raises(ValueError, match=f"can't take the images.*{said}"):
-        fit(Theirs(), (batches(16), batches(16)), recipe(peak_epoch=2))
-
-
 def epoch_of(model, loader, **options):
     """As in a loop of one's own."""
     optimizer = torch.optim.SGD(model.parameters(), 0.1)
@@ -325,6 +295,25 @@ class Viewing(nn.Linear):
     ("model", "images", "error", "said"),
     [
         (Viewing(3 * 8 * 8, 10), noise()[0], ValueError, "view size .* use .flatten"),
+        (
+            nn.Sequential(nn.Flatten(), nn.Linear(5, 10)),
+            noise()[0],
+            ValueError,
+            "images of this size",
+        ),
+        (
+            nn.Sequential(nn.Conv2d(3, 10, 1), nn.MaxPool2d(8), nn.MaxPool2d(2)),
+            noise()[0],
+            ValueError,
+            "images of this size",
+        ),
+        (nn.Conv2d(3, 10, 9), noise()[0], ValueError, "images of this size"),
+        (
+            nn.Conv2d(3, 10, 8).double(),
+            noise()[0],
+            ValueError,
+            r"torch.float64, and .float\(\) converts",
+        ),
         (network(), noise()[0].to(torch.uint8), ValueError, r"uint8 .* / 255 converts"),
         (network(), noise()[0][:, :1], ValueError, "as many in_channels"),
         (
@@ -341,13 +330,31 @@ class Viewing(nn.Linear):
             r"gives \(10,\) for 40 images",
         ),
     ],
-    ids=["view", "uint8", "channels", "elsewhere", "tuple", "one answer"],
+    ids=[
+        *(
+            "view",
+            "linear",
+            "pool",
+            "kernel",
+            "double",
+            "uint8",
+            "channels",
+            "elsewhere",
+        ),
+        *("tuple", "one answer"),
+    ],
 )
 def test_what_a_loop_of_ones_own_cannot_go_on_with_is_said(
     work, model, images, error, said
 ):
     with pytest.raises(error, match=said):
         work(model, [(images, noise()[1])])
+
+
+def test_images_that_the_model_cannot_take_are_said_before_training():
+    model, said = Viewing(3 * 8 * 8, 10), "can't take the images.* use .flatten"
+    with pytest.raises(ValueError, match=said):
+        fit(model, (batches(16), batches(16)), recipe(peak_epoch=2))
 
 
 def test_optimizer_of_a_model_that_was_made_anew_is_refused():
@@ -558,6 +565,11 @@ def test_outputs_that_no_class_has_are_warned_of_before_training():
     assert {warning.filename for warning in told} == {shared.__file__}
 
 
+def test_transform_of_ones_own_trains_by_any_recipe_without_a_warning():
+    own = dataset.import_albumentations().Compose([])
+    fit(network(), loaders(on="cpu", transform=own), recipe(padding=2))
+
+
 def test_training_loader_that_always_gives_one_order_is_warned_of():
     (train, test), images = loaders(), TensorDataset(*noise(32))
     for wrong in ((test, train), (DataLoader(images, batch_size=16), test)):
@@ -655,13 +667,6 @@ def test_devices_and_precisions_that_do_not_work_are_refused():
     assert_same_state(state_of(model), before)
 
 
-def test_predictions_have_int64_labels_whatever_the_loader_has():
-    images, labels = noise(8)
-    for given in (labels.byte(), labels.int(), labels.short()):
-        found = train_test.predict(network(), [(images, given)], device=CPU)
-        assert found.labels.dtype == torch.int64
-
-
 def lines_of(history):
     return [f"range test: max_lr {history.max_lr:.2e}", *map(str, history.epochs)]
 
@@ -753,6 +758,7 @@ def test_label_without_an_output_that_comes_later_is_the_same_sentence(work):
 def test_labels_of_any_whole_numbers_train(kind):
     pair = [[(images, labels.to(kind)) for images, labels in batches(16, 16)]] * 2
     assert len(fit(network(), pair, recipe()).epochs) == 3
+    assert answers_of(network(), pair[1]).labels.dtype == torch.int64
 
 
 def test_whole_numbers_that_a_model_takes_as_images_are_its_own_affair():
@@ -767,9 +773,6 @@ def test_images_from_0_to_255_are_warned_of():
     pair = batches(16, 16), [(images.abs() * 100, labels)]
     with pytest.warns(UserWarning, match="tested on reach .* by 255, in training too"):
         fit(network(), pair, recipe())
-    raw = [(images.byte(), labels)] * 2
-    with pytest.raises(ValueError, match=r"torch.uint8 .*\.float\(\) / 255 converts"):
-        fit(network(), (raw, raw), recipe())
 
 
 def test_test_images_that_are_not_finite_are_said_once_an_epoch():
@@ -801,6 +804,11 @@ def test_loader_whose_length_lies_is_an_error(excess, gave):
     said = rf"says it has {3 + excess} batches and gave {gave};"
     with pytest.raises(ValueError, match=said):  # before a schedule's end in one epoch
         fit(network(), (train, batches(16)), recipe(epochs=1, peak_epoch=0.75))
+
+
+def test_loader_without_a_batch_is_said_to_a_loop_of_ones_own_too():
+    with pytest.raises(ValueError, match="says it has 0 batches and gave 0;"):
+        epoch_of(network(), [])
 
 
 def test_loader_without_a_length_is_said():
@@ -1492,12 +1500,17 @@ def test_another_recipe_is_named_field_by_field(interrupted):
     assert "padding is 4 there and 2 here" in sentence
     for name in set(FIELDS) - {"div_factor", "padding"}:
         assert f"{name} is" not in sentence
+    for name in set(FIELDS) - {"max_lr"}:
+        sentence = refusal(interrupted, plan=recipe(**{name: OTHER[name]}))
+        assert f"{name} is " in sentence and sentence.count(" there and ") == 1
 
 
 def test_another_model_is_an_error(interrupted):
     other = nn.Sequential(nn.Flatten(), nn.Linear(3 * 32 * 32, 10))
     before = state_of(other)
-    assert "comes from another model: 0.weight is" in refusal(interrupted, model=other)
+    sentence = refusal(interrupted, model=other)
+    assert "comes from another model: 0.weight is" in sentence
+    assert sentence.count(" there and ") == 3 and "and so on;" in sentence
     assert_same_state(state_of(other), before)
 
 

@@ -322,6 +322,7 @@ def test_device_holds_tensors_and_run_is_described_in_one_line():
     for part in ("profile quick", DATA, f"device {device.type}", f"torch {version}"):
         assert part in line
     assert f"python {platform.python_version()}" in line
+    assert ("threads: " in line) == (device.type == "cpu")
 
 
 def test_run_is_described_without_the_packages_that_an_own_task_does_not_need(

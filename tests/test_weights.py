@@ -284,22 +284,6 @@ def test_variance_beyond_float16_is_kept_exactly(tmp_path):
     assert torch.equal(back, model.prep[1].running_var)
 
 
-def test_file_that_breaks_off_leaves_the_one_before_and_nothing_beside_it(
-    tmp_path, monkeypatch
-):
-    def full(path, content):
-        with open(path, "wb") as file:
-            file.write(content[:100])
-        raise OSError(28, "No space left on device")
-
-    path = tmp_path / "some.safetensors"
-    path.write_bytes(b"before")
-    monkeypatch.setattr(Path, "write_bytes", full)
-    with pytest.raises(OSError, match="No space left"):
-        models.save_weights(small(num_classes=1), path, classes="a", data=DATA)
-    assert path.read_bytes() == b"before" and list(tmp_path.iterdir()) == [path]
-
-
 # --- what can't be read ----------------------------------------------------------------
 
 
