@@ -18,7 +18,7 @@ RATE, SPEEDUP = "processes: {}", "speed of 2 over that of 1"
 
 
 def measure(setup: Setup) -> list[Row]:
-    """On the CPUs of a machine without a GPU, or on two GPUs."""
+    """On CPUs, unless there are two GPUs; where the device is the only GPU, not at all."""
     gpus = torch.cuda.device_count() >= 2
     if setup.device.type == "cuda" and not gpus:
         return [Row(group=GROUP, name=SPEEDUP, unit="×", note="needs two GPUs")]

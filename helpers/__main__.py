@@ -168,7 +168,7 @@ def require_startable(options: argparse.Namespace, processes: Processes) -> None
             require_free(checkpoint_of(options, seed))
     require_writable(options.out)
     if options.save_weights:
-        with optional("safetensors"):
+        with optional("safetensors", ", or leave out --save-weights"):
             import safetensors  # noqa: F401
 
 

@@ -34,10 +34,11 @@ class Loader:
         names): must be the same where a training goes on; a change of augment_on
         is warned of.
     batch_size, count (of images), made_with: are compared with the recipe.
-    num_classes: is compared with the model's outputs.
+    num_classes: is compared with the model's outputs, of which it should have no more.
     label_range: lowest and highest of all, as an order by class hides some from the first
         batch.
-    shuffles: whether answers come in no order, of which `predict` warns.
+    shuffles (a bool): whether each pass has an order of its own; `predict` warns if it has,
+        `fit` if that of the training images hasn't.
     """
 
     images: NDArray[np.uint8]

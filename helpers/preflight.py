@@ -4,7 +4,6 @@ Checked before training, where it would fail hours later or be wrong in silence;
 at each batch too, where that costs nothing.
 """
 
-import math
 import warnings
 
 import torch
@@ -13,6 +12,7 @@ from torch.nn.parameter import is_lazy
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 from torch.utils.data import (
+    BatchSampler,
     DataLoader,
     IterableDataset,
     RandomSampler,
@@ -94,11 +94,11 @@ def require_fitting(loaders, recipe: Recipe) -> None:
         )
     require_rise(recipe, len(train))
     warn_of_a_part(test)
-    if shuffles(train) is False:
+    if shuffles(train) is False and len(train) > 1:
         warnings.warn(
             "the training loader gives its images in the same order in each epoch, which "
-            "costs accuracy, most where they are sorted by class; make it with shuffle=True, "
-            "or give (train, test) if the two are swapped",
+            "costs accuracy, most where they are sorted by class; let it or its sampler "
+            "shuffle, or give (train, test) if the two are swapped",
             stacklevel=3,
         )
     wanted, there = recipe.train_images, getattr(train, "count", None)
@@ -239,8 +239,8 @@ def require_model(
     for loader in loaders:
         found += getattr(loader, "label_range", ())
     require_outputs(torch.tensor(found, device="cpu"), logits)
-    outputs, classes = logits.shape[1], getattr(train, "num_classes", math.inf)
-    if outputs > classes:
+    outputs, classes = logits.shape[1], getattr(train, "num_classes", None)
+    if isinstance(classes, int) and outputs > classes:
         warnings.warn(
             f"the model tells {outputs} classes apart and there are {classes}; make it with "
             f"num_classes={classes}, or its answers may be none of them",
@@ -322,17 +322,18 @@ def require_gradients(loss: Tensor) -> None:
 
 def shuffles(loader) -> bool | None:
     """Whether each pass has an order of its own; None where that can't be told."""
+    own = getattr(loader, "shuffles", None)
+    if isinstance(own, bool):
+        return own
     batches = getattr(loader, "batch_sampler", None)
     sampler = getattr(batches, "sampler", getattr(loader, "sampler", None))
-    # A DistributedSampler says it, as make_loaders' loaders do.
-    told = getattr(loader, "shuffles", getattr(sampler, "shuffle", None))
-    if isinstance(told, bool):
-        return told
-    if isinstance(sampler, RandomSampler | SubsetRandomSampler | WeightedRandomSampler):
+    told = getattr(sampler, "shuffle", None)  # by a DistributedSampler
+    random = RandomSampler | SubsetRandomSampler | WeightedRandomSampler
+    if told is True or isinstance(sampler, random):
         return True
-    # Where the dataset's items are batches already, their images may change.
-    in_order = batches is not None and isinstance(sampler, SequentialSampler)
-    return False if in_order else None
+    # Other samplers of batches may draw, as may a dataset whose items are batches.
+    in_order = told is False or isinstance(sampler, SequentialSampler)
+    return False if in_order and type(batches) is BatchSampler else None
 
 
 def warn_of_order(loader) -> None:

@@ -275,7 +275,7 @@ def receptive_field_table(
     Where branches meet, the longest path counts; of images that aren't square, the longer
     side does. GroupNorm, InstanceNorm2d and LayerNorm take mean and deviation from all of
     the map; these aren't counted, as is usual. Parameters that the model holds outside
-    its layers are in no row, and forward hooks are left out.
+    its layers are in no row. Forward hooks are left out, also one that replaces an output.
 
     model: any network for images of `image_size` (C, H, W) that torch.fx can trace; it is
         copied, not touched.

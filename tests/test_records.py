@@ -401,10 +401,14 @@ def test_what_json_has_no_number_for_is_none_in_a_record_and_nan_in_its_history(
 def test_what_other_functions_give_can_be_kept_in_a_record(tmp_path):
     path, answers = tmp_path / "own.json", torch.tensor([0, 1, 1])
     matrix = utils.confusion_matrix([0, 1, 0], answers, 2)
+    history = History(0.01, [Epoch(1, 2.3, 0.1, 2.2, 0.2)])  # as of a loop of one's own
     own = {"matrix": matrix, "answers": answers, "mean": np.float32(math.nan)}
-    utils.write_record(path, own)
+    utils.write_record(path, {**own, "history": history.as_dict()})
     expected = {"matrix": [[1, 1], [0, 1]], "answers": [0, 1, 1], "mean": None}
-    assert utils.read_record(path).items() >= expected.items()
+    record = utils.read_record(path)
+    assert record.items() >= expected.items()
+    again = History.from_dict(record["history"])
+    assert str(again.last) == str(history.last)
     with pytest.raises(TypeError, match="Recipe is not JSON serializable"):
         utils.write_record(path, {"recipe": Recipe()})
     assert "matrix" in utils.read_record(path)

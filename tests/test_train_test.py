@@ -351,10 +351,19 @@ def test_what_a_loop_of_ones_own_cannot_go_on_with_is_said(
         work(model, [(images, noise()[1])])
 
 
-def test_images_that_the_model_cannot_take_are_said_before_training():
-    model, said = Viewing(3 * 8 * 8, 10), "can't take the images.* use .flatten"
-    with pytest.raises(ValueError, match=said):
-        fit(model, (batches(16), batches(16)), recipe(peak_epoch=2))
+@pytest.mark.parametrize(
+    ("model", "error", "said"),
+    [
+        (Viewing(3 * 8 * 8, 10), ValueError, "can't take the images.* use .flatten"),
+        (Around(lambda x: {"logits": x}), TypeError, "the model gives a dict; a class"),
+    ],
+)
+def test_images_or_answers_that_cannot_be_trained_on_are_said_before_training(
+    model, error, said
+):
+    pair = batches(16), batches(16)
+    with pytest.raises(error, match=said):
+        fit(model, pair, recipe(peak_epoch=2))
 
 
 def test_optimizer_of_a_model_that_was_made_anew_is_refused():
@@ -576,9 +585,16 @@ def test_training_loader_that_always_gives_one_order_is_warned_of():
         with pytest.warns(UserWarning, match="in the same order in each epoch") as told:
             fit(network(), wrong, recipe())
         assert {warning.filename for warning in told} == {shared.__file__}
+    by_hand = DataLoader(images, batch_sampler=[[*range(16)], [*range(16, 32)]])
     unknown = DataLoader([[*noise(16)]] * 2, batch_size=None)
-    for right in (DataLoader(images, batch_size=16, shuffle=True), unknown):
-        fit(network(), (right, test), recipe())
+    # Of one batch the order is of no account.
+    whole = DataLoader(images, batch_size=32), recipe(batch_size=32, peak_epoch=2)
+    shuffled = DataLoader(images, batch_size=16, shuffle=True)
+    for right, plan in (
+        *((one, recipe()) for one in (by_hand, unknown, shuffled)),
+        whole,
+    ):
+        fit(network(), (right, test), plan)
 
 
 @pytest.mark.parametrize(
