@@ -27,8 +27,8 @@ from helpers.optimizer import choose_dtype, make_optimizer, make_scaler
 from helpers.optional import optional
 from helpers.preflight import (
     as_pair,
-    number_of_batches,
     require_gradients,
+    require_kinds,
     require_model,
     require_outputs,
 )
@@ -83,10 +83,12 @@ def lr_range_test(
     trained before, or is not finite from the start, for a loader without batches, for a
     model that doesn't fit the recipe or the batches, for a loss without a gradient, within
     torch.autocast, and for a device that `choose_dtype` refuses, TypeError for a model that
-    gives no tensor or can't be copied and a loader without a length, ModuleNotFoundError
-    without torch-lr-finder, and MemoryError with a batch size that would fit.
+    gives no tensor or can't be copied, a loader without a length and arguments of other
+    kinds, ModuleNotFoundError without torch-lr-finder, and MemoryError with a batch size
+    that would fit.
     """
-    if not number_of_batches(loader):
+    require_kinds(model, (loader, loader), recipe)
+    if not len(loader):
         raise ValueError("the loader has no batch; give it at least one")
     dtype = choose_dtype(recipe.precision, device)  # raises for a device that won't do
     device = torch.device(device)

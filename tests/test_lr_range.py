@@ -229,6 +229,18 @@ def test_range_test_without_its_package_says_what_to_do(monkeypatch):
         train_test.lr_range_test(network(), loaders().train, recipe(), device=CPU)
 
 
+def test_range_test_of_other_kinds_of_arguments_is_said():
+    train = loaders().train
+    with pytest.raises(
+        TypeError, match=r"must be a Recipe, not a dict; replace\(Recipe"
+    ):
+        train_test.lr_range_test(
+            network(), train, train_test.RECIPES["ours"], device=CPU
+        )
+    with pytest.raises(TypeError, match="must be an nn.Module, not a type"):
+        train_test.lr_range_test(nn.Identity, train, recipe(), device=CPU)
+
+
 def test_range_test_without_images_is_said():
     with pytest.raises(ValueError, match="the loader has no batch"):
         train_test.lr_range_test(network(), [], recipe(), device=CPU)
