@@ -63,7 +63,12 @@ class Experiment(NamedTuple):
 
 
 def experiments(records: Sequence[dict[str, Any]]) -> list[list[dict[str, Any]]]:
-    """The records in groups, each the runs of one experiment; of a seed, the last given."""
+    """The records in groups, each the runs of one experiment; of a seed, the last given.
+
+    Raises TypeError for a record alone.
+    """
+    if isinstance(records, dict):
+        raise TypeError("records is one record; pass a list of them, [record] say")
     return [
         list({run["seed"]: run for run in runs}.values())
         for _, runs in itertools.groupby(

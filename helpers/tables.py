@@ -1,5 +1,6 @@
 """Markdown tables: of results, and of receptive fields."""
 
+import itertools
 import statistics
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -27,10 +28,9 @@ def results_markdown(records: Sequence[dict[str, Any]]) -> str:
 
     Raises TypeError for a record alone.
     """
-    if isinstance(records, dict):
-        raise TypeError("records is one record; pass a list of them, [record] say")
-    records, lines = list(records), []
-    for runs in experiments(records):
+    groups, lines = experiments(records), []
+    compared = list(itertools.chain.from_iterable(groups))
+    for runs in groups:
         ran = Experiment.of(runs[0])
         images = f"{ran.train_images:,} → {ran.test_images:,}"
         if ran.evaluated_on != "test set":
@@ -55,7 +55,7 @@ def results_markdown(records: Sequence[dict[str, Any]]) -> str:
                 "maximum": best,
                 "last epoch, flip TTA": tta,
                 "difference to `page`, points ± standard error": against_page(
-                    runs, records
+                    runs, compared
                 ),
                 "commit": ", ".join(commits),
             }
@@ -72,6 +72,49 @@ def results_markdown(records: Sequence[dict[str, Any]]) -> str:
     ]
     table = markdown(columns, [[line[name] for name in columns] for line in lines])
     return f"{above}\n\n{table}" if above else table
+
+
+def class_results_markdown(records: Sequence[dict[str, Any]]) -> str:
+    """Return a Markdown table of each class's accuracy, a column for each experiment.
+
+    Means in percent, with the standard deviation over seeds where there are several.
+
+    Raises TypeError for a record alone.
+    """
+    groups = experiments(records)
+    if not groups:
+        return "(no records)"
+    by_class = [[run["class_accuracy"] for run in runs] for runs in groups]
+    names = dict.fromkeys(name for each in by_class for one in each for name in one)
+    lines = [
+        (name, *(spread([one.get(name) for one in each]) for each in by_class))
+        for name in names
+    ]
+    heads, about = ["class"], []
+    for runs in groups:
+        ran = Experiment.of(runs[0])
+        how = f"{ran.model}, {how_trained(runs[0])}{machine(runs, groups)}"
+        heads.append(f"{how}, runs: {len(runs)}")
+        about.append(f"{ran.epochs} epochs, {ran.source}")
+    if len(set(about)) == 1:
+        return f"{about[0]}\n\n{markdown(heads, lines)}"
+    each = [
+        f"{head}, {trained}" for head, trained in zip(heads[1:], about, strict=True)
+    ]
+    return markdown(["class", *each], lines)
+
+
+def machine(
+    runs: Sequence[dict[str, Any]], groups: Sequence[Sequence[dict[str, Any]]]
+) -> str:
+    """The hardware of these runs and where they augment, if not all groups' are alike."""
+    ran, others = Experiment.of(runs[0]), [Experiment.of(group[0]) for group in groups]
+    told = ""
+    if any(other.hardware != ran.hardware for other in others):
+        told += f", {ran.hardware}"
+    if any(other.augment_on != ran.augment_on for other in others):
+        told += f", augmented on {ran.augment_on}"
+    return told
 
 
 def how_trained(record: dict[str, Any]) -> str:

@@ -29,16 +29,10 @@ def importing():
     return (PROJECT / "helpers" / "README.md").read_text(encoding="utf-8")
 
 
-def test_tables_are_what_records_and_networks_give(text):
-    assert readme.render(text) == text, "run make readme"
-    speed = readme.BENCHMARKS.read_text(encoding="utf-8")
-    assert readme.render_benchmarks(speed) == speed, "run make readme"
-    log = readme.LOG.read_text(encoding="utf-8")
-    assert readme.render_log(log) == log, "run make readme"
-    told = readme.TRIALS_TOLD.read_text(encoding="utf-8")
-    assert readme.render_trials(told) == told, "run make readme"
-    notebook = readme.NOTEBOOK.read_text(encoding="utf-8")
-    assert readme.render_notebook(notebook) == notebook, "run make readme"
+@pytest.mark.parametrize("page", readme.PAGES, ids=lambda page: page.name)
+def test_tables_are_what_records_and_networks_give(page):
+    text = page.read_text(encoding="utf-8")
+    assert readme.PAGES[page](text) == text, "run make readme"
 
 
 def test_what_a_machine_could_not_measure_has_no_line_among_speeds(
@@ -84,7 +78,7 @@ def test_what_a_record_tells_is_no_longer_missing():
 def test_runs_on_two_kinds_of_machines_are_told_apart():
     (record, *_) = utils.read_records(readme.RESULTS, "run-CustomResNet-*.json")
     gpu = within(record, "hardware", device="Tesla T4")
-    for table in (readme.headline, readme.by_class):
+    for table in (readme.headline, utils.class_results_markdown):
         here = record["hardware"]["device"]
         assert here not in table([record])
         assert {
@@ -94,17 +88,6 @@ def test_runs_on_two_kinds_of_machines_are_told_apart():
         # What they share isn't told of each.
         assert "augmented on" not in table([record, gpu])
         assert "augmented on device" in table([record, {**gpu, "augment_on": "device"}])
-
-
-def test_length_and_data_of_classwise_accuracy_are_told_once_if_they_are_alike():
-    (record, *_) = utils.read_records(readme.RESULTS, "run-CustomResNet-*.json")
-    other = {**record, "model": "ResNet18"}
-    longer = within(other, "recipe", epochs=30)
-    about = "24 epochs, CIFAR-10, JPEG copy"
-    assert readme.by_class([record, other]).startswith(f"{about}\n\n| class |")
-    apart = readme.by_class([record, longer])
-    assert f"runs: 1, {about} |" in apart
-    assert "runs: 1, 30 epochs, CIFAR-10, JPEG copy |" in apart
 
 
 def test_a_recipe_is_measured_when_five_seeds_of_it_as_it_is_are():

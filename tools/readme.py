@@ -24,6 +24,7 @@ from helpers.tables import (
     NOT_MEASURED,
     against_page,
     how_trained,
+    machine,
     markdown,
     short_commit,
     spread,
@@ -50,41 +51,6 @@ NOTEBOOK_FIGURES = {
     "calibration.png": "utils.plot_calibration(",
     "misclassified.png": "utils.plot_misclassified(",
 }
-
-
-def by_class(records: list[dict[str, Any]]) -> str:
-    """Accuracy of each class, a column for each experiment."""
-    groups = experiments(records)
-    lines = [
-        (
-            name,
-            *(spread([run["class_accuracy"][name] for run in runs]) for runs in groups),
-        )
-        for name in records[0]["class_accuracy"]
-    ]
-    heads, about = ["class"], []
-    for runs in groups:
-        ran = Experiment.of(runs[0])
-        how = f"{ran.model}, {how_trained(runs[0])}{machine(runs, groups)}"
-        heads.append(f"{how}, runs: {len(runs)}")
-        about.append(f"{ran.epochs} epochs, {ran.source}")
-    if len(set(about)) == 1:
-        return f"{about[0]}\n\n{markdown(heads, lines)}"
-    each = [
-        f"{head}, {trained}" for head, trained in zip(heads[1:], about, strict=True)
-    ]
-    return markdown(["class", *each], lines)
-
-
-def machine(runs: list[dict[str, Any]], groups: list[list[dict[str, Any]]]) -> str:
-    """The hardware of these runs and where they augment, if not all groups' are alike."""
-    ran, others = Experiment.of(runs[0]), [Experiment.of(group[0]) for group in groups]
-    told = ""
-    if any(other.hardware != ran.hardware for other in others):
-        told += f", {ran.hardware}"
-    if any(other.augment_on != ran.augment_on for other in others):
-        told += f", augmented on {ran.augment_on}"
-    return told
 
 
 def ingredients(folder: Path, tried: list[trials.Trial]) -> str:
@@ -232,7 +198,8 @@ def unmeasured(records: list[dict[str, Any]]) -> list[str]:
 def speed() -> str:
     """What was aimed at and what was found, a column for each machine's record."""
     records = [
-        json.loads(path.read_text()) for path in sorted(RESULTS.glob("bench-*.json"))
+        json.loads(path.read_text(encoding="utf-8"))
+        for path in sorted(RESULTS.glob("bench-*.json"))
     ]
     heads, aims, columns = [], {}, []
     for record in records:
@@ -286,7 +253,7 @@ def render(text: str) -> str:
         text,
         {
             "results": utils.results_markdown(records),
-            "by-class": by_class(records),
+            "by-class": utils.class_results_markdown(records),
             "claims": claims(records),
             "headline": headline(records),
         },
@@ -319,14 +286,15 @@ def render_trials(text: str) -> str:
 
 
 def render_notebook(text: str) -> str:
-    """The notebook's text with its table of results as it should be.
+    """The notebook's text with its tables of results as they should be.
 
     Records come in after it was executed, and this is what that cell would give.
     """
     notebook = json.loads(text)
-    table = utils.results_markdown(utils.read_records(RESULTS, RUNS))
+    records = utils.read_records(RESULTS, RUNS)
+    tables = utils.results_markdown(records), utils.class_results_markdown(records)
     shown = shown_by(notebook, "utils.results_markdown(", "text/markdown")
-    shown["text/markdown"] = table.splitlines(keepends=True)
+    shown["text/markdown"] = "\n\n".join(tables).splitlines(keepends=True)
     return json.dumps(notebook, indent=1, ensure_ascii=False) + "\n"
 
 
@@ -369,14 +337,15 @@ def draw() -> None:
         (IMAGES / name).write_bytes(base64.b64decode("".join(png)))
 
 
+PAGES = {
+    README: render,
+    BENCHMARKS: render_benchmarks,
+    LOG: render_log,
+    TRIALS_TOLD: render_trials,
+    NOTEBOOK: render_notebook,
+}
+
 if __name__ == "__main__":
-    pages = {
-        README: render,
-        BENCHMARKS: render_benchmarks,
-        LOG: render_log,
-        TRIALS_TOLD: render_trials,
-        NOTEBOOK: render_notebook,
-    }
-    for path, rendered in pages.items():
+    for path, rendered in PAGES.items():
         path.write_text(rendered(path.read_text(encoding="utf-8")), encoding="utf-8")
     draw()
