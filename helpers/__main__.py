@@ -22,6 +22,8 @@ from helpers.optional import optional
 from helpers.processes import Processes
 from helpers.resume import require_resumable
 
+COMMIT = utils.commit()  # of the code that runs: its checkout may move on meanwhile
+
 
 def main(arguments: list[str] | None = None) -> None:
     options = parse(arguments)
@@ -155,32 +157,41 @@ def checkpoint_of(options: argparse.Namespace, seed: int) -> Path:
 
 
 def require_startable(options: argparse.Namespace, processes: Processes) -> None:
-    """Raise any seed's foreseeable errors, before a download and hours of training."""
+    """Raise any seed's foreseeable errors, before hours of training."""
     if options.holdout < 0:
         raise ValueError(
             f"holdout is {options.holdout}; give a number of training images, or 0"
         )
     for seed in options.seeds:
         utils.set_seed(seed)
-        if processes.first and options.resume:
-            require_resumable(checkpoint_of(options, seed), recipe_of(options))
-        elif processes.first and not options.no_checkpoint:
+        if processes.first and not options.resume and not options.no_checkpoint:
             require_free(checkpoint_of(options, seed))
     require_writable(options.out)
     if options.save_weights:
         with optional("safetensors", ", or leave out --save-weights"):
             import safetensors  # noqa: F401
+    if processes.first and options.resume:
+        images = [data.fingerprint() for data in data_of(options)]
+        for seed in options.seeds:
+            path, recipe = checkpoint_of(options, seed), recipe_of(options)
+            require_resumable(path, recipe, images)
 
 
-def run(options: argparse.Namespace, seed: int, processes: Processes) -> None:
-    """Train once; the first of the processes writes what came of it."""
+def data_of(options: argparse.Namespace) -> tuple[dataset.ImageSet, dataset.ImageSet]:
+    """What is trained on, and what is evaluated on."""
     recipe = recipe_of(options)
-    train, test = dataset.images_of(
+    return dataset.images_of(
         "synthetic" if options.profile == "smoke" else options.data,
         train_images=recipe.train_images,
         test_images=recipe.test_images,
         holdout=options.holdout,
     )
+
+
+def run(options: argparse.Namespace, seed: int, processes: Processes) -> None:
+    """Train once; the first of the processes writes what came of it."""
+    recipe = recipe_of(options)
+    train, test = data_of(options)
     device = utils.get_device()
     utils.set_seed(seed)
     model = models.MODELS[options.model](
@@ -198,7 +209,6 @@ def run(options: argparse.Namespace, seed: int, processes: Processes) -> None:
         share=processes,
         **recipe.augmentation,
     )
-    # Before training: the checkout may move on meanwhile.
     record = setting(options, seed, recipe, model, (train, test), device)
     record["hardware"]["processes"] = processes.size
     record["augment_on"] = loaders.train.augment_on  # what "auto" meant here
@@ -285,7 +295,10 @@ def is_done(
         "this seed is skipped"
     )
     if options.save_weights and "weights" not in past:
-        print("it has no weights: without --resume it is trained again, for them")
+        remedy = "without --resume it is trained again"
+        if (kept := path.with_suffix(".pt")).exists():
+            remedy = f"rename {kept.name} to {checkpoint.name} and repeat this"
+        print(f"it has no weights: {remedy}, for them")
     return True
 
 
@@ -308,7 +321,7 @@ def setting(
         "parameters": models.count_parameters(model),
         "seed": seed,
         "recipe": dataclasses.asdict(recipe),
-        "commit": utils.commit(),
+        "commit": COMMIT,
         "versions": utils.versions(),
         "hardware": utils.hardware(device, dtype),
         "data": {

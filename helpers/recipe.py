@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any, Literal
 
 
@@ -58,8 +58,9 @@ class Recipe:
 
     epochs: passes over the training images.
     batch_size: images per step.
-    train_images, test_images: how many of the images are used, None for all; `fit` leaves
-        that to whoever makes its loaders, of an `ImageSet.subset` say.
+    train_images, test_images: how many of the images are used, as many of each class; None
+        for all. (`fit` leaves that to whoever makes its loaders: `ImageSet.subset` takes
+        as many.)
     padding: pixels by which a random crop moves an image, either way.
     flip: probability of a horizontal flip.
     cutout: side of the square hole, in pixels; 0 for none.
@@ -116,6 +117,20 @@ class Recipe:
                 f"peak_epoch is {self.peak_epoch} and must be below epochs, which is "
                 f"{self.epochs}; lower peak_epoch, to {self.epochs / 4:g} say"
             )
+
+    @classmethod
+    def from_record(cls, record: dict[str, Any]) -> "Recipe":
+        """The Recipe in a run's record.
+
+        Raises ValueError for that of a version whose recipes had other fields.
+        """
+        had, has = record["recipe"].keys(), {field.name for field in fields(cls)}
+        if differing := sorted(had ^ has):
+            raise ValueError(
+                f"the record is of another version, as not both its recipe and this one's "
+                f"have {', '.join(differing)}; use the version that wrote it"
+            )
+        return cls(**record["recipe"])
 
     @property
     def augmentation(self) -> dict[str, float]:

@@ -97,14 +97,16 @@ def load_checkpoint(
     return state
 
 
-def require_resumable(path: Path, recipe: Recipe) -> None:
-    """Raise what `fit` would for a checkpoint that is damaged or of another recipe.
+def require_resumable(path: Path, recipe: Recipe, images: list[str]) -> None:
+    """Raise what `fit` would for a checkpoint that is damaged, of another recipe or images.
 
     Also for one of another max_lr than is given, with which `fit` would go on.
+
+    images: the fingerprints of those that are trained and evaluated on.
     """
     if kept := kept_checkpoints(path):
         file, state = latest_whole(kept)
-        here = plan_of_recipe(recipe)
+        here = {**plan_of_recipe(recipe), "images": images}
         there = {name: state["plan"].get(name) for name in here}
         if recipe.max_lr:
             here["max_lr"], there["max_lr"] = recipe.max_lr, state["history"]["max_lr"]

@@ -518,6 +518,8 @@ def fit(
         # Without a name, which would keep a second copy alive once the model moves.
         saved = load_checkpoint(path, plan=plan, model=uncompiled(model).state_dict())
     saved = processes.broadcast(saved)
+    if resume and not saved:
+        processes.print(f"{path} isn't there: training begins with epoch 1")
     to_channels_last(model, device)
     preflight.require_fitting(loaders, recipe)
     preflight.require_model(model, loaders, recipe, device=device, dtype=dtype)
@@ -539,8 +541,6 @@ def fit(
         if path:
             tell_where_it_goes_on(path, plan, recipe, history)
         saved = None  # as large as the model
-    elif resume:
-        processes.print(f"{path} isn't there: training begins with epoch 1")
     try:
         for epoch in range(len(history.epochs) + 1, recipe.epochs + 1):
             with keeping_freed_memory(device, dtype):

@@ -50,7 +50,11 @@ from helpers.records import (
     read_records,
     write_record,
 )
-from helpers.tables import receptive_field_markdown, results_markdown
+from helpers.tables import (
+    class_results_markdown,
+    receptive_field_markdown,
+    results_markdown,
+)
 
 __all__ = [
     "CalibrationBin",
@@ -60,6 +64,7 @@ __all__ = [
     "banner",
     "calibration",
     "class_accuracy",
+    "class_results_markdown",
     "confusion_matrix",
     "denormalize",
     "describe_record",
@@ -171,7 +176,7 @@ def commit() -> str:
         # A tag's name would hide the commit.
         return git("describe", "--always", "--exclude=*", "--abbrev=40", "--dirty")
     except (OSError, subprocess.CalledProcessError):  # no git, or no checkout
-        return os.environ.get("S10_COMMIT", "unknown")
+        return os.environ.get("S10_COMMIT") or "unknown"
 
 
 def describe_run(profile: str, data: str, device: torch.device | str) -> str:

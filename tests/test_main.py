@@ -347,6 +347,7 @@ def test_later_seed_that_can_not_go_on_is_said_before_the_first_is_trained(
 ):
     for seeds, change, sentence in (
         ("4 3", "--padding=2", r"from another training: padding is 4 there and 2 here"),
+        ("4 3", "--holdout=10", r"another training: images is \["),
         ("4 5", "--padding=4", "seed5.pt is damaged or no checkpoint"),
     ):
         (interrupted / "Tiny-smoke-assignment-seed5.pt").write_bytes(b"junk")
@@ -437,10 +438,27 @@ def test_files_that_are_no_records_of_this_version_are_not_taken_for_done(
 
 
 def test_weights_that_are_asked_for_too_late_are_not_passed_over_in_silence(
-    ran, tmp_path, capsys
+    ran, tmp_path, monkeypatch, capsys
 ):
+    monkeypatch.setattr(weights, "save_scored", lambda *_, **__: "saved")
     shutil.copytree(ran, tmp_path, dirs_exist_ok=True)
     main(tmp_path, "--resume", "--seeds=3", "--save-weights")
+    said = capsys.readouterr().out
+    (old, new) = re.search(
+        r"no weights: rename (\S+) to (\S+) and repeat", said
+    ).groups()
+    (tmp_path / old).rename(tmp_path / new)
+    main(tmp_path, "--resume", "--seeds=3", "--save-weights")
+    said = capsys.readouterr().out
+    assert "nothing left to train" in said and "\nepoch" not in said
+    assert len(records(tmp_path)) == 2
+    (weighed,) = (each for each in records(tmp_path) if "weights" in each)
+    assert repeatable(weighed) == {**repeatable(record(ran)), "weights": "saved"}
+
+    shutil.copytree(ran, tmp_path / "again")
+    for checkpoint in (tmp_path / "again").glob("*.pt"):
+        checkpoint.unlink()
+    main(tmp_path / "again", "--resume", "--seeds=3", "--save-weights")
     assert "it has no weights: without --resume" in capsys.readouterr().out
 
 
@@ -661,15 +679,10 @@ def test_commit_is_gits_and_tells_of_changed_files(elsewhere, monkeypatch):
 
 
 def test_record_names_the_code_that_the_run_started_from(tmp_path, monkeypatch):
-    def moves_on(*args, **options):
-        head.append("after")
-        return real(*args, **options)
-
-    head, real = ["before"], train_test.train_one_epoch
-    monkeypatch.setattr(utils, "commit", lambda: head[-1])
-    monkeypatch.setattr(train_test, "train_one_epoch", moves_on)
+    began_with = utils.commit()
+    monkeypatch.setattr(utils, "commit", lambda: "of a checkout that has moved on")
     main(tmp_path)
-    assert record(tmp_path)["commit"] == "before"
+    assert record(tmp_path)["commit"] == began_with
 
 
 # --- as a person types it --------------------------------------------------------------

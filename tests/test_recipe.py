@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.nn import functional as F
 
-from helpers import models, train_test
+from helpers import models, train_test, utils
 from helpers.checkpoint import previous
 from helpers.train_test import PROFILES, RECIPES, Recipe
 from tests.shared import (
@@ -25,6 +25,7 @@ from tests.shared import (
     network,
 )
 from tests.shared import recipe as tiny
+from tools import readme
 
 
 def named(name, **changes):
@@ -36,6 +37,18 @@ def fit(model, recipe, **options):
 
 
 # --- what is taken and what refused ----------------------------------------------------
+
+
+def test_recipe_in_a_record_is_that_of_its_run_or_of_another_version():
+    (trained, *_) = utils.read_records(readme.RESULTS, "run-ours-*.json")
+    assert Recipe.from_record(trained) == named("ours")
+    without = {k: v for k, v in trained["recipe"].items() if k != "flip"}
+    for had, said in (
+        ({**trained["recipe"], "average_epochs": 3}, "have average_epochs;"),
+        ({**without, "beta2": 0.99}, "have beta2, flip; use the version that wrote"),
+    ):
+        with pytest.raises(ValueError, match=f"of another version.* {said}"):
+            Recipe.from_record({**trained, "recipe": had})
 
 
 REFUSED = {

@@ -133,12 +133,11 @@ def test_days_of_training_on_a_cpu_are_not_begun_unasked(tmp_path, monkeypatch):
     assert not [*tmp_path.iterdir()]
 
 
-def test_shorter_trainings_are_not_left_where_whole_ones_belong(monkeypatch):
+@pytest.mark.parametrize("option", ["--profile=smoke", "--prof=smoke", "--epochs=6"])
+def test_shorter_trainings_are_not_left_where_whole_ones_belong(option, monkeypatch):
     monkeypatch.setattr(trainings, "make", raising(AssertionError("has begun")))
-    with pytest.raises(
-        SystemExit, match="pass for trainings of full length; add --out"
-    ):
-        trainings.main(["--", "--profile=smoke"])
+    with pytest.raises(SystemExit, match="pass for trainings of full length"):
+        trainings.main(["--", option])
 
 
 def test_records_of_another_machine_are_not_added_to(small, tmp_path):
@@ -376,6 +375,34 @@ def test_what_all_rows_share_stands_above_them():
     assert utils.results_markdown(iter([run, other])) == table
     with pytest.raises(TypeError, match=r"one record; pass a list of them, \[record\]"):
         utils.results_markdown(run)
+
+
+def test_length_and_data_of_classwise_accuracy_are_told_once_if_they_are_alike():
+    record = made("assignment", 0, 0.90)
+    other = {**record, "model": "ResNet18"}
+    longer = within(other, "recipe", epochs=30)
+    about = "24 epochs, CIFAR-10, JPEG copy"
+    assert utils.class_results_markdown([record, other]).startswith(
+        f"{about}\n\n| class |"
+    )
+    apart = utils.class_results_markdown([record, longer])
+    assert f"runs: 1, {about} |" in apart
+    assert "runs: 1, 30 epochs, CIFAR-10, JPEG copy |" in apart
+
+
+def test_accuracy_of_a_class_is_a_mean_over_seeds_or_not_measured():
+    runs = [
+        {**made("assignment", seed, 0.9), "class_accuracy": {"cat": cat, "dog": 0.5}}
+        for seed, cat in ((0, 0.7), (1, 0.8))
+    ]
+    other = {**made("page", 0, 0.9), "class_accuracy": {"dog": 0.6, "owl": 0.9}}
+    *_, cat, dog, owl = utils.class_results_markdown([*runs, other]).splitlines()
+    assert cat == "| cat | 75.00% ± 7.07 | not measured |"
+    assert dog == "| dog | 50.00% ± 0.00 | 60.00% |"
+    assert owl == "| owl | not measured | 90.00% |"
+    assert utils.class_results_markdown([]) == "(no records)"
+    with pytest.raises(TypeError, match="records is one record"):
+        utils.class_results_markdown(other)
 
 
 def test_changed_code_is_not_shown_as_its_commit():

@@ -107,16 +107,20 @@ def plan() -> list[Run]:
 def require_machine(folder: Path, common: list[str]) -> None:
     """Raise SystemExit where days would pass, or new records couldn't join those there."""
     here = utils.get_device()
-    shorter = any(option.startswith("--profile") for option in common)
-    if here.type == "cpu" and not shorter:
+    altered = any(
+        option.startswith("-") and not option.startswith(("--data", "--augment-on"))
+        for option in common
+    )
+    if here.type == "cpu" and not altered:
         raise SystemExit(
             f"torch finds no GPU that it can use, and on a CPU these {len(plan())} trainings "
             "take days: use a machine with a GPU (an older driver needs a torch built for its "
             "CUDA), or rehearse with `--out FOLDER -- --profile=smoke`"
         )
-    if shorter and folder.resolve() == RESULTS:
+    if altered and folder.resolve() == RESULTS:
         raise SystemExit(
-            f"in {folder} these would pass for trainings of full length; add --out FOLDER"
+            f"in {folder} these would pass for trainings of full length by today's recipes; "
+            "add --out FOLDER"
         )
     name = utils.device_name(here)
     for path in (folder / f"{run.name}.json" for run in plan()):
@@ -156,7 +160,12 @@ def main(arguments: list[str] | None = None) -> None:
         help="begin no run that, by the longest so far, would not end within these",
     )
     parser.add_argument(
-        "--out", type=Path, default=RESULTS, help="folder of records and weights"
+        "--out",
+        type=lambda text: Path(
+            text
+        ).expanduser(),  # of ARGS="--out=~/x" no shell does it
+        default=RESULTS,
+        help="folder of records and weights",
     )
     parser.add_argument(
         "common", nargs="*", help="options of python -m helpers, for all (after --)"
