@@ -60,7 +60,7 @@ def main(arguments: list[str] | None = None) -> None:
     for folder in (records, images):
         folder.mkdir(parents=True, exist_ok=True)
     record = described(setup)  # before it begins: the checkout may move on meanwhile
-    kind = kind_of(setup.device, record["hardware"])
+    kind = kind_of(record["hardware"])
     path = records / f"bench-{kind}.json"
     begun, before = time.perf_counter(), kept_from(path, record, options.only)
     rows, spent = before["rows"], before["seconds"]
@@ -102,9 +102,9 @@ def main(arguments: list[str] | None = None) -> None:
         raise SystemExit(f"not measured, for the reasons above: {', '.join(failed)}")
 
 
-def kind_of(device: torch.device, hardware: dict[str, Any]) -> str:
-    """What has a record of its own: a CPU that computes in bfloat16, say, or an H100."""
-    name = hardware["device"] if device.type == "cuda" else device.type
+def kind_of(hardware: dict[str, Any]) -> str:
+    """What has a record of its own: a processor, and what it computes in."""
+    name = re.sub(r"\((R|TM)\)", " ", hardware["device"])  # trademarks, in CPUs' names
     words = re.findall("[a-z0-9]+", f"{name} {hardware['precision']}".lower())
     return "-".join(words)
 

@@ -5,6 +5,7 @@ python -m benchmarks.fresh CONTENDER DATA BATCH_SIZE STEPS is such a process.
 
 import json
 import os
+import re
 import subprocess
 import sys
 import time
@@ -152,12 +153,8 @@ def peak_resident() -> float:
     """MB that this process has had in memory at most."""
     if sys.platform == "linux":
         # ru_maxrss would begin with the memory of the process that started this one.
-        (line,) = (
-            line
-            for line in Path("/proc/self/status").read_text().splitlines()
-            if line.startswith("VmHWM:")
-        )
-        return int(line.split()[1]) / 1024
+        status = Path("/proc/self/status").read_text()
+        return int(re.search(r"^VmHWM:\s+(\d+)", status, re.MULTILINE)[1]) / 1024
     import resource  # which Windows lacks
 
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

@@ -21,17 +21,17 @@ def rehearsal(tmp_path_factory):
 
 def test_the_rehearsal_leaves_record_and_figures(rehearsal):
     folder, said = rehearsal
-    (path,) = folder.glob("bench-cpu-*.json")
+    (path,) = folder.glob("bench-*.json")
     record = json.loads(path.read_text())
     assert record["setup"]["smoke"] and record["hardware"]["threads"] == 1
     assert {"commit", "versions", "hardware", "rows", "targets"} <= set(record)
-    for figure in (path.stem, path.stem.replace("cpu", "second-cpu")):
+    for figure in (path.stem, path.stem.replace("bench", "bench-second")):
         assert (folder / f"{figure}.png").read_bytes().startswith(b"\x89PNG")
     assert "REHEARSAL" in said and "TARGETS" in said
 
 
 def test_on_a_cpu_all_is_measured_but_what_needs_a_gpu_or_minutes(rehearsal):
-    (path,) = rehearsal[0].glob("bench-cpu-*.json")
+    (path,) = rehearsal[0].glob("bench-*.json")
     rows = figures.rows_of(json.loads(path.read_text()))
     missing = {row.note for row in rows if not row.values}
     missing.discard(variants.NEVER)  # an answer, which is up to chance in a rehearsal

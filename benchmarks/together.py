@@ -8,7 +8,7 @@ import sys
 import torch
 
 from benchmarks import fresh
-from benchmarks.rows import Row, Setup, interleaved, ratio, seconds
+from benchmarks.rows import Row, Setup, interleaved, seconds
 from benchmarks.steps import our_options
 from helpers import dataset, models, train_test, utils
 from helpers.memory import keeping_freed_memory
@@ -33,7 +33,7 @@ def measure(setup: Setup) -> list[Row]:
             )
             for size in (1, 2)
         },
-        1 if setup.smoke else 2,
+        setup.process_repeats,
         warm_up=False,
     )
     where = "a GPU each" if gpus else "CPU, a thread each"
@@ -41,8 +41,8 @@ def measure(setup: Setup) -> list[Row]:
         Row(group=GROUP, name=f"{name}, {where}", unit="images/s", values=found)
         for name, found in values.items()
     ]
-    times = ratio(rows[1], rows[0])
-    return [*rows, Row(group=GROUP, name=SPEEDUP, unit="×", values=[times])]
+    times = [two / one for one, two in zip(*values.values(), strict=True)]
+    return [*rows, Row(group=GROUP, name=SPEEDUP, unit="×", values=times)]
 
 
 def torchrun(size: int, steps: int, setup: Setup, environment: dict[str, str]) -> float:
