@@ -377,8 +377,8 @@ def make_loaders(
     }
     if transform is None:
         require_augmentation(padding, flip, cutout, size)
-        numbers = {"padding": int(padding), "flip": float(flip), "cutout": int(cutout)}
-        made_with |= numbers
+        padding, flip, cutout = int(padding), float(flip), int(cutout)
+        made_with |= {"padding": padding, "flip": flip, "cutout": cutout}
     elif augment_on == "device":
         raise ValueError(
             'a transform works image by image; leave out augment_on="device"'

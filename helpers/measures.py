@@ -116,7 +116,8 @@ def misclassified(
     true, scores = labels_and_scores(labels, probabilities)
     predicted, confidence = scores.argmax(axis=1), scores.max(axis=1)
     wrong = np.flatnonzero(predicted != true)
-    first = wrong[np.argsort(-confidence[wrong], kind="stable")][:most]
+    order = np.argsort(-confidence[wrong].astype(np.float64), kind="stable")
+    first = wrong[order][:most]
     return [
         Mistake(int(i), int(true[i]), int(predicted[i]), float(confidence[i]))
         for i in first
@@ -159,14 +160,16 @@ def calibration(
 
     Confidence is the predicted class's probability. Of a calibrated network's answers with
     confidence 0.8, 80% are right. Bins: C. Guo et al., "On Calibration of Modern Neural
-    Networks", ICML 2017. Raises ValueError as `misclassified` does, for `bins` too.
+    Networks", ICML 2017; an edge belongs to the bin below it, in float64.
+
+    Raises ValueError as `misclassified` does, for `bins` too.
     """
     require_positive("bins", bins)
     true, scores = labels_and_scores(labels, probabilities)
     right = scores.argmax(axis=1) == true
     confidence = scores.max(axis=1).astype(np.float64)
     edges = np.linspace(0, 1, bins + 1)
-    # An edge belongs to the bin below it, as does a rounding error above 1.
+    # A rounding error above 1 belongs to the last one.
     places = np.searchsorted(edges[1:-1], confidence)
     counts = np.bincount(places, minlength=bins)
     with np.errstate(invalid="ignore"):  # of no answers the mean is nan
@@ -198,7 +201,7 @@ def denormalize(images: ArrayLike, mean: ArrayLike, std: ArrayLike) -> np.ndarra
     mean, std: one number per channel, in any shape, (C, 1, 1) say.
 
     Raises ValueError where the images have another shape or number of channels, are whole
-    numbers, or where mean and std aren't on the scale from 0 to 1.
+    numbers, or where mean and std aren't in [0, 1].
     """
     pixels = as_array(images)
     mean, std = np.ravel(as_array(mean)), np.ravel(as_array(std))
@@ -207,7 +210,8 @@ def denormalize(images: ArrayLike, mean: ArrayLike, std: ArrayLike) -> np.ndarra
             f"images has shape {pixels.shape} with {len(mean)} means and {len(std)} "
             "deviations; pass (N, C, H, W) with one of each a channel"
         )
-    if pixels.dtype.kind != "f" or max(*mean, *std) > 1:
+    within = ((mean >= 0) & (mean <= 1) & (std >= 0) & (std <= 1)).all()
+    if pixels.dtype.kind != "f" or not within:
         raise ValueError(
             f"images are {pixels.dtype}, mean {mean.tolist()} and std {std.tolist()}; pass "
             "normalized floats, and mean and std on the scale from 0 to 1"
@@ -233,7 +237,8 @@ def as_array(values: ArrayLike) -> np.ndarray:
             values = values.float()
         return values.numpy()
     if isinstance(values, list | tuple):  # of tensors, perhaps on a GPU
-        values = [as_array(v) if isinstance(v, torch.Tensor) else v for v in values]
+        parts = torch.Tensor | list | tuple
+        values = [as_array(v) if isinstance(v, parts) else v for v in values]
     try:
         return np.asarray(values)
     except ValueError as error:  # NumPy's, for parts of different lengths

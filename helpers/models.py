@@ -181,8 +181,8 @@ def summarize(model: nn.Module, image_size: tuple[int, int, int] = (3, 32, 32)) 
     """Print torchsummary's table of layers for images of `image_size` (C, H, W).
 
     torchsummary runs the model in its current mode on random numbers, which would move
-    BatchNorm's statistics and the random number generator: it gets a copy, and the
-    generator is put back. It counts a layer's `weight` and `bias`, again each time the
+    BatchNorm's statistics and the random number generator: it gets a copy, in float32, and
+    the generator is put back. It counts a layer's `weight` and `bias`, again each time the
     layer runs, and no other parameters; `count_parameters` counts all that are trained,
     each once.
 
@@ -194,7 +194,7 @@ def summarize(model: nn.Module, image_size: tuple[int, int, int] = (3, 32, 32)) 
         from torchsummary import summary
 
     require_image_size(image_size)
-    tried, size = copy_of(uncompiled(model)).cpu(), tuple(image_size)
+    tried, size = copy_of(uncompiled(model)).cpu().float(), tuple(image_size)
     images = torch.zeros(2, *size, device="cpu")  # of one, BatchNorm has no deviation
     with torch.random.fork_rng(devices=[]), explaining_image_size(size):
         tried(images)
@@ -238,16 +238,16 @@ def save_weights(
     kB in all.
 
     Raises ValueError for any other model, classes that don't match its outputs and values
-    that float16 can't hold; TypeError for classes in no order, as a set; OSError where the
-    file can't be written, and then the one that was there before stays; ModuleNotFoundError
-    without safetensors.
+    that float16 can't hold; TypeError for classes that are no sequence, as a set; OSError
+    where the file can't be written, and then the one that was there before stays;
+    ModuleNotFoundError without safetensors.
     """
     with optional("safetensors"):
         from safetensors.torch import save
 
     model = uncompiled(model)
     facts = {"format": WEIGHTS_FORMAT, **facts_of(model)}
-    if not hasattr(classes, "__getitem__"):
+    if not hasattr(classes, "__getitem__") or isinstance(classes, dict):
         raise TypeError(
             f"classes is {classes!r}; pass the names in the outputs' order, as a list"
         )
@@ -309,9 +309,10 @@ def facts_of(model: nn.Module) -> dict[str, Any]:
         )
     try:
         options = {
-            "num_classes": model.linear.out_features,
-            "in_channels": model.prep[0].in_channels,
-            "logit_scale": model.logit_scale,
+            # Of NumPy, JSON holds no numbers.
+            "num_classes": int(model.linear.out_features),
+            "in_channels": int(model.prep[0].in_channels),
+            "logit_scale": float(model.logit_scale),
         }
         with torch.device("meta"):
             plain = layers_of(MODELS[names[0]](**options))

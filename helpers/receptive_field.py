@@ -329,6 +329,11 @@ def receptive_field_table(
                 f"{name} rearranges the map, to {shape}; the receptive field behind it is "
                 "not known"
             )
+        if len(shape) == 3 and isinstance(what, nn.Linear):
+            raise NotImplementedError(
+                f"layer {name}: it runs along the width of the map, to {shape}; flatten that "
+                "first"
+            )
         if len(shape) == 3:
             field = field._replace(side=max(shape[1:]))
         fields[node] = field

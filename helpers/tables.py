@@ -168,7 +168,8 @@ def receptive_field_markdown(rows: Sequence[Any]) -> str:
     """Return a Markdown table of the rows that `models.receptive_field_table` gives.
 
     Convolutions, poolings, means and linear layers have a line each. The others see what
-    their input sees: one line, the last but one, sums up their parameters.
+    their input sees: one line, the last but one, sums up their parameters. Those that the
+    model holds outside its layers are in none.
     """
     kinds = ("Conv2d", "Pool2d", "Linear", "mean", "amax")
     shown = [row for row in rows if row.kind.endswith(kinds)]
@@ -191,8 +192,9 @@ def receptive_field_markdown(rows: Sequence[Any]) -> str:
         if len(others) == 1
         else "all other layers"
     )
-    lines.append((name, "", "", "", "", "", f"{total - listed:,}"))
-    lines.append(("all", "", "", "", "", "", f"**{total:,}**"))
+    if total > listed:
+        lines.append((name, "", "", "", "", "", f"{total - listed:,}"))
+    lines.append(("all layers", "", "", "", "", "", f"**{total:,}**"))
     columns = ["layer", "kind", "output", "receptive field", "jump", "kernel"]
     return markdown([*columns, "parameters"], lines, left=(0, 1))
 
@@ -202,5 +204,8 @@ def markdown(
 ) -> str:
     """A Markdown table with numbers at the right, and the columns `left` at the left."""
     aligns = [":--" if i in left else "--:" for i in range(len(columns))]
-    rows = [columns, aligns, *lines]
-    return "\n".join(f"| {' | '.join(map(str, row))} |" for row in rows)
+    rows = [
+        [str(cell).replace("|", r"\|") for cell in row]  # a class's name may have one
+        for row in (columns, aligns, *lines)
+    ]
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows)

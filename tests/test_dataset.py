@@ -607,6 +607,16 @@ def test_batch_size_may_be_numpys():
     assert all(type(size) is int for size in made.batch_sizes)
 
 
+@pytest.mark.parametrize("on", ["cpu", "device"])
+def test_augmentation_by_numpys_numbers_is_that_by_pythons(on):
+    given = {"padding": 2, "flip": 0.5, "cutout": 3}
+    numpys = {
+        n: np.float32(v) if n == "flip" else np.uint8(v) for n, v in given.items()
+    }
+    pairs = zip(loaders(on=on, **given).train, loaders(on=on, **numpys).train)
+    assert all(torch.equal(a, b) for (a, _), (b, _) in pairs)
+
+
 @pytest.mark.parametrize("kind", [np.uint8, list, torch.tensor])
 def test_class_numbers_of_any_kind_are_taken(kind):
     data = image_set()

@@ -96,6 +96,8 @@ def test_parameters_of_other_layers_are_not_called_batchnorms():
     model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.PReLU())
     text = utils.receptive_field_markdown(models.receptive_field_table(model))
     assert "| all other layers |" in text and "| 9 |" in text
+    alone = models.receptive_field_table(model[:1])
+    assert "other layers" not in utils.receptive_field_markdown(alone)
 
 
 @pytest.mark.parametrize("size", [(3, 8, 12), (3, 12, 8)])
@@ -281,6 +283,7 @@ def test_gate_that_sees_the_whole_map_leaves_the_distance_of_its_units():
         (nn.ConvTranspose2d(3, 3, 2), "ConvTranspose2d"),
         (nn.Conv2d(3, 3, (3, 1)), "differs between height and width"),
         (nn.AdaptiveAvgPool2d(5), "do not pool evenly"),
+        (nn.Linear(32, 8), "along the width of the map"),
     ],
 )
 def test_layers_it_cannot_know_are_named(layer, named):
@@ -474,6 +477,13 @@ def test_units_that_stay_where_they_are_keep_their_field(function, field):
 def test_compiled_model_is_summarized_as_what_it_wraps(capsys):
     models.summarize(torch.compile(models.CustomResNet()))
     assert "6,574,090" in capsys.readouterr().out
+
+
+def test_model_in_another_precision_is_summarized(capsys):
+    model = models.CustomResNet().bfloat16()
+    models.summarize(model)
+    assert "6,574,090" in capsys.readouterr().out
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.bfloat16}
 
 
 def test_misspelt_layer_and_size_are_not_torchsummarys_fault():

@@ -386,6 +386,8 @@ def test_mistakes_come_most_confident_first_and_alone(kind):
     assert found == [(2, 2, 1, 0.875), (3, 0, 2, 0.625), (1, 1, 0, 0.5)]
     assert utils.misclassified([0, 1, 2, 0], probabilities, most=2) == found[:2]
     assert utils.misclassified([0, 0, 1, 2], probabilities) == []
+    whole = np.uint8([[0, 0, 0], [1, 0, 0]])  # without a sign to turn
+    assert [each.index for each in utils.misclassified([2, 2], whole)] == [1, 0]
 
 
 @pytest.mark.parametrize("kind", [torch.float32, torch.bfloat16])
@@ -775,6 +777,8 @@ def test_misclassified_figure_says_that_there_are_none():
 def test_tensors_are_taken_in_lists_too_wherever_they_are():
     scores = [torch.tensor([0.9, 0.1], requires_grad=True)]
     assert utils.misclassified([torch.tensor(1)], scores)[0].prediction == 0
+    views = [[one.bfloat16().requires_grad_()] for one in TENSOR]
+    utils.plot_augmentations(IMAGES, views, MEAN, STD, data=DATA)
     mean, std = torch.full((2, 3), 0.5, requires_grad=True)
     assert utils.denormalize(torch.zeros(1, 3, 2, 2), mean, std) == pytest.approx(0.5)
 
@@ -823,6 +827,12 @@ BAD = {
     ),
     "images are float32, mean [125, 125, 125] and std [60, 60, 60]; pass": (
         lambda: utils.denormalize(TENSOR, [125] * 3, [60] * 3)
+    ),
+    "images are float32, mean [0.5, 0.5, 0.5] and std [-0.5, 0.5, 0.5]; pass": (
+        lambda: utils.denormalize(TENSOR, [0.5] * 3, [-0.5, 0.5, 0.5])
+    ),
+    "images are float32, mean [nan, 0.5, 0.5] and std": (
+        lambda: utils.denormalize(TENSOR, [math.nan, 0.5, 0.5], [0.5] * 3)
     ),
     "labels has shape (1, 2) and type int64; pass one integer": (
         lambda: utils.confusion_matrix([[0, 1]], [0, 1], 3)

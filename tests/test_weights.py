@@ -159,6 +159,14 @@ def test_same_weights_are_the_same_bytes(tmp_path):
     assert len(digests) == 1
 
 
+def test_network_of_numpys_numbers_is_kept(tmp_path):
+    model, path = small(num_classes=np.int64(2), logit_scale=np.float32(0.5)), tmp_path
+    models.save_weights(model, path / "w", classes="ab", data=DATA)
+    images = torch.randn(2, 3, 8, 8)
+    reread = models.load_pretrained(path / "w")
+    assert torch.allclose(reread(images), model(images), atol=1e-2)
+
+
 def test_loading_leaves_the_random_numbers_alone(saved):
     before = torch.get_rng_state()
     models.load_pretrained(saved[0])
@@ -215,10 +223,11 @@ def test_what_no_file_can_hold_is_said_and_the_old_file_kept(
     assert path.read_bytes() == b"before"
 
 
-def test_classes_in_no_order_are_refused(tmp_path):
+@pytest.mark.parametrize("classes", [{"a", "b"}, {0: "a", 1: "b"}])
+def test_classes_that_are_no_sequence_are_refused(classes, tmp_path):
     with pytest.raises(TypeError, match="in the outputs' order, as a list"):
         models.save_weights(
-            small(num_classes=2), tmp_path / "w", classes={"a", "b"}, data=DATA
+            small(num_classes=2), tmp_path / "w", classes=classes, data=DATA
         )
 
 
