@@ -66,21 +66,21 @@ def require_file(path: Path) -> None:
         )
 
 
-def require_readable(model: dict[str, Any]) -> None:
-    """Raise ValueError for a state dict that a checkpoint wouldn't give back.
+def require_readable(parts: dict[str, Any]) -> None:
+    """Raise ValueError for what a checkpoint wouldn't give back, as a layer's extra state.
 
-    Of a layer's extra state, weights_only reads tensors and Python's own types alone.
+    Of what is no tensor, weights_only reads Python's own types alone.
     """
-    extra = {n: v for n, v in model.items() if not isinstance(v, torch.Tensor)}
-    for name, value in extra.items():
+    others = {n: v for n, v in parts.items() if not isinstance(v, torch.Tensor)}
+    for name, value in others.items():
         buffer = io.BytesIO()
         try:
             torch.save(value, buffer)
             torch.load(io.BytesIO(buffer.getvalue()), weights_only=True)
         except (pickle.PickleError, AttributeError, TypeError) as error:
             raise ValueError(
-                f"the model's {name} is a {type(value).__name__}, which no checkpoint can give "
-                "back; let get_extra_state return tensors, numbers, strings, lists or dicts"
+                f"{name}, a {type(value).__name__}, can't be read back from a checkpoint; "
+                "make it of tensors, Python's own numbers and strings, and lists and dicts"
             ) from error
 
 

@@ -65,9 +65,9 @@ class Recipe:
     flip: probability of a horizontal flip.
     cutout: side of the square hole, in pixels; 0 for none.
     optimizer: adam, or sgd for stochastic gradient descent with Nesterov momentum 0.9.
-    weight_decay: adam shrinks each weight, but no bias and nothing of BatchNorm, by this
-        times the learning rate at each step; sgd adds this times each parameter to its
-        gradient.
+    weight_decay: adam shrinks each weight, but nothing of one dimension, as biases and all
+        of BatchNorm are, by this times the learning rate at each step; sgd adds this times
+        each parameter to its gradient.
     label_smoothing: the share of each label that is spread evenly over all classes.
     logit_scale: what the network multiplies its outputs by.
     max_lr: the learning rate at the peak of the cycle; None for the range test's.

@@ -97,8 +97,9 @@ def train_one_epoch(
 
     model: on `device` already; all of it is put in training mode, and left in it.
     loader: an iterable with a length, of (images (B, C, H, W), integers (B,)). Where each
-        process has one with its share of every batch, the metrics are of all shares, and
-        the model must be in DistributedDataParallel, which averages gradients.
+        process has one with its share of every batch, and its `share` tells so, the metrics
+        are of all shares, and the model must be in DistributedDataParallel, which averages
+        gradients.
     scheduler: stepped after each batch; step one that counts epochs yourself.
     scaler: needed for float16, the same one in every epoch.
     dtype: what autocast computes in; float32 turns it off.
@@ -309,13 +310,11 @@ def all_answers(
     with evaluating(model), explaining_evaluation_memory(device):
         for batch in loader:
             images, labels = to_device(batch, device)
-            # Before the model sees the images, which it may change in place.
-            mirrored = images.flip(3) if flip_tta else None
-            # A copy: a compiled model may use the memory of its output again.
-            logits = preflight.logits_of(model, images).to(torch.float32, copy=True)
-            if flip_tta:
-                logits = (logits + model(mirrored).float()) / 2
-            all_logits.append(logits)
+            # Both before the model sees the images, which it may change in place.
+            views = [images, images.flip(3)] if flip_tta else [images]
+            # A sum is a copy: a compiled model may use the memory of its output again.
+            total = sum(preflight.logits_of(model, view).float() for view in views)
+            all_logits.append(total / len(views))
             all_labels.append(labels)
     if not all_logits:
         raise ValueError("there is nothing to evaluate: the loader gave no batch")
@@ -406,8 +405,10 @@ class Training:
         """Train, evaluate, and add a row to the history."""
         number, sizes = len(self.history.epochs) + 1, []
         for loader in (self.train, self.test):
-            if hasattr(loader, "set_epoch"):
-                loader.set_epoch(number - 1)
+            # A DataLoader's DistributedSampler has it, the DataLoader itself doesn't.
+            for part in (loader, getattr(loader, "sampler", None)):
+                if hasattr(part, "set_epoch"):
+                    part.set_epoch(number - 1)
 
         def on_step(images: int, learning_rate: float) -> None:
             sizes.append(images)
@@ -467,9 +468,9 @@ def fit(
         (BatchNorm of frozen layers too), and left in evaluation mode, also where an epoch
         is broken off.
     loaders: (train, test), each an iterable with a length, of (images (B, C, H, W),
-        labels (B,)); one with `set_epoch` is told which epoch begins, counted from 0, and
-        what else it may tell is listed in helpers.loaders.Loader. Warns of training images
-        that come in one order.
+        labels (B,)); one with `set_epoch`, or whose sampler has it, is told which epoch
+        begins, counted from 0, and what else it may tell is listed in
+        helpers.loaders.Loader. Warns of training images that come in one order.
     recipe: all of it is applied but batch_size, train_images, test_images, augmentation
         and logit_scale, which are for whoever makes loaders and model, as in
         `make_loaders(..., batch_size=recipe.batch_size, **recipe.augmentation)`. Another
@@ -509,8 +510,13 @@ def fit(
         if not resume:
             require_free(path)
         require_writable(path.parent)
-        require_readable(uncompiled(model).state_dict())
     plan = plan_of(model, loaders, recipe)
+    if path:
+        require_readable(
+            {f"the model's {n}": v for n, v in uncompiled(model).state_dict().items()}
+            | plan
+            | {"the loader's augment_on": getattr(loaders[0], "augment_on", None)}
+        )
     told = {**plan, "max_lr": recipe.max_lr, "resume": resume}
     require_same_everywhere(told, processes)
     saved = None

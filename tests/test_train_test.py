@@ -579,6 +579,19 @@ def test_transform_of_ones_own_trains_by_any_recipe_without_a_warning():
     fit(network(), loaders(on="cpu", transform=own), recipe(padding=2))
 
 
+def test_sampler_that_draws_by_epoch_is_told_which_begins():
+    class Telling(DistributedSampler):
+        def __iter__(self):
+            begun.append(self.epoch)
+            return super().__iter__()
+
+    begun, images = [], TensorDataset(*noise(32))
+    sampler = Telling(images, num_replicas=1, rank=0)
+    train = DataLoader(images, batch_size=16, sampler=sampler)
+    fit(network(), (train, batches(16)), recipe(epochs=3))
+    assert begun == [0, 1, 2]
+
+
 def test_training_loader_that_always_gives_one_order_is_warned_of():
     (train, test), images = loaders(), TensorDataset(*noise(32))
     for wrong in ((test, train), (DataLoader(images, batch_size=16), test)):
@@ -1445,11 +1458,18 @@ def test_state_that_no_checkpoint_gives_back_is_said_before_training(tmp_path):
 
     path = tmp_path / "training.pt"
     for state in (np.zeros(3), lambda: 3):
-        said = (
-            f"model's _extra_state is a {type(state).__name__}, .* let get_extra_state"
-        )
+        said = f"^the model's _extra_state, a {type(state).__name__}, can't be read back"
         with pytest.raises(ValueError, match=said):
             fit(Counting(nn.Identity()), loaders(), recipe(), checkpoint=path)
+    for name, value, said in (
+        ("fingerprint", path, "^images, a list, can't be read back"),
+        ("made_with", {"mean": np.zeros(3)}, "^the loader's mean, a ndarray, can't"),
+        ("augment_on", path, "^the loader's augment_on, a .*Path, can't"),
+    ):
+        pair = loaders()
+        setattr(pair.train, name, value)
+        with pytest.raises(ValueError, match=said):
+            fit(network(), pair, recipe(), checkpoint=path)
     assert not path.exists()
 
 

@@ -4,7 +4,8 @@
 
 Each recipe on all images first, and ResNet18; then, on training images held out, the recipe
 that short trials chose with one ingredient left out in turn, to tell what each adds, and
-other learning rates. A record that is there isn't made again: stop this at any time, and
+other learning rates. (After the test set is used up, these explain the recipe; they don't
+choose it.) A record that is there isn't made again: stop this at any time, and
 run it again. `make readme` draws up the tables.
 """
 
