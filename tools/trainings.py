@@ -5,9 +5,11 @@
 Each recipe on all images first, and ResNet18; then, on training images held out, the recipe
 that short trials chose with one ingredient left out in turn, to tell what each adds, and
 other learning rates. (After the test set is used up, these explain the recipe; they don't
-choose it.) A record that is there isn't made again: stop this at any time, and
-run it again. `make readme` draws up the tables. On a machine that is lent for minutes at a
-time, `--minutes 8 --out records && tar czf records.tgz records` brings all back in one file.
+choose it.) A record that is there isn't made again: stop this at any time, and run it
+again. `make readme` draws up the tables.
+
+On a machine that is lent for minutes at a time, `--minutes 8 --out records`, and then `tar
+czf records.tgz records` brings all back in one file.
 """
 
 import argparse
