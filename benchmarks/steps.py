@@ -19,7 +19,7 @@ from helpers.memory import keeping_freed_memory
 from helpers.optimizer import make_scaler
 
 STUDENTS = "the usual loop, float32"
-KEPT = "the usual loop, with freed memory kept as ours keeps it"
+KEPT = "the usual loop, freed memory kept"
 FINDER = "torch-lr-finder's range test"
 OURS = "ours, as fit calls it"
 RATE = 1e-4  # of all: its value costs nothing

@@ -170,11 +170,11 @@ def require_startable(options: argparse.Namespace, processes: Processes) -> None
     if options.save_weights:
         with optional("safetensors", ", or leave out --save-weights"):
             import safetensors  # noqa: F401
-    if processes.first and options.resume:
+    begun = [checkpoint_of(options, seed) for seed in options.seeds]
+    if processes.first and options.resume and any(map(kept_checkpoints, begun)):
         images = [data.fingerprint() for data in data_of(options)]
-        for seed in options.seeds:
-            path, recipe = checkpoint_of(options, seed), recipe_of(options)
-            require_resumable(path, recipe, images)
+        for path in begun:
+            require_resumable(path, recipe_of(options), images)
 
 
 def data_of(options: argparse.Namespace) -> tuple[dataset.ImageSet, dataset.ImageSet]:

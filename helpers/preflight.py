@@ -39,7 +39,7 @@ OF_THE_DEVICE = (NO_ENGINE, "CUDA error")
 
 
 def require_kinds(model: object, loaders: object, recipe: object) -> None:
-    """Raise TypeError for arguments of `fit` that are of other kinds."""
+    """Raise TypeError for arguments of a training that are of other kinds."""
     if not isinstance(recipe, Recipe):
         raise TypeError(
             f"recipe must be a Recipe, not a {type(recipe).__name__}; "
@@ -320,20 +320,26 @@ def require_gradients(loss: Tensor) -> None:
         )
 
 
+def sampler_of(loader) -> object:
+    """What chooses a DataLoader's images, also behind a sampler of batches."""
+    batches = getattr(loader, "batch_sampler", None)
+    return getattr(batches, "sampler", getattr(loader, "sampler", None))
+
+
 def shuffles(loader) -> bool | None:
     """Whether each pass has an order of its own; None where that can't be told."""
     own = getattr(loader, "shuffles", None)
     if isinstance(own, bool):
         return own
-    batches = getattr(loader, "batch_sampler", None)
-    sampler = getattr(batches, "sampler", getattr(loader, "sampler", None))
+    sampler = sampler_of(loader)
     told = getattr(sampler, "shuffle", None)  # by a DistributedSampler
     random = RandomSampler | SubsetRandomSampler | WeightedRandomSampler
     if told is True or isinstance(sampler, random):
         return True
     # Other samplers of batches may draw, as may a dataset whose items are batches.
     in_order = told is False or isinstance(sampler, SequentialSampler)
-    return False if in_order and type(batches) is BatchSampler else None
+    plain = type(getattr(loader, "batch_sampler", None)) is BatchSampler
+    return False if in_order and plain else None
 
 
 def warn_of_order(loader) -> None:

@@ -7,6 +7,7 @@ from dataclasses import asdict
 from typing import Any
 
 from helpers.recipe import PROFILES, RECIPES, Recipe
+from helpers.records import describe_record
 from helpers.results import Experiment, Gain, experiments, paired
 
 # Fields that have columns of their own.
@@ -92,10 +93,9 @@ def class_results_markdown(records: Sequence[dict[str, Any]]) -> str:
     ]
     heads, about = ["class"], []
     for runs in groups:
-        ran = Experiment.of(runs[0])
-        how = f"{ran.model}, {how_trained(runs[0])}{machine(runs, groups)}"
+        how = f"{runs[0]['model']}, {how_trained(runs[0])}{machine(runs, groups)}"
         heads.append(f"{how}, runs: {len(runs)}")
-        about.append(f"{ran.epochs} epochs, {ran.source}")
+        about.append(describe_record(runs[0]))
     if len(set(about)) == 1:
         return f"{about[0]}\n\n{markdown(heads, lines)}"
     each = [
@@ -168,7 +168,7 @@ def receptive_field_markdown(rows: Sequence[Any]) -> str:
     """Return a Markdown table of the rows that `models.receptive_field_table` gives.
 
     Convolutions, poolings, means and linear layers have a line each. The others see what
-    their input sees: one line, the last but one, sums up their parameters. Those that the
+    their input sees: one line, if there are any, sums up their parameters. Those that the
     model holds outside its layers are in none.
     """
     kinds = ("Conv2d", "Pool2d", "Linear", "mean", "amax")

@@ -406,7 +406,7 @@ class Training:
         number, sizes = len(self.history.epochs) + 1, []
         for loader in (self.train, self.test):
             # A DataLoader's DistributedSampler has it, the DataLoader itself doesn't.
-            for part in (loader, getattr(loader, "sampler", None)):
+            for part in (loader, preflight.sampler_of(loader)):
                 if hasattr(part, "set_epoch"):
                     part.set_epoch(number - 1)
 

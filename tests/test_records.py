@@ -128,15 +128,20 @@ def test_network_of_the_first_seed_is_kept_and_scores_as_recorded(tmp_path, caps
 def test_days_of_training_on_a_cpu_are_not_begun_unasked(tmp_path, monkeypatch):
     monkeypatch.setattr(utils, "get_device", lambda: CPU)
     monkeypatch.setattr(trainings, "make", raising(AssertionError("has begun")))
-    with pytest.raises(SystemExit, match=r"no GPU .* these 100 trainings take days"):
-        trainings.main(["--out", str(tmp_path)])
+    for options in ([], ["--", "--precision=float32"]):
+        with pytest.raises(
+            SystemExit, match=r"no GPU .* these 100 trainings take days"
+        ):
+            trainings.main(["--out", str(tmp_path), *options])
     assert not [*tmp_path.iterdir()]
 
 
 @pytest.mark.parametrize("option", ["--profile=smoke", "--prof=smoke", "--epochs=6"])
 def test_shorter_trainings_are_not_left_where_whole_ones_belong(option, monkeypatch):
     monkeypatch.setattr(trainings, "make", raising(AssertionError("has begun")))
-    with pytest.raises(SystemExit, match="pass for trainings of full length"):
+    with pytest.raises(
+        SystemExit, match="pass for trainings of full length .*add --out"
+    ):
         trainings.main(["--", option])
 
 
@@ -381,13 +386,15 @@ def test_length_and_data_of_classwise_accuracy_are_told_once_if_they_are_alike()
     record = made("assignment", 0, 0.90)
     other = {**record, "model": "ResNet18"}
     longer = within(other, "recipe", epochs=30)
-    about = "24 epochs, CIFAR-10, JPEG copy"
+    about = (
+        "CIFAR-10, JPEG copy, 50,000 training images, 24 epochs, evaluated on test set"
+    )
     assert utils.class_results_markdown([record, other]).startswith(
         f"{about}\n\n| class |"
     )
     apart = utils.class_results_markdown([record, longer])
     assert f"runs: 1, {about} |" in apart
-    assert "runs: 1, 30 epochs, CIFAR-10, JPEG copy |" in apart
+    assert f"runs: 1, {about.replace('24', '30')} |" in apart
 
 
 def test_accuracy_of_a_class_is_a_mean_over_seeds_or_not_measured():

@@ -587,9 +587,13 @@ def test_sampler_that_draws_by_epoch_is_told_which_begins():
 
     begun, images = [], TensorDataset(*noise(32))
     sampler = Telling(images, num_replicas=1, rank=0)
-    train = DataLoader(images, batch_size=16, sampler=sampler)
-    fit(network(), (train, batches(16)), recipe(epochs=3))
-    assert begun == [0, 1, 2]
+    of_batches = BatchSampler(sampler, 16, drop_last=False)
+    for train in (
+        DataLoader(images, batch_size=16, sampler=sampler),
+        DataLoader(images, batch_sampler=of_batches),
+    ):
+        fit(network(), (train, batches(16)), recipe(epochs=3))
+    assert begun == [0, 1, 2, 0, 1, 2]
 
 
 def test_training_loader_that_always_gives_one_order_is_warned_of():
@@ -1458,7 +1462,9 @@ def test_state_that_no_checkpoint_gives_back_is_said_before_training(tmp_path):
 
     path = tmp_path / "training.pt"
     for state in (np.zeros(3), lambda: 3):
-        said = f"^the model's _extra_state, a {type(state).__name__}, can't be read back"
+        said = (
+            f"^the model's _extra_state, a {type(state).__name__}, can't be read back"
+        )
         with pytest.raises(ValueError, match=said):
             fit(Counting(nn.Identity()), loaders(), recipe(), checkpoint=path)
     for name, value, said in (

@@ -8,8 +8,8 @@ other learning rates. (After the test set is used up, these explain the recipe; 
 choose it.) A record that is there isn't made again: stop this at any time, and run it
 again. `make readme` draws up the tables.
 
-On a machine that is lent for minutes at a time, `--minutes 8 --out records`, and then `tar
-czf records.tgz records` brings all back in one file.
+Where time is short, `--minutes 8 --out records` does a part, and the next call goes on;
+`tar czf records.tgz records` makes one file of them.
 """
 
 import argparse
@@ -21,6 +21,7 @@ from typing import Any, NamedTuple
 
 from helpers import __main__ as program
 from helpers import train_test, utils
+from helpers.files import place_of
 
 RESULTS = Path(__file__).resolve().parent.parent / "results"
 SEEDS = range(5)
@@ -111,11 +112,10 @@ def plan() -> list[Run]:
 def require_machine(folder: Path, common: list[str]) -> None:
     """Raise SystemExit where days would pass, or new records couldn't join those there."""
     here = utils.get_device()
-    altered = any(
-        option.startswith("-") and not option.startswith(("--data", "--augment-on"))
-        for option in common
-    )
-    if here.type == "cpu" and not altered:
+    given = [option for option in common if option.startswith("-")]
+    shorter = any(option.startswith(("--prof", "--epochs")) for option in given)
+    altered = any(not option.startswith(("--data", "--augment-on")) for option in given)
+    if here.type == "cpu" and not shorter:
         raise SystemExit(
             f"torch finds no GPU that it can use, and on a CPU these {len(plan())} trainings "
             "take days: use a machine with a GPU (an older driver needs a torch built for its "
@@ -164,12 +164,7 @@ def main(arguments: list[str] | None = None) -> None:
         help="begin no run that, by the longest so far, would not end within these",
     )
     parser.add_argument(
-        "--out",
-        type=lambda text: Path(
-            text
-        ).expanduser(),  # of ARGS="--out=~/x" no shell does it
-        default=RESULTS,
-        help="folder of records and weights",
+        "--out", type=place_of, default=RESULTS, help="folder of records and weights"
     )
     parser.add_argument(
         "common", nargs="*", help="options of python -m helpers, for all (after --)"
