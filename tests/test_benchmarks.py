@@ -128,21 +128,7 @@ def test_a_ratio_needs_both_rows():
     assert ratio(row, Row(group="a", name="two", unit="s", values=[1.0, 2.0])) is None
 
 
-def test_a_group_that_fails_takes_no_other_along(tmp_path, monkeypatch, capsys):
-    row = Row(group="a", name="one", unit="s", values=[1.0])
-    groups = {
-        "data": raising(RuntimeError("no compiler")),
-        "fresh": lambda setup, rows: [row],
-    }
-    monkeypatch.setattr(bench, "GROUPS", groups)
-    with pytest.raises(SystemExit, match="not measured, for the reasons above: data"):
-        bench.main(["--smoke", "--out", str(tmp_path)])
-    (path,) = tmp_path.glob("*.json")
-    assert [r["name"] for r in json.loads(path.read_text())["rows"]] == ["one"]
-    assert "no compiler" in capsys.readouterr().err
-
-
-def test_a_group_that_fails_loses_nothing_that_is_kept(tmp_path, monkeypatch):
+def test_a_group_that_fails_loses_nothing_that_is_kept(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(utils, "commit", lambda: "a")
     row = Row(group="a", name="one", unit="s", values=[1.0])
     groups = {name: lambda setup, rows: [row] for name in ("data", "steps")}
@@ -155,6 +141,7 @@ def test_a_group_that_fails_loses_nothing_that_is_kept(tmp_path, monkeypatch):
     with pytest.raises(SystemExit, match="nothing was measured"):
         bench.main([*arguments, "data"])
     assert path.read_text() == before
+    assert "no compiler" in capsys.readouterr().err
     with pytest.raises(SystemExit, match="not measured, for the reasons above: data"):
         bench.main([*arguments, "steps", "data"])
     parts = [row["part"] for row in json.loads(path.read_text())["rows"]]
