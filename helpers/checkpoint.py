@@ -41,7 +41,7 @@ def require_free(path: Path) -> None:
     require_file(path)
     if kept := kept_checkpoints(path):
         raise FileExistsError(
-            f"{kept[0]} exists; name another file, or go on with resume=True (--resume)"
+            f"{kept[0]} exists; name another file (--out), or go on with resume=True (--resume)"
         )
 
 

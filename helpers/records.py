@@ -20,19 +20,17 @@ def read_record(path: str | os.PathLike) -> dict[str, Any]:
     Raises FileNotFoundError where there is none, IsADirectoryError for a folder,
     ValueError for a file that is no record and for one of another format.
     """
-    path = place_of(path)
+    path, remedy = place_of(path), "name a record that python -m helpers wrote"
+    if path.is_dir():  # to read it is another error on each system
+        raise IsADirectoryError(f"{path} is a folder; {remedy}")
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
         form = record["format"]
-    except (FileNotFoundError, IsADirectoryError) as error:
-        problem = "a folder" if path.is_dir() else "not there"
-        raise type(error)(
-            f"{path} is {problem}; name a record that python -m helpers wrote"
-        ) from None
+    except FileNotFoundError:
+        raise FileNotFoundError(f"{path} is not there; {remedy}") from None
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(
-            f"{path} is no record of a run ({type(error).__name__}: {error}); name one "
-            "that python -m helpers wrote"
+            f"{path} is no record of a run ({type(error).__name__}: {error}); {remedy}"
         ) from error
     if form != FORMAT:
         raise ValueError(

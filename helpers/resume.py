@@ -116,8 +116,8 @@ def require_resumable(path: Path, recipe: Recipe, images: list[str]) -> None:
 def require_same_plan(file: Path, there: dict[str, Any], here: dict[str, Any]) -> None:
     if differing := differences(there, here):
         raise ValueError(
-            f"{file} comes from another training: {differing}; name another file, or make "
-            "recipe, loaders and model as they were there"
+            f"{file} comes from another training: {differing}; name another file (--out), or "
+            "make recipe, loaders and model as they were there"
         )
 
 

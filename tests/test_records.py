@@ -234,7 +234,7 @@ def test_ours_is_what_the_records_have_chosen():
     [
         ('{"format": 99}', "is of format 99 and this version reads 2; use"),
         ('{"format": "2"}', "is of format 2 and"),
-        ('{"seed": 0}', r"is no record of a run \(KeyError: 'format'\); name one"),
+        ('{"seed": 0}', r"is no record of a run \(KeyError: 'format'\); name a rec"),
         ("[]", r"is no record of a run \(TypeError"),
         ("{", r"is no record of a run \(JSONDecodeError"),
     ],
