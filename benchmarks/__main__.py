@@ -29,6 +29,7 @@ from benchmarks.rows import PROJECT, Row, Setup, find, table, target_table
 from benchmarks.targets import targets
 from helpers import dataset, train_test, utils
 from helpers.loaders import usable_cores
+from helpers.results import unmarked
 
 FORMAT = 1  # of the record
 # In this order: limits needs steps, whole needs limits; what matters least is last. After
@@ -104,8 +105,8 @@ def main(arguments: list[str] | None = None) -> None:
 
 def kind_of(hardware: dict[str, Any]) -> str:
     """What has a record of its own: a processor, and what it computes in."""
-    name = re.sub(r"\((R|TM)\)", " ", hardware["device"])  # trademarks, in CPUs' names
-    words = re.findall("[a-z0-9]+", f"{name} {hardware['precision']}".lower())
+    name = f"{unmarked(hardware['device'])} {hardware['precision']}"
+    words = re.findall("[a-z0-9]+", name.lower())
     return "-".join(words)
 
 

@@ -3,6 +3,7 @@
 import itertools
 import json
 import math
+import re
 import statistics
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -59,7 +60,12 @@ class Experiment(NamedTuple):
     def hardware(self) -> str:
         """The device, what it computed in, and how many such worked together."""
         several = f", processes: {self.processes}" if self.processes > 1 else ""
-        return f"{self.device}, {self.precision}{several}"
+        return f"{unmarked(self.device)}, {self.precision}{several}"
+
+
+def unmarked(name: str) -> str:
+    """A processor's name without its trademarks."""
+    return re.sub(r"\((R|TM)\)", "", name)
 
 
 def experiments(records: Sequence[dict[str, Any]]) -> list[list[dict[str, Any]]]:

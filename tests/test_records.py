@@ -343,6 +343,14 @@ def test_row_says_what_the_run_had_otherwise_than_its_recipe_today():
     assert tables.how_trained(older) == "`assignment` with `beta2=0.99`"
 
 
+def test_processors_are_named_without_their_trademarks():
+    name = "Intel(R) Core(TM) i7-1165G7 @ 2.80GHz"
+    run = within(made("page", 0, 0.90), "hardware", device=name)
+    assert "hardware: Intel Core i7-1165G7 @ 2.80GHz, bf" in utils.results_markdown(
+        [run]
+    )
+
+
 def test_one_value_written_in_two_ways_is_one_row():
     run, again = made("page", 0, 0.90), made("page", 1, 0.92)
     again = within(again, "recipe", div_factor=float(again["recipe"]["div_factor"]))

@@ -19,6 +19,7 @@ from helpers.results import (
     accuracy_by_rate,
     experiments,
     flat_top,
+    unmarked,
 )
 from helpers.tables import (
     NOT_MEASURED,
@@ -205,7 +206,7 @@ def speed() -> str:
     for record in records:
         hardware = record["hardware"]
         heads.append(
-            f"{hardware['device']}, {hardware['threads']} threads, "
+            f"{unmarked(hardware['device'])}, {hardware['threads']} threads, "
             f"{hardware['precision']}, commit `{short_commit(record['commit'])}`"
         )
         found = {}
