@@ -344,6 +344,9 @@ def make_loaders(
     share: (rank, processes) gives this process its part of each batch and of the test
         images, where several train together.
 
+    Where workers augment, a loader serves one pass at a time: one that was broken into by
+    another raises RuntimeError.
+
     Raises TypeError for sets and transforms of other kinds, ModuleNotFoundError where
     albumentations is needed and missing, MemoryError where the images don't fit on a GPU
     that is to augment them, and ValueError, naming it, for a number out of range, an

@@ -58,9 +58,9 @@ class Recipe:
 
     epochs: passes over the training images.
     batch_size: images per step.
-    train_images, test_images: how many of the images are used, as many of each class; None
-        for all. (`fit` leaves that to whoever makes its loaders: `ImageSet.subset` takes
-        as many.)
+    train_images, test_images: how many of the images are used, each class's share; None for
+        all. (`fit` leaves that to whoever makes its loaders: `ImageSet.subset` takes as
+        many.)
     padding: pixels by which a random crop moves an image, either way.
     flip: probability of a horizontal flip.
     cutout: side of the square hole, in pixels; 0 for none.

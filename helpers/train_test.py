@@ -479,7 +479,8 @@ def fit(
     checkpoint: a file that is written after each epoch; its folder is made if missing,
         so mount a drive first.
     resume: go on from the checkpoint if it is there, with the same recipe, loaders, kinds
-        of layers and frozen ones; another max_lr is ignored, with a warning. On a CPU the
+        of layers and frozen ones; another max_lr is ignored, with a warning, and one in
+        place of the range test's, or the other way round, refused. On a CPU the
         results are those of a training without a stop if the loaders draw by `set_epoch` or
         torch's global generator alone: make_loaders' do, with the same augment_on; those of
         a DataLoader with persistent_workers don't.

@@ -3,13 +3,13 @@
     python -m tools.trainings [--minutes 60]
 
 Each recipe on all images first, and ResNet18; then, on training images held out, the recipe
-that short trials chose with one ingredient left out in turn, to tell what each adds, and
-other learning rates. (After the test set is used up, these explain the recipe; they don't
-choose it.) A record that is there isn't made again: stop this at any time, and run it
-again. `make readme` draws up the tables.
+that short trials chose, that with one ingredient left out in turn or another weight decay,
+and the assignment's at other learning rates. (After the test set is used up, these explain
+the recipe; they don't choose it.) A record that is there isn't made again: stop this at any
+time, and run it again. `make readme` draws up the tables of those in results/.
 
-Where time is short, `--minutes 8 --out records` does a part, and the next call goes on;
-`tar czf records.tgz records` makes one file of them.
+Where time is short, `--minutes 8 --out records` does a part, one run at least, and the next
+call goes on; `tar czf records.tgz records` makes one file of them.
 """
 
 import argparse
