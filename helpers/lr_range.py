@@ -23,7 +23,12 @@ from torch import nn
 
 from helpers.copies import copy_of, to_channels_last, uncompiled
 from helpers.memory import explaining_memory, keeping_freed_memory
-from helpers.optimizer import choose_dtype, make_optimizer, make_scaler
+from helpers.optimizer import (
+    choose_dtype,
+    make_optimizer,
+    make_scaler,
+    require_finite_gradients,
+)
 from helpers.optional import optional
 from helpers.preflight import (
     as_pair,
@@ -84,8 +89,8 @@ def lr_range_test(
     model that doesn't fit the recipe or the batches, for a loss without a gradient, within
     torch.autocast, and for a device that `choose_dtype` refuses, TypeError for a model that
     gives no tensor or can't be copied, a loader without a length and arguments of other
-    kinds, ModuleNotFoundError without torch-lr-finder, and MemoryError with a batch size
-    that would fit.
+    kinds, NonFiniteLoss where float16 skips the steps, ModuleNotFoundError without
+    torch-lr-finder, and MemoryError with a batch size that would fit.
     """
     require_kinds(model, (loader, loader), recipe)
     if not len(loader):
@@ -204,6 +209,7 @@ def sweep(
             require_gradients(loss)
             return loss
 
+    scaler = make_scaler(device, dtype)
     # Made before stdout is redirected to where nobody watches.
     bar = step_bar(range(recipe.lr_test_steps), name)
 
@@ -229,7 +235,7 @@ def sweep(
                 "dtype": dtype,
                 "enabled": dtype != torch.float32,
             },
-            grad_scaler=make_scaler(device, dtype),
+            grad_scaler=scaler,
         )
         finder.range_test(
             Pairs(loader),
@@ -238,6 +244,7 @@ def sweep(
             smooth_f=0,
             diverge_th=math.inf,  # until_diverged tells
         )
+    require_finite_gradients(scaler, "the range test")
     return finder.history["loss"]
 
 

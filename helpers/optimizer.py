@@ -54,9 +54,23 @@ def autocast(device: torch.device, dtype: torch.dtype) -> torch.autocast:
     return torch.autocast(device.type, dtype, enabled=dtype != torch.float32)
 
 
+class NonFiniteLoss(FloatingPointError):
+    """The loss or the gradients became NaN or infinite; the message says when."""
+
+
 def make_scaler(device: torch.device, dtype: torch.dtype) -> torch.amp.GradScaler:
     """Keeps float16's small gradients from vanishing; for other types it does nothing."""
     return torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
+
+
+def require_finite_gradients(scaler: torch.amp.GradScaler, when: str) -> None:
+    """Raise NonFiniteLoss where float16 has skipped more steps than its scale explains."""
+    # The scale begins at 65,536 and is halved at each step that is skipped.
+    if scaler.is_enabled() and scaler.get_scale() < 1:
+        raise NonFiniteLoss(
+            f"the gradients are not finite in {when}, and float16 skips such steps; look at "
+            "the model's backward pass, or compute in float32 (Recipe's precision, or dtype)"
+        )
 
 
 def make_optimizer(model: nn.Module, recipe: Recipe, *, lr: float) -> Optimizer:

@@ -34,12 +34,14 @@ from helpers.memory import (
     keeping_freed_memory,
 )
 from helpers.optimizer import (
+    NonFiniteLoss,
     autocast,
     choose_dtype,
     make_optimizer,
     make_scaler,
     make_scheduler,
     planned_learning_rates,
+    require_finite_gradients,
 )
 from helpers.processes import Processes, connected
 from helpers.progress import step_bar
@@ -74,10 +76,6 @@ __all__ = [
     "read_history",
     "train_one_epoch",
 ]
-
-
-class NonFiniteLoss(FloatingPointError):
-    """The loss or the gradients became NaN or infinite; the message says when."""
 
 
 def train_one_epoch(
@@ -164,13 +162,7 @@ def train_one_epoch(
         if device.type == "cpu":  # where reading it costs nothing
             require_finite(losses[-1:], rates[-1:], epoch, step)
     require_finite(losses, rates, epoch, 1)
-    # The scale begins at 65,536 and is halved at each step that is skipped.
-    if scaler.is_enabled() and scaler.get_scale() < 1:
-        raise NonFiniteLoss(
-            f"the gradients are not finite in epoch {epoch}, and float16 skips such steps; "
-            "look at the model's backward pass, or compute in float32 (Recipe's precision, "
-            "or dtype)"
-        )
+    require_finite_gradients(scaler, f"epoch {epoch}")
     weights = torch.tensor(sizes, dtype=torch.float64, device=device)
     total = (torch.stack(losses).double() * weights).sum()
     sums = torch.stack([total, correct.double(), weights.sum()])

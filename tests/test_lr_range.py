@@ -117,6 +117,18 @@ def test_gradients_of_float16_are_scaled_so_that_none_vanishes():
     assert largest[steps] / largest[0] == pytest.approx(65_536, rel=0.05)
 
 
+def test_gradients_that_float16_cannot_hold_are_not_taken_for_a_loss_that_scatters():
+    def overflowing(logits):
+        if logits.requires_grad:
+            logits.register_hook(lambda gradient: gradient * math.nan)
+        return logits
+
+    plan = recipe(precision="float16", lr_test_steps=20)
+    said = "gradients are not finite in the range test, and float16 skips such steps"
+    with pytest.raises(train_test.NonFiniteLoss, match=said):
+        train_test.lr_range_test(Around(overflowing), loaders().train, plan, device=CPU)
+
+
 def test_range_test_does_not_depend_on_what_was_drawn_before():
     model, train = network(dropout=0.5), loaders().train
 
