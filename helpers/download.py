@@ -288,5 +288,6 @@ def extract(archive: Path, folder: Path, member: str) -> None:
             error.errno,
             f"{archive} cannot be extracted to {goal} ({error.strerror}): {remedy}",
         ) from error
-    if aside.exists():
-        warnings.warn(f"what was in {goal} is in {aside} now", stacklevel=4)
+    finally:
+        if aside.exists():
+            warnings.warn(f"what was in {goal} is in {aside} now", stacklevel=4)

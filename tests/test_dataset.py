@@ -233,6 +233,13 @@ def test_broken_image_folder_is_one_sentence_that_names_the_place(folder, senten
         dataset.load_cifar10(folder)
 
 
+def test_disk_that_fails_is_not_blamed_on_the_image(folder, monkeypatch):
+    fault = OSError(errno.EIO, "Input/output error", "000-005.png")
+    monkeypatch.setattr(Image, "open", raising(fault))
+    with pytest.raises(OSError, match="Input/output error: '000-005.png'$"):
+        dataset.load_cifar10(folder)
+
+
 def test_root_in_the_home_folder_is_found(folder, monkeypatch):
     monkeypatch.setenv(
         "HOME" if os.name == "posix" else "USERPROFILE", str(folder.parent)

@@ -642,6 +642,24 @@ def test_renaming_fails(archive, folder, monkeypatch):
     assert_untouched(folder)
 
 
+def test_old_folder_that_was_moved_is_told_where_the_new_one_fails_too(
+    archive, folder, monkeypatch
+):
+    def fail(source, goal):
+        if source != folder / "top":
+            raise OSError(errno.EACCES, os.strerror(errno.EACCES))
+        rename(source, goal)
+
+    (folder / "top").mkdir()
+    rename = os.rename
+    monkeypatch.setattr(os, "rename", fail)
+    with (
+        pytest.warns(UserWarning, match=r"what was in .*top is in .*top\.replaced now"),
+        pytest.raises(PermissionError, match="cannot be extracted"),
+    ):
+        extract(archive, folder, "top")
+
+
 def test_disk_full_while_extracting(archive, folder, monkeypatch):
     def copy_half(source, target, *args):
         target.write(b"half")
