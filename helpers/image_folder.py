@@ -113,9 +113,8 @@ def read_image(path: Path) -> tuple[NDArray[np.uint8], str]:
             rgb = image if image.mode == "RGB" else image.convert("RGBA").convert("RGB")
             return np.asarray(rgb), image.mode
     except Exception as error:  # decoders raise whatever a damaged file leads them to
-        if getattr(
-            error, "errno", None
-        ):  # of the disk or the drive, which names the file
+        # The disk's or the drive's errors have one, and name the file.
+        if getattr(error, "errno", None):
             raise
         known = isinstance(error, UnidentifiedImageError)  # its text is the path again
         raise ValueError(
