@@ -499,12 +499,12 @@ def fit(
     preflight.require_shared(loaders, processes)
     # The first of the processes alone writes and reads it.
     path = place_of(checkpoint) if checkpoint and processes.first else None
+    plan = plan_of(model, loaders, recipe)
     if path:
         if not resume:
             require_free(path)
         require_writable(path.parent)
-    plan = plan_of(model, loaders, recipe)
-    if path:
+        # Without a name, which would keep a second copy alive once the model moves.
         require_readable(
             {f"the model's {n}": v for n, v in uncompiled(model).state_dict().items()}
             | plan
@@ -514,7 +514,6 @@ def fit(
     require_same_everywhere(told, processes)
     saved = None
     if path and resume:
-        # Without a name, which would keep a second copy alive once the model moves.
         saved = load_checkpoint(path, plan=plan, model=uncompiled(model).state_dict())
     saved = processes.broadcast(saved)
     if resume and not saved:
